@@ -1,0 +1,17 @@
+//! How clients reach data and jobs.
+//!
+//! ```text
+//! S3 request ─ s3 (parse, authenticate) ─> objects ─> metadata (raft) + shards (erasure) ─> answer
+//! ```
+//!
+//! | room         | holds                                                   | touches        |
+//! |--------------|---------------------------------------------------------|----------------|
+//! | [`objects`]  | put, get, list, multipart: one path behind every data door | ports: `Metadata`, `ShardPeers` |
+//! | [`identity`] | keys of tenants and customers, unsealed for the doors    | port `Metadata` |
+//! | [`s3`]       | the S3 door: translate, authenticate, call inward        | network        |
+//!
+//! Always: memory per request is bounded whatever the object's size; a door holds no state that a restart loses.
+
+pub mod identity;
+pub mod objects;
+pub mod s3;

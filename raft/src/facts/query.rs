@@ -1,0 +1,151 @@
+//! What can be read, and what comes back: each answer from one consistent view.
+
+use bytes::Bytes;
+use makai_erasure::{BlobId, PgId};
+use serde::{Deserialize, Serialize};
+
+use super::bucket::Bucket;
+use super::cluster::ClusterMap;
+use super::object::{Blob, Content, ObjectHead, Part, ResolvedExtent, Upload};
+use super::tenant::{AccessKey, Tenant, TenantId};
+
+/// Extents in one answer.
+pub const EXTENTS_PER_ANSWER_MAX: u32 = 1024;
+/// Entries in one listing answer.
+pub const ENTRIES_PER_ANSWER_MAX: u32 = 1000;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// -> `Tenant`
+    Tenant {
+        id: TenantId,
+    },
+    TenantByName {
+        name: String,
+    },
+    /// -> `Tenants`
+    Tenants,
+    /// -> `AccessKey`: the key and its tenant.
+    AccessKey {
+        id: String,
+    },
+    /// -> `AccessKeys`
+    AccessKeys {
+        tenant: TenantId,
+    },
+
+    /// -> `Bucket`
+    Bucket {
+        name: String,
+    },
+    /// -> `Buckets`, by name.
+    Buckets {
+        tenant: Option<TenantId>,
+    },
+    /// -> `Document`
+    BucketDocument {
+        name: String,
+        document: String,
+    },
+
+    /// -> `Object`, with the extents from `from_offset` on.
+    Object {
+        bucket: String,
+        key: String,
+        from_offset: u64,
+        extents_max: u32,
+    },
+    /// -> `Objects`
+    Objects(ListObjects),
+    /// -> `Uploads`, by key, then by start.
+    Uploads {
+        bucket: String,
+        prefix: String,
+        after: Option<(String, String)>,
+        entries_max: u32,
+    },
+    /// -> `Upload`
+    Upload {
+        bucket: String,
+        key: String,
+        upload_id: String,
+    },
+    /// -> `Parts`, ascending.
+    Parts {
+        bucket: String,
+        key: String,
+        upload_id: String,
+        after: u16,
+        entries_max: u32,
+    },
+
+    /// -> `ClusterMap`, or `Unchanged` where the epoch is still `known_epoch`.
+    ClusterMap {
+        known_epoch: Option<u64>,
+    },
+    /// -> `Blobs` of a group with `sequence > after_sequence`, ascending.
+    BlobsOfGroup {
+        pg: PgId,
+        after_sequence: u64,
+        entries_max: u32,
+    },
+    /// -> `BlobStates`, one per id asked for: the blob if it is referenced or awaits collection.
+    BlobStates {
+        ids: Vec<BlobId>,
+    },
+    /// -> `Blobs` that nothing has referenced since `before_ms`, oldest first.
+    Garbage {
+        before_ms: u64,
+        entries_max: u32,
+    },
+}
+
+/// A page of a bucket's keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListObjects {
+    pub bucket: String,
+    pub prefix: String,
+    /// Empty: none.
+    pub delimiter: String,
+    /// Keys and common prefixes after it, in byte order; a common prefix given here is not shown again.
+    pub after: String,
+    pub entries_max: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listed {
+    Object(ObjectHead),
+    CommonPrefix(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    Unchanged,
+    Tenant(Tenant),
+    Tenants(Vec<Tenant>),
+    AccessKey(AccessKey, Tenant),
+    AccessKeys(Vec<AccessKey>),
+    Bucket(Bucket),
+    Buckets(Vec<Bucket>),
+    Document(Option<Bytes>),
+    Object(ObjectAnswer),
+    Objects { entries: Vec<Listed>, is_truncated: bool },
+    Uploads { uploads: Vec<Upload>, is_truncated: bool },
+    Upload(Upload),
+    Parts { parts: Vec<Part>, is_truncated: bool },
+    ClusterMap(ClusterMap),
+    Blobs(Vec<Blob>),
+    BlobStates(Vec<Option<Blob>>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectAnswer {
+    pub head: ObjectHead,
+    /// Its bucket's tenant.
+    pub tenant: TenantId,
+    /// Inline content, or [`Content::Empty`], or `Extents` left empty in favour of `extents`.
+    pub content: Content,
+    pub extents: Vec<ResolvedExtent>,
+    /// Whether extents after these exist.
+    pub is_truncated: bool,
+}
