@@ -69,7 +69,7 @@ fn cluster(config: &NodeConfig, faults: &mut Faults) {
             "is true; the node that founds a cluster needs role voter in node.roles",
         );
     }
-    if cluster.voters_max % 2 == 0 || cluster.voters_max > 7 {
+    if cluster.voters_max.is_multiple_of(2) || cluster.voters_max > 7 {
         faults.push(
             "cluster.voters_max",
             format!(
