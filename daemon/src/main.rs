@@ -1,1 +1,3 @@
+//! One node of a MAKAI cluster, and the commands that steer it.
+
 fn main() {}
