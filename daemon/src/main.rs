@@ -1,3 +1,26 @@
 //! One node of a MAKAI cluster, and the commands that steer it.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+#[derive(clap::Parser)]
+#[command(name = "makai", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Bench(cli::bench::Args),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Bench(args) => cli::bench::run(args).await,
+    }
+}

@@ -81,7 +81,12 @@ pub const METRICS: &[Metric] = {
     }
     &[
         metric(GATEWAY_REQUESTS, Counter, Count, "Requests answered, by door, operation and code."),
-        metric(GATEWAY_REQUEST_SECONDS, Histogram, Seconds, "From a request's head to its answer's last byte."),
+        metric(
+            GATEWAY_REQUEST_SECONDS,
+            Histogram,
+            Seconds,
+            "From a request's head to its answer's last byte.",
+        ),
         metric(GATEWAY_UPLOADS, Gauge, Count, "Uploads that hold a window of memory now."),
         metric(GATEWAY_RECEIVED_BYTES, Counter, Bytes, "Object bytes taken from clients."),
         metric(GATEWAY_SENT_BYTES, Counter, Bytes, "Object bytes answered to clients."),
