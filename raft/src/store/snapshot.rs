@@ -37,7 +37,7 @@ pub struct Head {
 }
 
 impl Head {
-    pub(super) fn check(&self, cluster_id: &str, meta: &SnapshotMeta) -> Result<(), String> {
+    pub(crate) fn check(&self, cluster_id: &str, meta: &SnapshotMeta) -> Result<(), String> {
         if self.cluster_id != cluster_id {
             return Err(format!("it is of cluster {:?}, this node is of {cluster_id:?}", self.cluster_id));
         }
