@@ -16,11 +16,13 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Command {
     Bench(cli::bench::Args),
+    Doctor(cli::doctor::Args),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Bench(args) => cli::bench::run(args).await,
+        Command::Doctor(args) => cli::doctor::run(args, Vec::new()).await,
     }
 }

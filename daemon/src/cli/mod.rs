@@ -1,3 +1,4 @@
 //! The commands, a file each.
 
 pub mod bench;
+pub mod doctor;
