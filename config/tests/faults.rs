@@ -122,6 +122,8 @@ fn what_one_key_asks_of_another_is_checked() {
         ),
         ("[raft]\nelection_timeout_max_ms = 500", "voter", "raft.election_timeout_max_ms", "more than"),
         ("[raft]\nelection_timeout_min_ms = 299", "voter", "raft.election_timeout_min_ms", "3 times"),
+        ("[raft]\ndeadline_ms = 1999", "voter", "raft.deadline_ms", "one attempt"),
+        ("[limits]\nuploads_in_flight_max = 1025", "gateway", "limits.uploads_in_flight_max", "at most"),
         ("[limits]\ninline_bytes_max = 4097", "gateway", "limits.inline_bytes_max", "4096"),
         ("[accounts]\nepoch_secs = 9", "voter", "accounts.epoch_secs", "10"),
     ];
