@@ -248,11 +248,15 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("raft.heartbeat_interval_ms", raft.heartbeat_interval_ms, 10..=10_000);
     within("raft.election_timeout_min_ms", raft.election_timeout_min_ms, 30..=60_000);
     within("raft.election_timeout_max_ms", raft.election_timeout_max_ms, 60..=120_000);
-    within("raft.snapshot_log_entries", raft.snapshot_log_entries, 1_000..=1_000_000_000);
-    within("raft.log_entries_kept", raft.log_entries_kept, 1_000..=1_000_000_000);
+    within("raft.request_timeout_ms", raft.request_timeout_ms, 100..=60_000);
+    within("raft.deadline_ms", raft.deadline_ms, 100..=300_000);
+    within("raft.snapshot_log_bytes", raft.snapshot_log_bytes, MIB..=64 * GIB);
+    within("raft.snapshot_interval_ms", raft.snapshot_interval_ms, 1_000..=DAY_SECS * 1_000);
+    within("raft.log_keep_bytes", raft.log_keep_bytes, MIB..=64 * GIB);
     within("raft.log_segment_bytes", raft.log_segment_bytes, MIB..=GIB);
-    within("raft.proposals_waiting_max", raft.proposals_waiting_max.into(), 1..=1_000_000);
-    within("raft.request_timeout_ms", raft.request_timeout_ms, 100..=300_000);
+    within("raft.log_cache_bytes", raft.log_cache_bytes, MIB..=16 * GIB);
+    within("raft.store_cache_bytes", raft.store_cache_bytes, MIB..=1024 * GIB);
+    within("limits.requests_in_flight_max", limits.requests_in_flight_max.into(), 1..=1_000_000);
     within("limits.uploads_in_flight_max", limits.uploads_in_flight_max.into(), 1..=100_000);
     within("limits.upload_window_bytes", limits.upload_window_bytes, MIB..=GIB);
     within("limits.read_window_bytes", limits.read_window_bytes, 128 * KIB..=GIB);
@@ -277,6 +281,26 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
             "raft.election_timeout_max_ms",
             &["raft.election_timeout_min_ms"],
             format!("is {max}; write more than raft.election_timeout_min_ms = {min}"),
+        );
+    }
+    if raft.deadline_ms < raft.request_timeout_ms {
+        faults.push_between(
+            "raft.deadline_ms",
+            &["raft.request_timeout_ms"],
+            format!(
+                "is {}; write at least raft.request_timeout_ms = {}, so that one attempt fits",
+                raft.deadline_ms, raft.request_timeout_ms
+            ),
+        );
+    }
+    if limits.requests_in_flight_max < limits.uploads_in_flight_max {
+        faults.push_between(
+            "limits.uploads_in_flight_max",
+            &["limits.requests_in_flight_max"],
+            format!(
+                "is {}; write at most limits.requests_in_flight_max = {}: an upload is a request",
+                limits.uploads_in_flight_max, limits.requests_in_flight_max
+            ),
         );
     }
 }

@@ -7,12 +7,17 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// Exit code 1 or 2 as the command sees it: the file is not there or not ours to read.
+    /// Wrong usage: the file is not there or not ours to read.
     #[error("read {path:?}: {source}; give --config the path of a readable TOML file")]
     Read { path: PathBuf, source: io::Error },
-    /// Exit code 2: the operator must change these keys.
+    /// Wrong usage: the operator must change these keys.
     #[error("{path:?} cannot be used:{}", list(.faults))]
     Faults { path: PathBuf, faults: Vec<Fault> },
+    /// Wrong usage: the operator must put the token there, or correct the key.
+    #[error(
+        "cluster.join_token_file {path:?} {why}; write the token that `makai node join-token` printed into it"
+    )]
+    Token { path: PathBuf, why: String },
     /// A configuration made in memory that no file can say.
     #[error("this configuration cannot be written as TOML: {0}")]
     Write(String),

@@ -21,6 +21,7 @@ mod error;
 mod parse;
 pub mod sections;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub use sections::{
 
 /// A configuration file longer than this is not one.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// A join token file longer than this holds no token.
+pub const TOKEN_BYTES_MAX: u64 = 4096;
 /// Where a storage node keeps shards when no `[[disk]]` is given, inside `node.dir`.
 pub const DEFAULT_DISK_DIR: &str = "disk0";
 
@@ -102,6 +105,27 @@ impl NodeConfig {
     #[must_use]
     pub fn has_role(&self, role: Role) -> bool {
         self.node.roles.contains(&role)
+    }
+
+    /// The token to join with, from the configuration or from the file that it names; `None` where neither is
+    /// given. Read only when the node joins: the file may be gone afterwards.
+    ///
+    /// # Errors
+    /// [`ConfigError::Token`]: the file cannot be read, is empty or is no token.
+    pub fn read_join_token(&self) -> Result<Option<Secret>, ConfigError> {
+        let Some(path) = &self.cluster.join_token_file else { return Ok(self.cluster.join_token.clone()) };
+        let fault = |why: String| ConfigError::Token { path: path.clone(), why };
+        let cannot = |error: std::io::Error| fault(format!("cannot be read: {error}"));
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(cannot)?;
+        file.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text).map_err(cannot)?;
+        match text.trim() {
+            "" => Err(fault("is empty".to_owned())),
+            _ if text.len() as u64 > TOKEN_BYTES_MAX => {
+                Err(fault(format!("has more than {TOKEN_BYTES_MAX} bytes")))
+            }
+            token => Ok(Some(Secret::new(token))),
+        }
     }
 
     /// Every key as `section.key`, in the order of the sections.

@@ -150,7 +150,7 @@ pub struct PeersConfig {
     /// How others reach this node, `host:port` each. Empty: the address it listens on, or, where that is
     /// all interfaces, none: then it only dials out, as a machine behind a home router does.
     pub advertise: Vec<String>,
-    /// Long enough for three lost packets on a 200 ms path; shorter than a client's patience.
+    /// What a dead peer costs: a closed UDP port does not answer. Several round trips of the longest path.
     pub connect_timeout_ms: u64,
     /// A connection that says nothing for so long is dead. Home routers forget a UDP flow after 30 s or
     /// more, so keep-alives go out at a third of this.
@@ -162,8 +162,8 @@ impl Default for PeersConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7400)),
             advertise: Vec::new(),
-            connect_timeout_ms: 3_000,
-            idle_timeout_ms: 30_000,
+            connect_timeout_ms: 1_500,
+            idle_timeout_ms: 15_000,
         }
     }
 }
@@ -297,17 +297,24 @@ pub struct RaftConfig {
     pub election_timeout_min_ms: u64,
     /// Apart from the minimum, so that two voters seldom stand at once.
     pub election_timeout_max_ms: u64,
-    /// Log entries between two snapshots. A restart replays at most this many.
-    pub snapshot_log_entries: u64,
-    /// Log entries kept behind a snapshot, so that a voter that was away for a minute catches up from the
-    /// log instead of from a snapshot.
-    pub log_entries_kept: u64,
+    /// For one attempt to reach the leader or a majority; then another voter is asked.
+    pub request_timeout_ms: u64,
+    /// A request for the facts is retried through leader changes for so long, then answered unavailable.
+    pub deadline_ms: u64,
+    /// Log written since the facts were last made durable, before they are again. Bounds what a restart
+    /// applies anew.
+    pub snapshot_log_bytes: u64,
+    /// Longest time between two such moments, for a cluster with little to write.
+    pub snapshot_interval_ms: u64,
+    /// Log kept behind a snapshot, so that a voter that was away for a while catches up from the log instead
+    /// of from a snapshot.
+    pub log_keep_bytes: u64,
     /// Size of a log segment, zeroed before use so that an append's fsync writes data only.
     pub log_segment_bytes: u64,
-    /// Proposals beyond this many are refused with `SlowDown` instead of waiting in memory.
-    pub proposals_waiting_max: u32,
-    /// A request for the facts is retried through leader changes for so long, then answered unavailable.
-    pub request_timeout_ms: u64,
+    /// Newest log entries kept in memory for followers; older ones are read from disk.
+    pub log_cache_bytes: u64,
+    /// Memory for pages of the facts.
+    pub store_cache_bytes: u64,
 }
 
 impl Default for RaftConfig {
@@ -316,11 +323,14 @@ impl Default for RaftConfig {
             heartbeat_interval_ms: 100,
             election_timeout_min_ms: 500,
             election_timeout_max_ms: 1_000,
-            snapshot_log_entries: 1_000_000,
-            log_entries_kept: 100_000,
-            log_segment_bytes: 64 * MIB,
-            proposals_waiting_max: 16_384,
-            request_timeout_ms: 10_000,
+            request_timeout_ms: 2_000,
+            deadline_ms: 10_000,
+            snapshot_log_bytes: 64 * MIB,
+            snapshot_interval_ms: 60_000,
+            log_keep_bytes: 64 * MIB,
+            log_segment_bytes: 16 * MIB,
+            log_cache_bytes: 32 * MIB,
+            store_cache_bytes: 64 * MIB,
         }
     }
 }
@@ -329,6 +339,8 @@ impl Default for RaftConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
+    /// Requests of all kinds under way at once.
+    pub requests_in_flight_max: u32,
     /// Uploads at once. Times `upload_window_bytes`, it bounds the memory of uploads.
     pub uploads_in_flight_max: u32,
     /// Plaintext one upload may hold in memory: a few stripes, whatever the object's size.
@@ -344,6 +356,7 @@ pub struct LimitsConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
+            requests_in_flight_max: 1_024,
             uploads_in_flight_max: 256,
             upload_window_bytes: 8 * MIB,
             read_window_bytes: 8 * MIB,

@@ -122,6 +122,8 @@ fn what_one_key_asks_of_another_is_checked() {
         ),
         ("[raft]\nelection_timeout_max_ms = 500", "voter", "raft.election_timeout_max_ms", "more than"),
         ("[raft]\nelection_timeout_min_ms = 299", "voter", "raft.election_timeout_min_ms", "3 times"),
+        ("[raft]\ndeadline_ms = 1999", "voter", "raft.deadline_ms", "one attempt"),
+        ("[limits]\nuploads_in_flight_max = 1025", "gateway", "limits.uploads_in_flight_max", "at most"),
         ("[limits]\ninline_bytes_max = 4097", "gateway", "limits.inline_bytes_max", "4096"),
         ("[accounts]\nepoch_secs = 9", "voter", "accounts.epoch_secs", "10"),
     ];
@@ -211,4 +213,45 @@ fn load_says_which_file_and_all_its_faults() {
     assert!(matches!(absent, ConfigError::Read { .. }) && absent.to_string().contains("absent.toml"));
     fs::write(&path, vec![b'#'; 1024 * 1024 + 1]).unwrap();
     assert!(matches!(NodeConfig::load(&path), Err(ConfigError::Faults { .. })));
+}
+
+#[test]
+fn the_token_is_read_from_the_key_or_the_file_and_an_empty_file_is_said() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("token");
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("token");
+    let config = |cluster: &str| {
+        NodeConfig::parse(&format!("[node]\ndir = \"/data\"\n[cluster]\n{cluster}\n"), &folder).unwrap()
+    };
+    let read = |cluster: &str| config(cluster).read_join_token();
+    assert_eq!(read("").unwrap(), None);
+    assert_eq!(read("join_token = \" abc \"").unwrap(), Some(Secret::new("abc")));
+    fs::write(&file, "abc\n").unwrap();
+    assert_eq!(read("join_token_file = \"token\"").unwrap(), Some(Secret::new("abc")));
+    for wrong in [String::new(), " \n".to_owned(), "x".repeat(5000)] {
+        fs::write(&file, wrong).unwrap();
+        assert!(matches!(read("join_token_file = \"token\""), Err(ConfigError::Token { .. })));
+    }
+    assert!(read("join_token_file = \"absent\"").unwrap_err().to_string().contains("join_token_file"));
+}
+
+/// Whatever an editor or a disk does to a file, it is refused or read; and what is read can be written and read
+/// again.
+#[test]
+fn no_damage_to_a_file_panics() {
+    let whole = include_str!("../examples/single-node.toml");
+    let given: String =
+        whole.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    let check = |text: &str| {
+        if let Ok(config) = parse(text) {
+            assert_eq!(parse(&config.to_toml().unwrap()).unwrap(), config, "{text}");
+        }
+    };
+    for (at, byte) in given.bytes().enumerate().step_by(3) {
+        check(&given[..at]);
+        check(&format!("{}{}", &given[..at], &given[at + 1..]));
+        for put in ["\"", "[", "=", "9", "-", "\n", "\u{0}"] {
+            check(&format!("{}{put}{}", &given[..at], &given[at + usize::from(byte.is_ascii_digit())..]));
+        }
+    }
 }

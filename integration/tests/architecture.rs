@@ -19,10 +19,8 @@ const FLOORS: [&[&str]; 7] = [
 ];
 
 /// Where the compiler's proof may be replaced by a person's.
-const MAY_HOLD_UNSAFE: [&str; 3] = [
-    "erasure/src/codec/", // SIMD kernels
-    "erasure/src/store/", // calls of the operating system that the standard library lacks
-    "raft/src/log/",      // the same
+const MAY_HOLD_UNSAFE: [&str; 1] = [
+    "erasure/src/codec", // SIMD kernels
 ];
 
 /// The only place that knows which library carries packets.
@@ -126,7 +124,9 @@ fn unsafe_stands_only_where_it_may() {
 
 #[test]
 fn what_is_replicated_holds_no_floats() {
-    let inside = |file: &String| REPLICATED.iter().any(|place| file.starts_with(place));
+    // A test may roll dice.
+    let inside =
+        |file: &String| REPLICATED.iter().any(|place| file.starts_with(place)) && !file.contains("tests");
     let files: Vec<_> = sources().into_iter().filter(inside).collect();
     assert!(!files.is_empty(), "{REPLICATED:?} have moved");
     for float in ["f32", "f64"] {
@@ -137,10 +137,10 @@ fn what_is_replicated_holds_no_floats() {
 
 /// An id lives with the crate that gives it out; a helper with its user.
 #[test]
-fn no_room_is_a_drawer() {
+fn no_folder_is_a_drawer() {
     for file in sources() {
-        for part in Path::new(&file).with_extension("").components() {
-            let name = part.as_os_str().to_str().expect("a UTF-8 path");
+        for folder in Path::new(&file).ancestors().skip(1).filter_map(Path::file_name) {
+            let name = folder.to_str().expect("a UTF-8 path");
             assert!(!["common", "util", "utils", "types", "misc", "helpers"].contains(&name), "{file}");
         }
     }
