@@ -14,7 +14,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::poll;
 use makai_erasure::NodeId;
-use quinn::{ConnectionError, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{
+    ConnectionError, ReadError, ReadExactError, RecvStream, SendStream, StoppedError, VarInt, WriteError,
+};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until};
@@ -159,6 +161,17 @@ impl Sending {
         // Fails only where the peer already gave up the stream, which its answer tells better.
         let _ = self.stream.finish();
         self.is_closed = true;
+    }
+
+    /// Returns once the peer has acknowledged everything, or wants no more.
+    pub(super) fn delivered(&self) -> impl Future<Output = Result<(), ConnectionError>> + use<> {
+        let stopped = self.stream.stopped();
+        async move {
+            match stopped.await {
+                Err(StoppedError::ConnectionLost(error)) => Err(error),
+                _ => Ok(()),
+            }
+        }
     }
 
     pub(super) fn reset(&mut self, why: Reset) {

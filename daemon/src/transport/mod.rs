@@ -563,6 +563,10 @@ impl Transport {
         shared.is_closing.store(true, Ordering::Release);
         shared.requests.close();
         let _ = timeout(grace, shared.requests.wait()).await;
+        // Answers given in the instant before the close may still be on their way.
+        let round_trip =
+            shared.peers.links().iter().map(|link| link.connection.rtt()).max().unwrap_or_default();
+        tokio::time::sleep((round_trip * 2).min(FAREWELL)).await;
         shared.shut();
         shared.tasks.close();
         let _ = timeout(FAREWELL, async {

@@ -43,11 +43,14 @@ pub(super) struct Peer {
     lanes: [Mutex<Lane>; 2],
 }
 
+/// The outcome of a dial, once there is one.
+type Dial = watch::Receiver<Option<Result<Arc<Link>, TransportError>>>;
+
 #[derive(Default)]
 struct Lane {
     /// Oldest first.
     links: Vec<Arc<Link>>,
-    dial: Option<watch::Receiver<Option<Result<(), TransportError>>>>,
+    dial: Option<Dial>,
     failure_count: u32,
     /// Until then, requests fail at once with this reason.
     pause: Option<(Instant, TransportError)>,
@@ -244,17 +247,17 @@ impl Shared {
             Err(_) => return Err(unreachable("it does not answer the dial so far")),
         };
         match outcome {
+            Some(Ok(link)) => match link.connection.close_reason() {
+                None => Ok(link),
+                // The peer took its handshake and then thought better of it.
+                Some(end) => peer.live(kind).ok_or_else(|| connection_fault(to, &end)),
+            },
             Some(Err(error)) => Err(error),
-            _ => peer.live(kind).ok_or_else(|| unreachable("the connection ended at once")),
+            None => Err(unreachable("the dial was given up")),
         }
     }
 
-    fn spawn_dial(
-        self: &Arc<Self>,
-        peer: &Arc<Peer>,
-        kind: ConnectionKind,
-        addresses: Vec<String>,
-    ) -> watch::Receiver<Option<Result<(), TransportError>>> {
+    fn spawn_dial(self: &Arc<Self>, peer: &Arc<Peer>, kind: ConnectionKind, addresses: Vec<String>) -> Dial {
         let (done, outcome) = watch::channel(None);
         let (shared, peer) = (self.clone(), peer.clone());
         self.tasks.spawn(async move {
@@ -273,8 +276,7 @@ impl Shared {
             let outcome = match dialled {
                 Ok(connection) => {
                     shared.counters.dials.fetch_add(1, Ordering::Relaxed);
-                    serve::start_link(&shared, peer.id, kind, connection, true);
-                    Ok(())
+                    Ok(serve::start_link(&shared, peer.id, kind, connection, true))
                 }
                 Err(error) => {
                     shared.counters.dials_failed.fetch_add(1, Ordering::Relaxed);

@@ -74,7 +74,7 @@ async fn admit(shared: &Arc<Shared>, incoming: Incoming) {
     if !shared.handler.admit(peer, kind) {
         return close(Close::NotAdmitted, "not a member that may open this connection");
     }
-    start_link(shared, peer, kind, connection, false);
+    let _ = start_link(shared, peer, kind, connection, false);
 }
 
 /// The node at the other end, as TLS has proved it.
@@ -96,19 +96,20 @@ pub(super) fn start_link(
     kind: ConnectionKind,
     connection: Connection,
     is_dialled: bool,
-) {
+) -> Arc<Link> {
     let limits = &shared.config.limits(kind);
     connection.set_max_concurrent_bi_streams(limits.streams.into());
     connection.set_receive_window(limits.connection_window);
     let link =
         Link::new(peer, kind, connection, is_dialled, limits.held_bytes_per_connection, shared.patience());
     shared.peers.attach(&link, shared.config.connections_per_peer_max);
-    let shared_too = shared.clone();
+    let (shared_too, link_too) = (shared.clone(), link.clone());
     shared.tasks.spawn(async move {
-        let end = serve_streams(&shared_too, &link).await;
+        let end = serve_streams(&shared_too, &link_too).await;
         tracing::debug!(?peer, kind = kind.protocol(), %end, "a connection ended");
-        shared_too.peers.detach(&link, &end, shared_too.config.redial_pause_max);
+        shared_too.peers.detach(&link_too, &end, shared_too.config.redial_pause_max);
     });
+    link
 }
 
 async fn serve_streams(shared: &Arc<Shared>, link: &Arc<Link>) -> quinn::ConnectionError {
@@ -146,7 +147,13 @@ async fn serve_stream(shared: &Arc<Shared>, link: &Link, mut sending: Sending, m
         ConnectionKind::Bulk => shards::serve(shared, link, &mut sending, &mut recv).await,
     };
     match served {
-        Ok(()) => _ = shared.counters.requests_served.fetch_add(1, Ordering::Relaxed),
+        Ok(()) => {
+            shared.counters.requests_served.fetch_add(1, Ordering::Relaxed);
+            if shared.is_closing() {
+                // The connections close once all requests are done: not before their answers have arrived.
+                let _ = link.step(sending.delivered()).await;
+            }
+        }
         Err(fault) => {
             if fault.is_malformed() {
                 shared.counters.streams_malformed.fetch_add(1, Ordering::Relaxed);
