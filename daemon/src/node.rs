@@ -147,7 +147,9 @@ impl Node {
         let (voters_now, voters) = watch::channel(members.voters());
         let is_trusted = is_voter || facts_of_me.roles.contains(&Role::Gateway);
         let facts: Arc<dyn Metadata> = if is_trusted {
-            let client = MetaClientConfig::new(rand::random());
+            let mut client = MetaClientConfig::new(rand::random());
+            client.deadline_ms = config.raft.deadline_ms;
+            client.attempt_timeout_ms = config.raft.request_timeout_ms;
             Arc::new(MetaClient::new(meta.clone(), voters, Arc::clone(&peers), client))
         } else {
             Arc::new(StorageFacts { transport: transport.clone(), members: Arc::clone(&members) })
@@ -162,7 +164,7 @@ impl Node {
         let map = MapView::default();
         let shell = Shell {
             id,
-            peers: shard_peers(&transport, &map, id, &disks),
+            peers: shard_peers(&transport, &map),
             config: Arc::new(config),
             members: Arc::clone(&members),
             transport,
@@ -230,14 +232,8 @@ impl Node {
 }
 
 fn read_ticket(config: &NodeConfig) -> anyhow::Result<Option<Ticket>> {
-    let text = match (&config.cluster.join_token, &config.cluster.join_token_file) {
-        (Some(token), _) => token.expose().to_owned(),
-        (None, Some(path)) => {
-            std::fs::read_to_string(path).with_context(|| format!("read cluster.join_token_file {path:?}"))?
-        }
-        (None, None) => return Ok(None),
-    };
-    Ok(Some(Ticket::parse(&text)?))
+    let token = config.read_join_token()?;
+    Ok(token.map(|token| Ticket::parse(token.expose())).transpose()?)
 }
 
 /// The cluster this node remembers, unless the configuration means another.
@@ -280,8 +276,8 @@ async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<Loc
         let (store, report) = opened.await??;
         tracing::info!(disk = %store.disk_id(), path = ?disk.path, shards = report.shards, unfinished = report.unfinished,
             "disk open");
-        for (path, offset, what) in &report.damaged {
-            tracing::warn!(?path, offset, %what, "a damaged record is set aside; its shard is rebuilt");
+        for damage in &report.damaged {
+            tracing::warn!(path = ?damage.path, offset = damage.offset, what = %damage.what, "a damaged record is set aside; its shard is rebuilt");
         }
         stores.push(store);
     }
@@ -296,7 +292,7 @@ fn describe_disks(node: NodeId, config: &NodeConfig, disks: &LocalDisks) -> Vec<
     let describe = |(id, store): (&DiskId, &ShardStore)| Disk {
         id: *id,
         node,
-        capacity_bytes: cap(store.usage().capacity_bytes),
+        capacity_bytes: cap(store.usage().capacity),
         standing: Standing::Active,
         added_at: Timestamp(0),
     };
@@ -404,7 +400,13 @@ async fn start_meta(
     meta.heartbeat_interval_ms = config.raft.heartbeat_interval_ms;
     meta.election_timeout_min_ms = config.raft.election_timeout_min_ms;
     meta.election_timeout_max_ms = config.raft.election_timeout_max_ms;
+    meta.request_timeout_ms = config.raft.request_timeout_ms;
+    meta.snapshot_log_bytes = config.raft.snapshot_log_bytes;
+    meta.snapshot_interval_ms = config.raft.snapshot_interval_ms;
+    meta.log_keep_bytes = config.raft.log_keep_bytes;
     meta.log_segment_bytes = config.raft.log_segment_bytes;
+    meta.log_cache_bytes = usize::try_from(config.raft.log_cache_bytes).unwrap_or(usize::MAX);
+    meta.store_cache_bytes = usize::try_from(config.raft.store_cache_bytes).unwrap_or(usize::MAX);
     Ok(MetaNode::start(meta, Arc::clone(peers), Arc::new(|| clock::now().0)).await?)
 }
 
@@ -467,7 +469,7 @@ pub async fn create_key(
 ) -> anyhow::Result<(String, String)> {
     let new = identity::new_access_key()?;
     let sealed_secret =
-        identity::seal_secret(cluster_key, identity::ACCESS_KEY_PURPOSE, &new.id, new.secret.expose().as_bytes())?;
+        identity::seal_secret(cluster_key, identity::PURPOSE_SECRET, &new.id, new.secret.expose().as_bytes())?;
     let key = AccessKey {
         id: new.id.clone(),
         tenant: tenant.id,
@@ -526,7 +528,7 @@ impl RaftPeers for ControlPeers {
     }
 }
 
-fn shard_peers(transport: &Transport, map: &MapView, id: NodeId, disks: &LocalDisks) -> Arc<dyn ShardPeers> {
+fn shard_peers(transport: &Transport, map: &MapView) -> Arc<dyn ShardPeers> {
     let locate = {
         let map = map.clone();
         move |disk: DiskId| map.get().node_of(disk)
@@ -535,7 +537,7 @@ fn shard_peers(transport: &Transport, map: &MapView, id: NodeId, disks: &LocalDi
         let (map, transport) = (map.clone(), transport.clone());
         move |node: NodeId| map.get().node(node).is_some_and(|node| node.is_up) && transport.is_reachable(node)
     };
-    Arc::new(transport.shards(Arc::new(locate), id, Arc::new(disks.clone()), Arc::new(is_up)))
+    Arc::new(transport.shards(Arc::new(locate), Arc::new(is_up)))
 }
 
 fn objects(shell: &Shell, identity: Identity) -> Objects {

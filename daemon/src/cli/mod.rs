@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
             Command::Key(args) => tenants::key(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Doctor(args) => {
-                let codec = match makai_erasure::codec::self_test() {
+                let codec = || match makai_erasure::codec::self_test() {
                     Ok(()) => doctor::Finding::ok("codec", makai_erasure::codec::kernel_name()),
                     Err(error) => doctor::Finding::fail(
                         "codec",

@@ -54,8 +54,8 @@ pub fn disk_beats(shell: &Shell) -> Vec<DiskBeat> {
         let usage = store.usage();
         DiskBeat {
             disk: *disk,
-            capacity_bytes: usage.capacity_bytes,
-            free_bytes: usage.free_bytes,
+            capacity_bytes: usage.capacity,
+            free_bytes: usage.free,
             shard_count: usage.shard_count,
         }
     };

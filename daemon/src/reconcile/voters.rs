@@ -39,7 +39,7 @@ pub async fn run(shell: Shell) {
         if map.map.nodes.is_empty() {
             continue;
         }
-        let voters = meta.status().voters;
+        let voters: Vec<u64> = meta.status().voters.into_iter().map(|(number, _)| number).collect();
         let change = next_change(&map.map.nodes, &voters, usize::from(shell.config.cluster.voters_max));
         let done = match change {
             None => continue,

@@ -494,6 +494,13 @@ impl Transport {
             .is_some_and(|peer| ConnectionKind::ALL.iter().any(|kind| peer.live(*kind).is_some()))
     }
 
+    /// Whether a bulk request to `peer` would be tried now: false within the pause after a failure, when it would
+    /// fail at once.
+    #[must_use]
+    pub fn is_reachable(&self, peer: NodeId) -> bool {
+        self.id() == peer || self.shared().peers.get(peer).is_some_and(|peer| !peer.is_paused(ConnectionKind::Bulk))
+    }
+
     /// Figures of the open connections to `peer`, or `None` where there is none.
     #[must_use]
     pub fn peer_stats(&self, peer: NodeId) -> Option<PeerStats> {

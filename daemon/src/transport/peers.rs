@@ -81,6 +81,12 @@ impl Peer {
         lane.pause = None;
     }
 
+    /// Whether requests fail at once, for now.
+    pub(super) fn is_paused(&self, kind: ConnectionKind) -> bool {
+        let lane = self.lane(kind);
+        lane.live().is_none() && lane.pause.as_ref().is_some_and(|(until, _)| Instant::now() < *until)
+    }
+
     fn is_idle(&self) -> bool {
         // One lock at a time: others take a lane's first.
         let has_addresses = !lock(&self.addresses).is_empty();
