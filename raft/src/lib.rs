@@ -12,6 +12,7 @@
 //! | [`log`]      | the write-ahead log                                       | disk           |
 //! | [`store`]    | the key-value store of the machine, snapshots             | disk           |
 //! | [`handle`]   | propose, query, watch: all that other crates see; port [`handle::RaftPeers`] | peers, by port |
+//! | [`view`]       | the cluster map as last seen, indexed                     | nothing        |
 //!
 //! Always: the machine is a pure function of its log; time reaches it only inside a batch, stamped by the
 //! leader; every command is applied at most once (sessions remember replies); no floats.
@@ -21,3 +22,4 @@ pub mod handle;
 pub mod log;
 pub mod machine;
 pub mod store;
+pub mod view;

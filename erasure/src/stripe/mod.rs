@@ -3,11 +3,29 @@
 //! The port [`ShardPeers`] is all that this room knows of other machines: the daemon carries it over QUIC,
 //! tests over a network that fails on purpose. Shards of this node's own disks go through the same port.
 
+//!
+//! ```text
+//! write    BlobWriter: pages sealed as they fill ─> stripe coded ─> one lane a disk ─> quorum durable ─> root
+//! read     read_range: k fastest cells (hedged) ─> rebuilt where missing ─> pages opened ─> plaintext
+//! rebuild  rebuild_shard: k other shards ─> this one, kept only if it hashes to the root it had
+//! ```
+//!
+//! Always: a read returns the bytes written or an error (every page is authenticated); a write counts a shard only
+//! after its disk said durable; a rebuild that is not sure writes nothing.
+
+mod read;
+mod rebuild;
+mod write;
+
+pub use read::{BlobSource, READ_WINDOW_BYTES, read_range};
+pub use rebuild::{RebuildSource, Rebuilt, rebuild_shard};
+pub use write::{BlobWriter, WritePlan, WrittenBlob};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DiskId, PgId, ShardKey};
+use crate::ids::{BlobId, DiskId, PgId, ShardKey};
 use crate::layout::Scheme;
 
 /// A BLAKE3 root: of one shard's bytes, or of the roots of all shards of a blob.
@@ -52,6 +70,33 @@ pub enum PeerError {
     /// The disk refused what was asked; asking again will not help.
     #[error("the disk refused: {0}")]
     Refused(String),
+}
+
+/// Why a blob could not be written, read or rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StripeError {
+    /// Too many disks failed during the write: write again, to another group.
+    #[error("{live} of {need} shards needed can still become durable; last failure: {last}")]
+    QuorumLost { live: usize, need: usize, last: String },
+    /// Too few shards answer: it may work later, when disks are back.
+    #[error("blob {blob}: {have} of {need} shards answer; last failure: {last}")]
+    TooFewShards { blob: BlobId, have: usize, need: usize, last: String },
+    /// Enough shards answer and no choice of them opens: bytes are lost or the key is wrong.
+    #[error("blob {blob}: no {need} of its shards give authentic bytes")]
+    Damaged { blob: BlobId, need: usize },
+    /// What was asked contradicts itself; the message says how.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The root of a blob: BLAKE3 of its shards' roots in shard order.
+#[must_use]
+pub fn blob_root(roots: &[Root]) -> Root {
+    let mut hasher = blake3::Hasher::new();
+    for root in roots {
+        hasher.update(root);
+    }
+    *hasher.finalize().as_bytes()
 }
 
 /// A shard on its way to a disk. Dropped before `finish`, the disk forgets it.

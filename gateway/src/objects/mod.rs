@@ -1,15 +1,49 @@
 //! Put, get, list, multipart: one path behind every data door.
+//!
+//! ```text
+//! put   body ─ MD5 ─> inline (<= 4 KiB) or blobs of 64 MiB ─> shards durable ─> one metadata proposal: visible
+//! get   metadata (linearizable) ─> extents ─> windows of 2 MiB, two under way ─> body
+//! ```
+//!
+//! | room          | holds                                                     |
+//! |---------------|-----------------------------------------------------------|
+//! | [`upload`]    | a body into content: where blobs go, what happens when disks die under them |
+//! | [`download`]  | content into a body                                       |
+//! | [`multipart`] | uploads in parts, copies                                  |
+//!
+//! Always: nothing is visible before it is durable; a failed upload leaves only shards that no fact names, which the
+//! orphan scan collects; memory per request is a few stripes or windows; a caller sees only its own tenant's buckets.
 
+mod download;
+mod multipart;
+mod upload;
+
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use makai_erasure::Scheme;
+use makai_erasure::codec::Codec;
+use makai_erasure::stripe::ShardPeers;
+use makai_raft::facts::Timestamp;
 use makai_raft::facts::bucket::Bucket;
-use makai_raft::facts::command::{Precondition, Refusal};
-use makai_raft::facts::object::{Checksum, ObjectHead, ObjectHeaders, Part, Upload};
-use makai_raft::facts::query::{ListObjects, Listed};
+use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
+use makai_raft::facts::object::{Checksum, KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
+use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
+use makai_raft::handle::{MetaError, Metadata};
+use makai_raft::view::MapView;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use crate::identity::Caller;
+use crate::identity::{Caller, Identity};
+
+/// How long a bucket's settings are remembered. The facts check a change against the bucket as it is.
+const BUCKET_CACHE_TTL: Duration = Duration::from_secs(2);
+/// Buckets remembered.
+const BUCKET_CACHE_MAX: usize = 4096;
 
 /// Why an operation on objects did not happen. Variants by what a door tells its client.
 #[derive(Debug, thiserror::Error)]
@@ -90,37 +124,197 @@ pub struct CopyFrom {
     pub if_unmodified_since: Option<u64>,
 }
 
-/// The data door's inside. Cheap to clone.
-#[derive(Clone)]
-pub struct Objects {}
+/// Bounds that an operator sets.
+#[derive(Debug, Clone)]
+pub struct ObjectsOptions {
+    /// Uploads under way at once; beyond, clients are told to slow down.
+    pub uploads_in_flight_max: usize,
+    /// How long an upload waits for room among them.
+    pub upload_wait: Duration,
+}
 
-#[expect(clippy::unused_async, unused_variables, reason = "signatures first")]
+impl Default for ObjectsOptions {
+    fn default() -> Self {
+        Self { uploads_in_flight_max: 512, upload_wait: Duration::from_secs(5) }
+    }
+}
+
+/// The data doors' inside. Cheap to clone.
+#[derive(Clone)]
+pub struct Objects {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    metadata: Arc<dyn Metadata>,
+    peers: Arc<dyn ShardPeers>,
+    map: MapView,
+    identity: Identity,
+    clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    options: ObjectsOptions,
+    uploads: Arc<Semaphore>,
+    codecs: Mutex<HashMap<Scheme, Codec>>,
+    buckets: Mutex<HashMap<String, (Instant, Bucket)>>,
+}
+
+impl From<MetaError> for ObjectsError {
+    fn from(error: MetaError) -> Self {
+        match error {
+            MetaError::Refused(refusal) => Self::Refused(refusal),
+            MetaError::Unavailable(why) => Self::Unavailable(why),
+            MetaError::Overloaded => Self::SlowDown("too many metadata requests wait".into()),
+        }
+    }
+}
+
+fn unexpected<T>(what: &T) -> ObjectsError
+where
+    T: std::fmt::Debug,
+{
+    let what: String = format!("{what:?}").chars().take(200).collect();
+    ObjectsError::Internal(format!("the facts answered with something else: {what}"))
+}
+
+fn check_key(key: &str) -> Result<(), ObjectsError> {
+    match key.len() {
+        1..=KEY_BYTES_MAX => Ok(()),
+        len => Err(Refusal::Invalid(format!("a key has 1 to {KEY_BYTES_MAX} bytes, not {len}")).into()),
+    }
+}
+
 impl Objects {
+    #[must_use]
+    pub fn new(
+        metadata: Arc<dyn Metadata>,
+        peers: Arc<dyn ShardPeers>,
+        map: MapView,
+        identity: Identity,
+        clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+        options: ObjectsOptions,
+    ) -> Self {
+        let uploads = Arc::new(Semaphore::new(options.uploads_in_flight_max));
+        let (codecs, buckets) = (Mutex::default(), Mutex::default());
+        Self {
+            inner: Arc::new(Inner {
+                metadata,
+                peers,
+                map,
+                identity,
+                clock,
+                options,
+                uploads,
+                codecs,
+                buckets,
+            }),
+        }
+    }
+
+    fn codec(&self, scheme: Scheme) -> Result<Codec, ObjectsError> {
+        let mut codecs = self.inner.codecs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(codec) = codecs.get(&scheme) {
+            return Ok(codec.clone());
+        }
+        let codec = Codec::new(scheme).map_err(|error| ObjectsError::Internal(error.to_string()))?;
+        codecs.insert(scheme, codec.clone());
+        Ok(codec)
+    }
+
+    async fn tenant_key(&self, caller: &Caller) -> Result<[u8; 32], ObjectsError> {
+        let key = self.inner.identity.tenant_key(caller.tenant).await;
+        key.map_err(|error| ObjectsError::Unavailable(error.to_string()))
+    }
+
+    async fn query(&self, query: Query) -> Result<Answer, ObjectsError> {
+        Ok(self.inner.metadata.query(query).await?)
+    }
+
+    async fn propose(&self, command: Command) -> Result<Reply, ObjectsError> {
+        Ok(self.inner.metadata.propose(command).await?)
+    }
+
+    /// Makes a bucket for the caller; `scheme`: `None` leaves it to the cluster.
     pub async fn create_bucket(
         &self,
         caller: &Caller,
         name: &str,
-        scheme: Option<makai_erasure::Scheme>,
+        scheme: Option<Scheme>,
     ) -> Result<Bucket, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        let width = scheme.map_or(0, Scheme::shard_count);
+        let disks = self.inner.map.get().map.disks.len();
+        if width > disks {
+            return Err(Refusal::Invalid(format!(
+                "a scheme of {width} shards needs as many disks; the cluster has {disks}"
+            ))
+            .into());
+        }
+        let command = Command::CreateBucket { name: name.into(), tenant: caller.tenant, scheme };
+        match self.propose(command).await? {
+            Reply::Bucket(bucket) => Ok(bucket),
+            other => Err(unexpected(&other)),
+        }
     }
+
     pub async fn delete_bucket(&self, caller: &Caller, name: &str) -> Result<(), ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        self.bucket(caller, name).await?;
+        self.forget_bucket(name);
+        self.propose(Command::DeleteBucket { name: name.into() }).await.map(|_| ())
     }
+
+    /// The bucket, if it is the caller's.
     pub async fn bucket(&self, caller: &Caller, name: &str) -> Result<Bucket, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        match self.query(Query::Bucket { name: name.into() }).await? {
+            Answer::Bucket(bucket) if bucket.tenant == caller.tenant => Ok(bucket),
+            Answer::Bucket(_) => Err(ObjectsError::AccessDenied),
+            other => Err(unexpected(&other)),
+        }
     }
+
+    /// As [`bucket`](Self::bucket), but possibly [`BUCKET_CACHE_TTL`] old.
+    async fn recent_bucket(&self, caller: &Caller, name: &str) -> Result<Bucket, ObjectsError> {
+        let cached = {
+            let buckets = self.inner.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+            buckets
+                .get(name)
+                .filter(|(at, _)| at.elapsed() < BUCKET_CACHE_TTL)
+                .map(|(_, bucket)| bucket.clone())
+        };
+        if let Some(bucket) = cached {
+            return if bucket.tenant == caller.tenant { Ok(bucket) } else { Err(ObjectsError::AccessDenied) };
+        }
+        let bucket = self.bucket(caller, name).await?;
+        let mut buckets = self.inner.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= BUCKET_CACHE_MAX {
+            buckets.clear();
+        }
+        buckets.insert(name.into(), (now(), bucket.clone()));
+        Ok(bucket)
+    }
+
+    fn forget_bucket(&self, name: &str) {
+        self.inner.buckets.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// The caller's buckets, by name.
     pub async fn buckets(&self, caller: &Caller) -> Result<Vec<Bucket>, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        match self.query(Query::Buckets { tenant: Some(caller.tenant) }).await? {
+            Answer::Buckets(buckets) => Ok(buckets),
+            other => Err(unexpected(&other)),
+        }
     }
+
     pub async fn bucket_document(
         &self,
         caller: &Caller,
         name: &str,
         document: &str,
     ) -> Result<Option<Bytes>, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        self.bucket(caller, name).await?;
+        match self.query(Query::BucketDocument { name: name.into(), document: document.into() }).await? {
+            Answer::Document(value) => Ok(value),
+            other => Err(unexpected(&other)),
+        }
     }
+
     pub async fn set_bucket_document(
         &self,
         caller: &Caller,
@@ -128,8 +322,12 @@ impl Objects {
         document: &str,
         value: Option<Bytes>,
     ) -> Result<(), ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        self.bucket(caller, name).await?;
+        let command = Command::SetBucketDocument { name: name.into(), document: document.into(), value };
+        self.propose(command).await.map(|_| ())
     }
+
+    /// Makes the body a new version of the key.
     pub async fn put(
         &self,
         caller: &Caller,
@@ -139,21 +337,22 @@ impl Objects {
         upstream: Upstream,
         precondition: Precondition,
     ) -> Result<ObjectHead, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        check_key(key)?;
+        let facts = self.recent_bucket(caller, bucket).await?;
+        let stored = self.store(caller, &facts, upstream, upload::Inlining::Allowed).await?;
+        let command = Command::PutObject {
+            bucket: bucket.into(),
+            key: key.into(),
+            headers,
+            new: stored.content.clone(),
+            precondition,
+        };
+        match self.commit(&facts, stored, command).await? {
+            Reply::Object(head) => Ok(head),
+            other => Err(unexpected(&other)),
+        }
     }
-    pub async fn head(&self, caller: &Caller, bucket: &str, key: &str) -> Result<ObjectHead, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    /// `check` sees the head before any byte is fetched: a door refuses there (304, 412).
-    pub async fn get(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        range: ByteRange,
-    ) -> Result<Download, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
+
     pub async fn delete(
         &self,
         caller: &Caller,
@@ -161,27 +360,31 @@ impl Objects {
         key: &str,
         precondition: Precondition,
     ) -> Result<bool, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        check_key(key)?;
+        self.recent_bucket(caller, bucket).await?;
+        match self
+            .propose(Command::DeleteObject { bucket: bucket.into(), key: key.into(), precondition })
+            .await?
+        {
+            Reply::Deleted { existed } => Ok(existed),
+            other => Err(unexpected(&other)),
+        }
     }
-    /// `headers`: `None` keeps the source's.
-    pub async fn copy(
-        &self,
-        caller: &Caller,
-        from: CopyFrom,
-        bucket: &str,
-        key: &str,
-        headers: Option<ObjectHeaders>,
-        precondition: Precondition,
-    ) -> Result<ObjectHead, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
+
+    /// A page of the bucket's keys, and whether more follow.
     pub async fn list(
         &self,
         caller: &Caller,
         list: ListObjects,
     ) -> Result<(Vec<Listed>, bool), ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        self.recent_bucket(caller, &list.bucket).await?;
+        match self.query(Query::Objects(list)).await? {
+            Answer::Objects { entries, is_truncated } => Ok((entries, is_truncated)),
+            other => Err(unexpected(&other)),
+        }
     }
+
+    /// Replaces the tags of a key's current version.
     pub async fn set_tagging(
         &self,
         caller: &Caller,
@@ -189,92 +392,14 @@ impl Objects {
         key: &str,
         tagging: Option<String>,
     ) -> Result<(), ObjectsError> {
-        Err(ObjectsError::AccessDenied)
+        check_key(key)?;
+        self.recent_bucket(caller, bucket).await?;
+        let command = Command::SetObjectTagging { bucket: bucket.into(), key: key.into(), tagging };
+        self.propose(command).await.map(|_| ())
     }
-    pub async fn create_upload(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        headers: ObjectHeaders,
-        checksum_algorithm: Option<String>,
-        checksum_is_composite: bool,
-    ) -> Result<Upload, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    pub async fn upload(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        upload_id: &str,
-    ) -> Result<Upload, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    pub async fn put_part(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        upload_id: &str,
-        number: u16,
-        upstream: Upstream,
-    ) -> Result<Part, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    pub async fn copy_part(
-        &self,
-        caller: &Caller,
-        from: CopyFrom,
-        range: Option<Range<u64>>,
-        bucket: &str,
-        key: &str,
-        upload_id: &str,
-        number: u16,
-    ) -> Result<Part, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    /// `parts`: number and ETag without quotes, in the client's order.
-    pub async fn complete_upload(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        upload_id: &str,
-        parts: Vec<(u16, String)>,
-        checksum: Option<Checksum>,
-        precondition: Precondition,
-    ) -> Result<ObjectHead, ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    pub async fn abort_upload(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        upload_id: &str,
-    ) -> Result<(), ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    pub async fn parts(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        upload_id: &str,
-        after: u16,
-        entries_max: u32,
-    ) -> Result<(Vec<Part>, bool), ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
-    pub async fn uploads(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        prefix: &str,
-        after: Option<(String, String)>,
-        entries_max: u32,
-    ) -> Result<(Vec<Upload>, bool), ObjectsError> {
-        Err(ObjectsError::AccessDenied)
-    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "ages a cache in a shell; decides nothing that is agreed")]
+fn now() -> Instant {
+    Instant::now()
 }

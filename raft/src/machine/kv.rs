@@ -1,9 +1,10 @@
 //! The port through which the machine sees its facts: an ordered map of byte strings.
 
-use std::ops::ControlFlow;
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
 
-/// The store failed: the node cannot go on.
-#[derive(Debug, thiserror::Error)]
+/// The store failed or holds bytes that are no facts: the node cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("metadata store: {0}")]
 pub struct KvError(pub String);
 
@@ -11,6 +12,7 @@ pub struct KvError(pub String);
 pub trait View {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError>;
     /// Visits `from..to` in byte order until `visit` breaks.
+    #[expect(clippy::type_complexity, reason = "an alias would hide what is visited, and tie lifetimes")]
     fn scan(
         &self,
         from: &[u8],
@@ -23,4 +25,45 @@ pub trait View {
 pub trait Edit: View {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), KvError>;
     fn delete(&mut self, key: &[u8]) -> Result<(), KvError>;
+}
+
+/// Facts in memory: for simulations, and for a log replayed without a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemKv {
+    pub entries: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl View for MemKv {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        Ok(self.entries.get(key).cloned())
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), KvError> {
+        if from < to {
+            let range = (Bound::Included(from), Bound::Excluded(to));
+            for (key, value) in self.entries.range::<[u8], _>(range) {
+                if visit(key, value).is_break() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Edit for MemKv {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), KvError> {
+        self.entries.insert(key.to_vec(), value.to_vec());
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &[u8]) -> Result<(), KvError> {
+        self.entries.remove(key);
+        Ok(())
+    }
 }

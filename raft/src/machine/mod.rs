@@ -1,3 +1,247 @@
-//! In the making.
+//! The state machine: what a batch of commands makes of the facts, and what a query finds in them.
+//!
+//! ```text
+//! apply   Batch ─ sessions: seen before? ─> one command ─ checks, changes ─> draft ─ all at once ─> store
+//! query   Query ─> one consistent view ─> Answer
+//! ```
+//!
+//! It is pure: everything it knows comes from the batch and the store, time from the batch, ids from counters
+//! in the store. The same log makes the same bytes on every node. A refused command changes nothing but the
+//! reply that its session remembers; a store that fails fails the batch, of which nothing is written then.
+//!
+//! | room         | holds                                                         |
+//! |--------------|---------------------------------------------------------------|
+//! | [`kv`]       | the store, by port; [`kv::MemKv`]                             |
+//! | `keys`       | how keys are built                                            |
+//! | `draft`      | records; the changes of a batch before they are written       |
+//! | `sessions`   | at most once                                                  |
+//! | `names`      | the tree of a bucket's keys, and walks through it             |
+//! | `listing`    | pages of keys                                                 |
+//! | `objects`    | versions                                                      |
+//! | `content`    | extents                                                       |
+//! | `blobs`      | references, garbage                                           |
+//! | `uploads`    | multipart uploads                                             |
+//! | `buckets`    | buckets, documents, what tenants use                          |
+//! | `tenants`    | tenants, access keys                                          |
+//! | `cluster`    | nodes, disks, groups, join tokens                             |
+//!
+//! # The store
+//!
+//! A key begins with one byte that says what its record is. Numbers are big-endian, ids raw, texts UTF-8.
+//! A value begins with one byte, its format (1), then MessagePack with positional fields; a later release
+//! appends fields with a default.
+//!
+//! | first | then                               | record                                                 |
+//! |-------|------------------------------------|--------------------------------------------------------|
+//! | `01`  |                                    | index and time of the last batch applied               |
+//! | `02`  | counter (1)                        | the last number given: 1 version, 2 inode, 3 bucket, 4 tenant, 5 node, 6 upload, 7 map epoch |
+//! | `08`  | session (8)                        | when it was last seen; serials below which all are answered |
+//! | `09`  | session (8), serial (8)            | the reply                                              |
+//! | `10`  |                                    | the cluster's id                                       |
+//! | `11`  | node id (32)                       | node                                                   |
+//! | `12`  | disk id (16)                       | disk                                                   |
+//! | `13`  | group (4)                          | group                                                  |
+//! | `14`  | token id                           | join token                                             |
+//! | `20`  | tenant (8)                         | tenant                                                 |
+//! | `21`  | tenant's name                      | tenant                                                 |
+//! | `22`  | access key id                      | access key                                             |
+//! | `23`  | tenant (8), access key id          | nothing                                                |
+//! | `30`  | bucket's name                      | bucket                                                 |
+//! | `31`  | tenant (8), bucket's name          | the bucket's number                                    |
+//! | `32`  | bucket (8), document's name        | document                                               |
+//! | `40`  | directory (8), name                | an object: what is said of it, then its body; or, where the name ends in `/`, a directory |
+//! | `41`  | inode (8), end offset (8)          | a chunk: the offset where it begins, its extents       |
+//! | `50`  | blob id (16)                       | blob                                                   |
+//! | `51`  | group (4), sequence (8)            | id of a blob that is referred to                       |
+//! | `52`  | group (4)                          | the last sequence given                                |
+//! | `53`  | time (8), blob id (16)             | id of a blob that nothing refers to since that time    |
+//! | `60`  | bucket (8), key with `00` as `00 FF`, `00 00`, upload number (8) | upload                  |
+//! | `61`  | bucket (8), upload id              | the upload's number and key                            |
+//! | `62`  | upload number (8), part number (2) | part                                                   |
+//! | `63`  | bucket (8), upload id              | the version that a completed upload made               |
+//! | `64`  | time (8), bucket (8), upload id    | bucket and upload id, completed at that time           |
 
 pub mod kv;
+
+mod blobs;
+mod buckets;
+mod cluster;
+mod content;
+mod draft;
+mod keys;
+mod listing;
+mod names;
+mod objects;
+mod sessions;
+mod tenants;
+mod uploads;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+use self::draft::{Draft, Outcome, read, settle};
+use self::kv::{Edit, KvError, View};
+use self::sessions::Sessions;
+use crate::facts::Timestamp;
+use crate::facts::command::{Batch, Command, Refusal, Reply};
+use crate::facts::query::{Answer, ENTRIES_PER_ANSWER_MAX, Query};
+
+pub use self::blobs::{BLOB_IDS_MAX, CLOCK_AHEAD_MS_MAX, REVIVE_MS_MAX};
+
+/// How far the log is applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Applied {
+    index: u64,
+    /// The latest time of any batch: the machine's clock never goes back.
+    at: Timestamp,
+}
+
+fn applied(view: &dyn View) -> Result<Applied, KvError> {
+    Ok(read(view, &keys::applied())?.unwrap_or_default())
+}
+
+/// Applies one log entry; returns one result per envelope, in order.
+///
+/// # Errors
+/// The store failed, or holds this entry already, or holds damaged records: nothing of the batch is written
+/// unless the store failed in the writing itself, which the shell then does not commit.
+pub fn apply(
+    edit: &mut dyn Edit,
+    log_index: u64,
+    batch: &Batch,
+) -> Result<Vec<Result<Reply, Refusal>>, KvError> {
+    let last: Option<Applied> = read(edit, &keys::applied())?;
+    if let Some(last) = last
+        && log_index <= last.index
+    {
+        return Err(KvError(format!("entry {log_index} comes after entry {} was applied", last.index)));
+    }
+    let at = last.map_or(batch.at, |last| last.at.max(batch.at));
+    let mut draft = Draft::new(edit, at);
+    let mut sessions = Sessions::default();
+    let mut results = Vec::with_capacity(batch.envelopes.len());
+    for envelope in &batch.envelopes {
+        let result = match sessions.recall(&draft, envelope)? {
+            Some(remembered) => remembered,
+            None => {
+                draft.begin_command();
+                let result = settle(run(&mut draft, &sessions, &envelope.command))?;
+                if result.is_err() {
+                    draft.undo_command();
+                }
+                sessions.remember(&mut draft, envelope, &result)?;
+                result
+            }
+        };
+        results.push(result);
+    }
+    sessions.close(&mut draft)?;
+    draft.write(keys::applied(), &Applied { index: log_index, at })?;
+    draft.commit()?;
+    Ok(results)
+}
+
+fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome<Reply> {
+    match command {
+        Command::InitCluster { cluster_id } => cluster::init(draft, cluster_id),
+
+        Command::CreateTenant { name, wrapped_key, quota_bytes } => {
+            tenants::create(draft, name, wrapped_key, *quota_bytes)
+        }
+        Command::SetTenantQuota { tenant, quota_bytes } => tenants::set_quota(draft, *tenant, *quota_bytes),
+        Command::PutAccessKey { key } => tenants::put_key(draft, key),
+        Command::DeleteAccessKey { id } => tenants::delete_key(draft, id),
+
+        Command::CreateBucket { name, tenant, scheme } => buckets::create(draft, name, *tenant, *scheme),
+        Command::DeleteBucket { name } => buckets::delete(draft, name),
+        Command::SetBucketDocument { name, document, value } => {
+            buckets::set_document(draft, name, document, value.as_ref())
+        }
+
+        Command::PutObject { bucket, key, headers, new, precondition } => {
+            objects::put(draft, bucket, key, headers, new, precondition)
+        }
+        Command::DeleteObject { bucket, key, precondition } => {
+            objects::delete(draft, bucket, key, precondition)
+        }
+        Command::CopyObject { from_bucket, from_key, from_version, bucket, key, headers, precondition } => {
+            let copy = objects::Copy { from_bucket, from_key, from_version: *from_version, bucket, key };
+            objects::copy(draft, &copy, headers.as_ref(), precondition)
+        }
+        Command::SetObjectTagging { bucket, key, tagging } => {
+            objects::set_tagging(draft, bucket, key, tagging.as_ref())
+        }
+
+        Command::CreateUpload { bucket, upload } => uploads::create(draft, bucket, upload),
+        Command::PutPart { bucket, key, upload_id, number, new } => {
+            uploads::put_part(draft, bucket, key, upload_id, *number, new)
+        }
+        Command::CompleteUpload { bucket, key, upload_id, parts, etag, checksum, precondition } => {
+            let checksum = checksum.as_ref();
+            let asked = uploads::Complete { bucket, key, upload_id, parts, etag, checksum, precondition };
+            uploads::complete(draft, &asked)
+        }
+        Command::AbortUpload { bucket, key, upload_id } => uploads::abort(draft, bucket, key, upload_id),
+
+        Command::CreateJoinToken { token } => cluster::create_token(draft, token),
+        Command::JoinNode { node, disks, token } => cluster::join(draft, node, disks, token.as_ref()),
+        Command::SetNodeUp { node, is_up } => cluster::set_node_up(draft, node, *is_up),
+        Command::SetNodeStanding { node, standing } => cluster::set_node_standing(draft, node, *standing),
+        Command::SetDiskStanding { disk, standing } => cluster::set_disk_standing(draft, disk, *standing),
+        Command::PutGroups { map_epoch, groups } => cluster::put_groups(draft, *map_epoch, groups),
+
+        Command::ForgetBlobs { blobs } => blobs::forget(draft, blobs),
+        Command::ExpireSessions { idle_ms } => {
+            sessions.expire(draft, *idle_ms)?;
+            Ok(Reply::Done)
+        }
+    }
+}
+
+/// Answers from one consistent view.
+///
+/// # Errors
+/// The store failed, or holds damaged records.
+pub fn query(view: &dyn View, query: &Query) -> Result<Result<Answer, Refusal>, KvError> {
+    settle(answer(view, query))
+}
+
+fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
+    match query {
+        Query::Tenant { id } => Ok(Answer::Tenant(tenants::get(view, *id)?)),
+        Query::TenantByName { name } => Ok(Answer::Tenant(tenants::by_name(view, name)?)),
+        Query::Tenants => tenants::list(view),
+        Query::AccessKey { id } => tenants::key(view, id),
+        Query::AccessKeys { tenant } => tenants::keys_of(view, *tenant),
+
+        Query::Bucket { name } => Ok(Answer::Bucket(buckets::get(view, name)?)),
+        Query::Buckets { tenant } => buckets::list(view, *tenant),
+        Query::BucketDocument { name, document } => buckets::document(view, name, document),
+
+        Query::Object { bucket, key, from_offset, extents_max } => {
+            objects::get(view, bucket, key, *from_offset, *extents_max)
+        }
+        Query::Objects(list) => listing::list(view, list),
+        Query::Uploads { bucket, prefix, after, entries_max } => {
+            uploads::list(view, bucket, prefix, after.as_ref(), *entries_max)
+        }
+        Query::Upload { bucket, key, upload_id } => uploads::get(view, bucket, key, upload_id),
+        Query::Parts { bucket, key, upload_id, after, entries_max } => {
+            uploads::list_parts(view, bucket, key, upload_id, *after, *entries_max)
+        }
+
+        Query::ClusterMap { known_epoch } => cluster::map(view, *known_epoch),
+        Query::BlobsOfGroup { pg, after_sequence, entries_max } => {
+            blobs::of_group(view, *pg, *after_sequence, *entries_max)
+        }
+        Query::BlobStates { ids } => blobs::states(view, ids),
+        Query::Garbage { before_ms, entries_max } => blobs::garbage(view, *before_ms, *entries_max),
+    }
+}
+
+/// Entries of one answer.
+fn page(entries_max: u32) -> usize {
+    entries_max.min(ENTRIES_PER_ANSWER_MAX) as usize
+}

@@ -1,0 +1,451 @@
+//! Every key: its type, its default, its unit and the reason for both.
+//!
+//! An address, a path or a secret that is not given is `""` in the file and `None` here.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes in a name of a node, an owner or a site: they stand in every node's map of the cluster.
+pub const LABEL_BYTES_MAX: usize = 64;
+/// Shards in a stripe, data and parity, as the format allows them.
+pub const SCHEME_SHARDS_MAX: u8 = 64;
+/// Objects in the metadata are copied to every voter and fsynced there: above this a blob is cheaper.
+pub const INLINE_BYTES_MAX: u64 = 4096;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+const DAY_SECS: u64 = 24 * 60 * 60;
+
+/// What a node does for the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Keeps the facts; trusted.
+    Voter,
+    /// Keeps shards.
+    Storage,
+    /// Serves customers; trusted with their keys.
+    Gateway,
+    /// Runs jobs.
+    Compute,
+}
+
+impl Role {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Voter => "voter",
+            Self::Storage => "storage",
+            Self::Gateway => "gateway",
+            Self::Compute => "compute",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself: for the one who must show it to a peer, never for a log.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// `[node]`: this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeSection {
+    /// Where the node keeps its key, its facts and its log. The only key without a default: two nodes that
+    /// shared one directory by mistake would destroy each other.
+    pub dir: PathBuf,
+    /// What people call it. Empty: the host name. Its identity is its key, so two nodes may share a name.
+    pub name: String,
+    /// Who owns the machine. Placement spreads a group over owners; empty: the node stands for itself.
+    pub owner: String,
+    /// Where the machine stands: what loses power or network together. Empty: the node stands for itself.
+    pub site: String,
+    /// Storage alone is the least that must be trusted, so it is what a node is when nothing is said.
+    pub roles: BTreeSet<Role>,
+    /// A filter of the log as `tracing` reads it: a level, or `info,makai_raft=debug`.
+    pub log: String,
+}
+
+impl Default for NodeSection {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::new(),
+            name: String::new(),
+            owner: String::new(),
+            site: String::new(),
+            roles: BTreeSet::from([Role::Storage]),
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// `[cluster]`: whom it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterConfig {
+    /// True on exactly one node: it founds the cluster at its first start. Later starts ignore it.
+    pub init: bool,
+    /// The token with which the node joins at its first start. Later starts ignore it.
+    #[serde(with = "empty_is_none")]
+    pub join_token: Option<Secret>,
+    /// A file that holds the token, so that the secret need not stand here.
+    #[serde(with = "empty_is_none")]
+    pub join_token_file: Option<PathBuf>,
+    /// Nodes with role voter beyond this many wait as learners. Five keep the facts through two losses;
+    /// each further pair costs every write another copy.
+    pub voters_max: u8,
+    /// The scheme of buckets that ask for none, `k+m`. Empty: the best that the cluster's failure domains
+    /// carry, which grows with it.
+    pub default_scheme: String,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            init: false,
+            join_token: None,
+            join_token_file: None,
+            voters_max: 5,
+            default_scheme: String::new(),
+        }
+    }
+}
+
+/// `[peers]`: the way between nodes: QUIC over one UDP port, both sides known by their keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeersConfig {
+    /// UDP. All interfaces, because peers are elsewhere; port 0 takes any free one.
+    #[serde(with = "text")]
+    pub listen: SocketAddr,
+    /// How others reach this node, `host:port` each. Empty: the address it listens on, or, where that is
+    /// all interfaces, none: then it only dials out, as a machine behind a home router does.
+    pub advertise: Vec<String>,
+    /// What a dead peer costs: a closed UDP port does not answer. Several round trips of the longest path.
+    pub connect_timeout_ms: u64,
+    /// A connection that says nothing for so long is dead. Home routers forget a UDP flow after 30 s or
+    /// more, so keep-alives go out at a third of this.
+    pub idle_timeout_ms: u64,
+}
+
+impl Default for PeersConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7400)),
+            advertise: Vec::new(),
+            connect_timeout_ms: 1_500,
+            idle_timeout_ms: 15_000,
+        }
+    }
+}
+
+/// `[s3]`: the S3 door, opened by nodes with role gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Config {
+    /// TCP. Loopback until an operator decides otherwise; empty: no S3 here.
+    #[serde(with = "empty_is_none")]
+    pub listen: Option<SocketAddr>,
+    /// The region that clients sign for. The default of most clients.
+    pub region: String,
+    /// Names under which `BUCKET.name` reaches a bucket. Empty: buckets are in the path.
+    pub domains: Vec<String>,
+    /// PEM certificate chain. Given with `tls_key`: this port speaks HTTPS only.
+    #[serde(with = "empty_is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM private key.
+    #[serde(with = "empty_is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Connections beyond this many wait unaccepted: each may hold an upload's window of memory.
+    pub connections_max: u32,
+}
+
+impl Default for S3Config {
+    fn default() -> Self {
+        Self {
+            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9000))),
+            region: "us-east-1".to_owned(),
+            domains: Vec::new(),
+            tls_cert: None,
+            tls_key: None,
+            connections_max: 1024,
+        }
+    }
+}
+
+/// `[grpc]`: the door for administration and jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrpcConfig {
+    /// TCP. Loopback until an operator decides otherwise; empty: none here.
+    #[serde(with = "empty_is_none")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9001))) }
+    }
+}
+
+/// `[console]`: health and Prometheus metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleConfig {
+    /// TCP. Loopback, because metrics tell much about a business; empty: none here.
+    #[serde(with = "empty_is_none")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for ConsoleConfig {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9002))) }
+    }
+}
+
+/// `[[disk]]`: one directory that the node offers. Give one for each physical disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskConfig {
+    /// Required where a `[[disk]]` is given.
+    pub path: PathBuf,
+    /// Left free for the system and for repair: filesystems grow slow when full.
+    pub reserve_bytes: u64,
+    /// Never hold more than this; 0: the whole disk, less the reserve.
+    pub capacity_bytes_max: u64,
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), reserve_bytes: GIB, capacity_bytes_max: 0 }
+    }
+}
+
+/// `[storage]`: how shards are kept, checked and repaired.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageConfig {
+    /// Size of a segment file. Large enough that the filesystem lays it out in few pieces, small enough
+    /// that compaction can rewrite one while it serves; the largest shard must fit.
+    pub segment_bytes: u64,
+    /// Ceiling on what this node reads and writes to repair others, so that a lost disk does not starve
+    /// clients.
+    pub repair_bytes_per_sec_max: u64,
+    /// A node silent for less than this costs nothing: most come back. Ignored for blobs that are close to
+    /// being lost.
+    pub repair_grace_secs: u64,
+    /// Time to read every shard back once. Two weeks: scrubs of that period found most latent sector errors
+    /// in a field study (Bairavasundaram et al., SIGMETRICS 2007).
+    pub scrub_period_secs: u64,
+    /// A shard that no fact names is collected once it is older than this. Longer than any upload takes
+    /// from its first shard to its commit.
+    pub orphan_age_secs: u64,
+    /// Pause between two looks at what the facts ask of this node.
+    pub reconcile_interval_ms: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 256 * MIB,
+            repair_bytes_per_sec_max: 32 * MIB,
+            repair_grace_secs: DAY_SECS,
+            scrub_period_secs: 14 * DAY_SECS,
+            orphan_age_secs: DAY_SECS,
+            reconcile_interval_ms: 1_000,
+        }
+    }
+}
+
+/// `[raft]`: agreement between voters. Heartbeats and timeouts must be alike on all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RaftConfig {
+    /// How often a leader says that it lives.
+    pub heartbeat_interval_ms: u64,
+    /// A voter that hears nothing for a time between these two stands for election. Ten times the slowest
+    /// fsync of the log, and more than the slowest path between voters.
+    pub election_timeout_min_ms: u64,
+    /// Apart from the minimum, so that two voters seldom stand at once.
+    pub election_timeout_max_ms: u64,
+    /// For one attempt to reach the leader or a majority; then another voter is asked.
+    pub request_timeout_ms: u64,
+    /// A request for the facts is retried through leader changes for so long, then answered unavailable.
+    pub deadline_ms: u64,
+    /// Log written since the facts were last made durable, before they are again. Bounds what a restart
+    /// applies anew.
+    pub snapshot_log_bytes: u64,
+    /// Longest time between two such moments, for a cluster with little to write.
+    pub snapshot_interval_ms: u64,
+    /// Log kept behind a snapshot, so that a voter that was away for a while catches up from the log instead
+    /// of from a snapshot.
+    pub log_keep_bytes: u64,
+    /// Size of a log segment, zeroed before use so that an append's fsync writes data only.
+    pub log_segment_bytes: u64,
+    /// Newest log entries kept in memory for followers; older ones are read from disk.
+    pub log_cache_bytes: u64,
+    /// Memory for pages of the facts.
+    pub store_cache_bytes: u64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval_ms: 100,
+            election_timeout_min_ms: 500,
+            election_timeout_max_ms: 1_000,
+            request_timeout_ms: 2_000,
+            deadline_ms: 10_000,
+            snapshot_log_bytes: 64 * MIB,
+            snapshot_interval_ms: 60_000,
+            log_keep_bytes: 64 * MIB,
+            log_segment_bytes: 16 * MIB,
+            log_cache_bytes: 32 * MIB,
+            store_cache_bytes: 64 * MIB,
+        }
+    }
+}
+
+/// `[limits]`: what one gateway takes on before it answers `SlowDown`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Requests of all kinds under way at once.
+    pub requests_in_flight_max: u32,
+    /// Uploads at once. Times `upload_window_bytes`, it bounds the memory of uploads.
+    pub uploads_in_flight_max: u32,
+    /// Plaintext one upload may hold in memory: a few stripes, whatever the object's size.
+    pub upload_window_bytes: u64,
+    /// Plaintext one download reads ahead of its client.
+    pub read_window_bytes: u64,
+    /// Objects up to this size live in the metadata and cost no shard.
+    pub inline_bytes_max: u64,
+    /// Unsealed pages kept in memory for the next reader; 0: none.
+    pub page_cache_bytes: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            requests_in_flight_max: 1_024,
+            uploads_in_flight_max: 256,
+            upload_window_bytes: 8 * MIB,
+            read_window_bytes: 8 * MIB,
+            inline_bytes_max: INLINE_BYTES_MAX,
+            page_cache_bytes: 256 * MIB,
+        }
+    }
+}
+
+/// `[accounts]`: who used what. Alike on all voters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccountsConfig {
+    /// The accounting period: one usage record per node each.
+    pub epoch_secs: u64,
+}
+
+impl Default for AccountsConfig {
+    fn default() -> Self {
+        Self { epoch_secs: 60 * 60 }
+    }
+}
+
+/// A value that stands in the file as a string.
+trait Text: Sized {
+    fn to_text(&self) -> String;
+    fn from_text(text: String) -> Result<Self, String>;
+}
+
+impl Text for SocketAddr {
+    fn to_text(&self) -> String {
+        self.to_string()
+    }
+
+    fn from_text(text: String) -> Result<Self, String> {
+        text.parse().map_err(|_| {
+            format!(
+                "{text:?} is not an IP address with a port; write e.g. \"127.0.0.1:9000\" or \"[::1]:9000\""
+            )
+        })
+    }
+}
+
+impl Text for PathBuf {
+    fn to_text(&self) -> String {
+        self.to_string_lossy().into_owned()
+    }
+
+    fn from_text(text: String) -> Result<Self, String> {
+        Ok(Self::from(text))
+    }
+}
+
+impl Text for Secret {
+    fn to_text(&self) -> String {
+        self.0.clone()
+    }
+
+    fn from_text(text: String) -> Result<Self, String> {
+        Ok(Self(text.trim().to_owned()))
+    }
+}
+
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<T: super::Text, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&value.to_text())
+    }
+
+    pub(super) fn deserialize<'de, T: super::Text, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+        T::from_text(String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+mod empty_is_none {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<T: super::Text, S: Serializer>(
+        value: &Option<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&value.as_ref().map(super::Text::to_text).unwrap_or_default())
+    }
+
+    pub(super) fn deserialize<'de, T: super::Text, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<T>, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.is_empty() { Ok(None) } else { T::from_text(text).map(Some).map_err(D::Error::custom) }
+    }
+}

@@ -1,0 +1,56 @@
+//! `makai daemon`: runs one node until it is told to stop.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use makai_config::NodeConfig;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::node::Node;
+
+/// Run one node. SIGTERM and Ctrl-C stop it: requests end, then disks are synced.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The node's configuration; see the commented examples
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Log as JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = NodeConfig::load(&args.config)?;
+    start_log(&config.node.log, args.json);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let node = tokio::select! {
+        node = Node::start(config) => node?,
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    let failed = tokio::select! {
+        error = node.failed() => Some(error),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    match failed {
+        // What this process holds in memory is not to be trusted any more: it ends as a crash would.
+        Some(error) => Err(error),
+        None => {
+            node.stop().await;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn start_log(filter: &str, json: bool) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    if json {
+        log.json().init();
+    } else {
+        log.with_ansi(false).init();
+    }
+}

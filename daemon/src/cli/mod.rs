@@ -1,0 +1,97 @@
+//! Commands: one a file. Each is a clap `Args` struct and a `run`.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Every command takes `--json`; what a person reads goes
+//! to standard output, progress and errors to standard error.
+
+pub mod bench;
+mod cluster;
+mod daemon;
+mod dev;
+pub mod doctor;
+mod profile;
+mod remote;
+mod tenants;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// One daemon turns PCs into a cloud: an erasure-coded, Raft-managed pool behind S3.
+#[derive(Debug, Parser)]
+#[command(name = "makai", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Dev(dev::Args),
+    Daemon(daemon::Args),
+    Status(cluster::StatusArgs),
+    Node(cluster::NodeArgs),
+    Group(cluster::GroupArgs),
+    Repair(cluster::RepairArgs),
+    Tenant(tenants::TenantArgs),
+    Key(tenants::KeyArgs),
+    Bench(bench::Args),
+    Doctor(doctor::Args),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("makai: the runtime does not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Dev(args) => dev::run(args).await,
+            Command::Daemon(args) => daemon::run(args).await,
+            Command::Status(args) => cluster::status(args).await,
+            Command::Node(args) => cluster::node(args).await,
+            Command::Group(args) => cluster::group(args).await,
+            Command::Repair(args) => cluster::repair(args).await,
+            Command::Tenant(args) => tenants::tenant(args).await,
+            Command::Key(args) => tenants::key(args).await,
+            Command::Bench(args) => bench::run(args).await,
+            Command::Doctor(args) => {
+                let codec = || match makai_erasure::codec::self_test() {
+                    Ok(()) => doctor::Finding::ok("codec", makai_erasure::codec::kernel_name()),
+                    Err(error) => doctor::Finding::fail(
+                        "codec",
+                        error.to_string(),
+                        "this CPU computes wrong results: do not store data on it",
+                    ),
+                };
+                doctor::run(args, vec![codec]).await
+            }
+        }
+    });
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("makai: {error:#}");
+            match error.downcast_ref::<makai_config::ConfigError>() {
+                Some(_) => ExitCode::from(2),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// Prints a value as JSON on one line.
+fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// Bytes as a person reads them.
+fn human_bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}

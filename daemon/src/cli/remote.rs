@@ -1,0 +1,120 @@
+//! Talks to a node's console: which one, with which token, and what came back.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use makai_config::NodeConfig;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::profile::{ConsoleProfile, Profile};
+use crate::console::ApiError;
+use crate::state;
+
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Which cluster is meant.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Target {
+    /// Profile of the cluster (`makai dev` writes DIR/profile.json)
+    #[arg(long, env = "MAKAI_PROFILE", value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Configuration of a node on this machine, instead of a profile
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Target {
+    /// Consoles to ask, the first that answers counts.
+    fn consoles(&self) -> anyhow::Result<Vec<ConsoleProfile>> {
+        if let Some(path) = &self.config {
+            let config = NodeConfig::load(path)?;
+            let listen = config.console.listen.context("this node has no console: set console.listen")?;
+            let token = state::admin_token(&config.node.dir)?;
+            return Ok(vec![ConsoleProfile { url: format!("http://{listen}"), token }]);
+        }
+        let path = self.profile.clone().or_else(|| Profile::default_path().filter(|path| path.exists()));
+        let path = path.context(
+            "which cluster? give --profile FILE (`makai dev` writes one), --config FILE of a node here, or MAKAI_PROFILE",
+        )?;
+        let profile = Profile::load(&path)?;
+        let mut consoles = vec![profile.console];
+        for node in profile.nodes {
+            if !consoles.contains(&node.console) {
+                consoles.push(node.console);
+            }
+        }
+        Ok(consoles)
+    }
+
+    /// Asks the console; tries the next node where one does not answer.
+    ///
+    /// # Errors
+    /// No console answers, or it refuses.
+    pub async fn call<B: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> anyhow::Result<A> {
+        let mut last = anyhow!("the profile names no console");
+        for console in self.consoles()?.into_iter().filter(|console| !console.url.is_empty()) {
+            match ask_console(&console, method.clone(), path, body).await {
+                Ok((true, answer)) => {
+                    return serde_json::from_slice(&answer).context("read the console's answer");
+                }
+                Ok((false, answer)) => {
+                    let why = serde_json::from_slice::<ApiError>(&answer).map(|error| error.error);
+                    bail!("{}", why.unwrap_or_else(|_| String::from_utf8_lossy(&answer).into_owned()));
+                }
+                Err(error) => last = error.context(format!("ask the console at {}", console.url)),
+            }
+        }
+        Err(last)
+    }
+
+    /// As [`call`](Self::call), without a body.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get<A: DeserializeOwned>(&self, path: &str) -> anyhow::Result<A> {
+        self.call::<(), A>(Method::GET, path, None).await
+    }
+}
+
+/// One request: whether it succeeded, and the body of the answer.
+pub async fn ask_console<B: Serialize>(
+    console: &ConsoleProfile,
+    method: Method,
+    path: &str,
+    body: Option<&B>,
+) -> anyhow::Result<(bool, Bytes)> {
+    let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let body = match body {
+        Some(body) => serde_json::to_vec(body)?,
+        None => Vec::new(),
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{}{path}", console.url))
+        .header(header::AUTHORIZATION, format!("Bearer {}", console.token))
+        .body(Full::from(body))?;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, async {
+        let response = client.request(request).await?;
+        let is_success = response.status().is_success();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok((is_success, body.map_err(|error| anyhow!(error))?.to_bytes()))
+    });
+    answer.await.map_err(|_| anyhow!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?
+}

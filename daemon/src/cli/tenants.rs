@@ -1,0 +1,118 @@
+//! `makai tenant`, `makai key`: who pays, and with which credentials.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use http::Method;
+
+use super::remote::Target;
+use super::{human_bytes, print_json};
+use crate::console::{KeyAnswer, KeyListed, KeyRequest, TenantAnswer, TenantRequest};
+
+/// Make and list tenants
+#[derive(Debug, clap::Args)]
+pub struct TenantArgs {
+    #[command(subcommand)]
+    what: TenantCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TenantCommand {
+    /// Make a tenant and its first access key
+    Create {
+        name: String,
+        /// Bytes it may store; without: no limit
+        #[arg(long)]
+        quota_bytes: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// All tenants and what they store
+    Ls {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Make, list and delete access keys
+#[derive(Debug, clap::Args)]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    what: KeyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Make an access key for a tenant; the secret is shown once
+    Create {
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// A tenant's access keys
+    Ls {
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Delete an access key; requests with it are refused from then on
+    Delete {
+        access_key_id: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+fn print_key(key: &KeyAnswer) {
+    println!("tenant             {}", key.tenant);
+    println!("access key id      {}", key.access_key_id);
+    println!("secret access key  {}", key.secret_access_key);
+}
+
+pub async fn tenant(args: TenantArgs) -> anyhow::Result<ExitCode> {
+    match args.what {
+        TenantCommand::Create { name, quota_bytes, target } => {
+            let request = TenantRequest { name, quota_bytes };
+            let key: KeyAnswer = target.call(Method::POST, "/api/v1/tenants", Some(&request)).await?;
+            if target.json { print_json(&key)? } else { print_key(&key) }
+        }
+        TenantCommand::Ls { target } => {
+            let tenants: Vec<TenantAnswer> = target.get("/api/v1/tenants").await?;
+            if target.json {
+                print_json(&tenants)?;
+            } else {
+                for tenant in tenants {
+                    let quota = tenant.quota_bytes.map_or_else(|| "no limit".into(), human_bytes);
+                    let used = human_bytes(tenant.used_bytes);
+                    println!("{:<24} {:>10} objects {:>12} of {quota}", tenant.name, tenant.used_objects, used);
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn key(args: KeyArgs) -> anyhow::Result<ExitCode> {
+    match args.what {
+        KeyCommand::Create { tenant, target } => {
+            let key: KeyAnswer = target.call(Method::POST, "/api/v1/keys", Some(&KeyRequest { tenant })).await?;
+            if target.json { print_json(&key)? } else { print_key(&key) }
+        }
+        KeyCommand::Ls { tenant, target } => {
+            let keys: Vec<KeyListed> = target.get(&format!("/api/v1/keys?tenant={tenant}")).await?;
+            if target.json {
+                print_json(&keys)?;
+            } else {
+                for key in keys {
+                    println!("{}  {}", key.access_key_id, if key.is_enabled { "enabled" } else { "disabled" });
+                }
+            }
+        }
+        KeyCommand::Delete { access_key_id, target } => {
+            let path = format!("/api/v1/keys?id={access_key_id}");
+            let () = target.call::<(), ()>(Method::DELETE, &path, None).await?;
+            if target.json { print_json(&access_key_id)? } else { println!("{access_key_id} is deleted") }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,409 @@
+//! The operator's door: health, metrics, and the commands of the CLI as JSON over HTTP.
+//!
+//! | request                     | answers                                                        | needs the token |
+//! |-----------------------------|----------------------------------------------------------------|-----------------|
+//! | `GET /healthz`              | 200 once the node serves                                       | no              |
+//! | `GET /metrics`              | Prometheus text                                                | no              |
+//! | `GET /api/v1/status`        | [`Status`]                                                     | yes             |
+//! | `POST /api/v1/join-token`   | [`JoinTokenRequest`] -> [`JoinTokenAnswer`]                     | yes             |
+//! | `POST /api/v1/standing`     | [`StandingRequest`] -> the node                                 | yes             |
+//! | `GET /api/v1/tenants`       | tenants                                                        | yes             |
+//! | `POST /api/v1/tenants`      | [`TenantRequest`] -> [`KeyAnswer`]                              | yes             |
+//! | `GET /api/v1/keys?tenant=`  | ids of its keys                                                | yes             |
+//! | `POST /api/v1/keys`         | [`KeyRequest`] -> [`KeyAnswer`]                                 | yes             |
+//! | `DELETE /api/v1/keys?id=`   |                                                                | yes             |
+//!
+//! The token is in `admin.token` of the node's folder and travels as `Authorization: Bearer`. The console speaks plain
+//! HTTP: it listens on loopback unless an operator puts it behind a proxy that adds TLS.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use makai_erasure::NodeId;
+use makai_raft::facts::cluster::{ClusterMap, JoinToken, Role, Standing};
+use makai_raft::facts::command::{Command, Reply};
+use makai_raft::facts::query::{Answer, Query};
+use makai_raft::facts::tenant::Tenant;
+use makai_raft::handle::MetaError;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::members::{DiskBeat, known_peers};
+use crate::node;
+use crate::reconcile::Shell;
+use crate::reconcile::shards::ProgressNow;
+use crate::ticket::Ticket;
+use crate::{clock, state};
+
+const BODY_BYTES_MAX: usize = 64 * 1024;
+const CONNECTIONS_MAX: usize = 64;
+/// A connection is closed after this, used or not.
+const CONNECTION_MAX: Duration = Duration::from_secs(300);
+const TOKEN_USES_MAX: u32 = 10_000;
+
+/// What a node says of itself and its cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    pub node: NodeId,
+    pub version: String,
+    pub kernel: String,
+    pub is_leader: bool,
+    pub leader: Option<NodeId>,
+    pub term: Option<u64>,
+    pub applied: Option<u64>,
+    pub voters: Vec<NodeId>,
+    pub default_scheme: String,
+    pub map: ClusterMap,
+    /// This node's disks.
+    pub disks: Vec<DiskBeat>,
+    /// Disks of all nodes as the leader heard last; empty elsewhere.
+    pub heard: Vec<DiskBeat>,
+    /// What this node has repaired since its start.
+    pub repair: ProgressNow,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinTokenRequest {
+    pub roles: Vec<Role>,
+    pub valid_secs: u64,
+    pub uses: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinTokenAnswer {
+    pub token: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StandingRequest {
+    pub node: NodeId,
+    pub standing: Standing,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TenantRequest {
+    pub name: String,
+    pub quota_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TenantAnswer {
+    pub name: String,
+    pub quota_bytes: Option<u64>,
+    pub used_bytes: u64,
+    pub used_objects: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyRequest {
+    pub tenant: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyAnswer {
+    pub tenant: String,
+    pub access_key_id: String,
+    pub secret_access_key: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyListed {
+    pub access_key_id: String,
+    pub is_enabled: bool,
+}
+
+/// Why a request was not carried out, for the person who made it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApiError {
+    pub error: String,
+}
+
+type Failure = (StatusCode, String);
+
+fn failure(status: StatusCode, why: impl ToString) -> Failure {
+    (status, why.to_string())
+}
+
+fn meta_failure(error: MetaError) -> Failure {
+    match error {
+        MetaError::Refused(refusal) => failure(StatusCode::CONFLICT, refusal),
+        error => failure(StatusCode::SERVICE_UNAVAILABLE, error),
+    }
+}
+
+struct Console {
+    shell: Shell,
+    token: String,
+    metrics: PrometheusHandle,
+}
+
+/// Starts the console where the configuration has one; returns its address.
+///
+/// # Errors
+/// The address cannot be bound.
+pub async fn start(
+    shell: &Shell,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<Option<SocketAddr>> {
+    let Some(listen) = shell.config.console.listen else { return Ok(None) };
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (console.listen)"))?;
+    let address = listener.local_addr()?;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    // One recorder serves a process: with several nodes in one, the first one's console has the metrics.
+    if metrics::set_global_recorder(recorder).is_ok() {
+        makai_ops::metrics::describe();
+    }
+    let token = state::admin_token(&shell.config.node.dir)?;
+    let console = Arc::new(Console { shell: shell.clone(), token, metrics });
+    let (stop, connections) = (stop.clone(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    let tracker = tasks.clone();
+    tasks.spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            let (Ok((stream, _)), Ok(room)) = (accepted, Arc::clone(&connections).try_acquire_owned()) else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let (console, stop) = (Arc::clone(&console), stop.clone());
+            tracker.spawn(async move {
+                let service = service_fn(move |request| {
+                    let console = Arc::clone(&console);
+                    async move { Ok::<_, Infallible>(console.answer(request).await) }
+                });
+                let builder = auto::Builder::new(TokioExecutor::new());
+                let connection = builder.serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    _ = connection => {}
+                    () = tokio::time::sleep(CONNECTION_MAX) => {}
+                    () = stop.cancelled() => {}
+                }
+                drop(room);
+            });
+        }
+    });
+    Ok(Some(address))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Failure> {
+    let body = serde_json::to_vec(value).map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+    let mut response = Response::new(Full::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// The value of `name` in a query string of unescaped values.
+fn parameter<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {
+    query?.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name)).map(|(_, value)| value)
+}
+
+impl Console {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let is_head_or_get = matches!(*request.method(), Method::GET | Method::HEAD);
+        let answered = match request.uri().path() {
+            "/healthz" if is_head_or_get => Ok(Response::new(Full::from("ok\n"))),
+            "/metrics" if is_head_or_get => Ok(Response::new(Full::from(self.metrics_page()))),
+            _ if !self.is_authorized(&request) => Err(failure(
+                StatusCode::UNAUTHORIZED,
+                "send `Authorization: Bearer TOKEN` with the token in admin.token of the node's folder",
+            )),
+            _ => self.call(request).await,
+        };
+        answered.unwrap_or_else(|(status, error)| {
+            let mut response =
+                json(&ApiError { error }).unwrap_or_else(|_| Response::new(Full::from("internal error")));
+            *response.status_mut() = status;
+            response
+        })
+    }
+
+    fn is_authorized(&self, request: &Request<Incoming>) -> bool {
+        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        // Hashes compare in constant time with regard to the token.
+        blake3::hash(given.as_bytes()) == blake3::hash(self.token.as_bytes())
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Failure> {
+        let (parts, body) = request.into_parts();
+        let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| failure(StatusCode::BAD_REQUEST, error))?.to_bytes();
+        let query = parts.uri.query();
+        match (&parts.method, parts.uri.path()) {
+            (&Method::GET, "/api/v1/status") => json(&self.status()),
+            (&Method::POST, "/api/v1/join-token") => json(&self.join_token(read(&body)?).await?),
+            (&Method::POST, "/api/v1/standing") => json(&self.standing(read(&body)?).await?),
+            (&Method::GET, "/api/v1/tenants") => json(&self.tenants().await?),
+            (&Method::POST, "/api/v1/tenants") => json(&self.create_tenant(read(&body)?).await?),
+            (&Method::GET, "/api/v1/keys") => json(&self.keys(parameter(query, "tenant")).await?),
+            (&Method::POST, "/api/v1/keys") => json(&self.create_key(read(&body)?).await?),
+            (&Method::DELETE, "/api/v1/keys") => json(&self.delete_key(parameter(query, "id")).await?),
+            (_, path) => Err(failure(StatusCode::NOT_FOUND, format!("{path} is no path of this console"))),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let shell = &self.shell;
+        let map = shell.map.get();
+        let meta = shell.members.meta().map(makai_raft::handle::MetaNode::status);
+        let heard = if shell.is_leader() {
+            shell.members.heard().into_values().flat_map(|heard| heard.disks).collect()
+        } else {
+            Vec::new()
+        };
+        Status {
+            node: shell.id,
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel: makai_erasure::codec::kernel_name().into(),
+            is_leader: shell.is_leader(),
+            leader: meta.as_ref().and_then(|meta| meta.leader),
+            term: meta.as_ref().map(|meta| meta.term),
+            applied: meta.as_ref().and_then(|meta| meta.applied),
+            voters: meta.map(|meta| meta.voters.into_iter().map(|(_, id)| id).collect()).unwrap_or_default(),
+            default_scheme: map.default_scheme().to_string(),
+            map: map.map.clone(),
+            disks: crate::reconcile::heartbeat::disk_beats(shell),
+            heard,
+            repair: shell.progress.now(),
+        }
+    }
+
+    fn metrics_page(&self) -> String {
+        use makai_ops::metrics as names;
+        let status = self.status();
+        let sum = |of: fn(&DiskBeat) -> u64| status.disks.iter().map(of).sum::<u64>() as f64;
+        metrics::gauge!(names::ERASURE_DISK_FREE_BYTES).set(sum(|disk| disk.free_bytes));
+        metrics::gauge!(names::ERASURE_DISK_USED_BYTES)
+            .set(sum(|disk| disk.capacity_bytes.saturating_sub(disk.free_bytes)));
+        metrics::gauge!(names::ERASURE_SHARDS).set(sum(|disk| disk.shard_count));
+        metrics::gauge!(names::RAFT_LEADER).set(f64::from(u8::from(status.is_leader)));
+        metrics::gauge!(names::RAFT_TERM).set(status.term.unwrap_or(0) as f64);
+        metrics::gauge!(names::RAFT_APPLIED_INDEX).set(status.applied.unwrap_or(0) as f64);
+        metrics::gauge!(names::DAEMON_PEERS).set(self.shell.transport.stats().connections as f64);
+        metrics::gauge!(names::DAEMON_MISSING_SHARDS).set(status.repair.pending as f64);
+        metrics::counter!(names::DAEMON_REPAIRED_SHARDS).absolute(status.repair.rebuilt_shards);
+        metrics::counter!(names::DAEMON_REPAIRED_BYTES).absolute(status.repair.rebuilt_bytes);
+        self.metrics.render()
+    }
+
+    async fn join_token(&self, request: JoinTokenRequest) -> Result<JoinTokenAnswer, Failure> {
+        let map = self.shell.map.get();
+        let (token_id, secret) = (hex::encode(rand::random::<[u8; 8]>()), hex::encode(rand::random::<[u8; 32]>()));
+        let lifetime_ms = request.valid_secs.saturating_mul(1000);
+        let token = JoinToken {
+            id: token_id.clone(),
+            secret_hash: Ticket::secret_hash(&secret),
+            roles: request.roles,
+            expires_at: makai_raft::facts::Timestamp(clock::now().0.saturating_add(lifetime_ms)),
+            uses_left: request.uses.clamp(1, TOKEN_USES_MAX),
+        };
+        self.propose(Command::CreateJoinToken { token }).await?;
+        let voters =
+            known_peers(&map.map).into_iter().filter(|peer| peer.roles.contains(&Role::Voter)).collect();
+        let ticket = Ticket { cluster_id: map.map.cluster_id.clone(), token_id, secret, voters };
+        Ok(JoinTokenAnswer { token: ticket.to_text() })
+    }
+
+    async fn standing(&self, request: StandingRequest) -> Result<(), Failure> {
+        let StandingRequest { node, standing } = request;
+        self.propose(Command::SetNodeStanding { node, standing }).await?;
+        self.shell.map_changed.notify_one();
+        Ok(())
+    }
+
+    async fn all_tenants(&self) -> Result<Vec<Tenant>, Failure> {
+        match self.shell.facts.query(Query::Tenants).await.map_err(meta_failure)? {
+            Answer::Tenants(tenants) => Ok(tenants),
+            other => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{other:?}"))),
+        }
+    }
+
+    async fn tenant(&self, name: &str) -> Result<Tenant, Failure> {
+        let tenants = self.all_tenants().await?;
+        let found = tenants.into_iter().find(|tenant| tenant.name == name);
+        found.ok_or_else(|| failure(StatusCode::NOT_FOUND, format!("there is no tenant {name:?}")))
+    }
+
+    async fn tenants(&self) -> Result<Vec<TenantAnswer>, Failure> {
+        let answer = |tenant: Tenant| TenantAnswer {
+            name: tenant.name,
+            quota_bytes: tenant.quota_bytes,
+            used_bytes: tenant.used_bytes,
+            used_objects: tenant.used_objects,
+        };
+        Ok(self.all_tenants().await?.into_iter().map(answer).collect())
+    }
+
+    fn cluster_key(&self) -> Result<[u8; 32], Failure> {
+        self.shell.members.cluster_key().ok_or_else(|| {
+            failure(StatusCode::CONFLICT, "this node may not handle secrets; ask a voter or gateway")
+        })
+    }
+
+    async fn create_tenant(&self, request: TenantRequest) -> Result<KeyAnswer, Failure> {
+        let key = self.cluster_key()?;
+        let refused = |error: anyhow::Error| failure(StatusCode::CONFLICT, format!("{error:#}"));
+        let facts = &*self.shell.facts;
+        let tenant =
+            node::create_tenant(facts, &key, &request.name, request.quota_bytes).await.map_err(refused)?;
+        let (access_key_id, secret_access_key) = node::create_key(facts, &key, &tenant).await.map_err(refused)?;
+        Ok(KeyAnswer { tenant: tenant.name, access_key_id, secret_access_key })
+    }
+
+    async fn keys(&self, tenant: Option<&str>) -> Result<Vec<KeyListed>, Failure> {
+        let name = tenant.ok_or_else(|| failure(StatusCode::BAD_REQUEST, "name the tenant: ?tenant=NAME"))?;
+        let tenant = self.tenant(name).await?.id;
+        match self.shell.facts.query(Query::AccessKeys { tenant }).await.map_err(meta_failure)? {
+            Answer::AccessKeys(keys) => {
+                let listed = |key: makai_raft::facts::tenant::AccessKey| KeyListed {
+                    access_key_id: key.id,
+                    is_enabled: key.is_enabled,
+                };
+                Ok(keys.into_iter().map(listed).collect())
+            }
+            other => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{other:?}"))),
+        }
+    }
+
+    async fn create_key(&self, request: KeyRequest) -> Result<KeyAnswer, Failure> {
+        let key = self.cluster_key()?;
+        let tenant = self.tenant(&request.tenant).await?;
+        let made = node::create_key(&*self.shell.facts, &key, &tenant).await;
+        let (access_key_id, secret_access_key) =
+            made.map_err(|error| failure(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")))?;
+        Ok(KeyAnswer { tenant: tenant.name, access_key_id, secret_access_key })
+    }
+
+    async fn delete_key(&self, id: Option<&str>) -> Result<(), Failure> {
+        let id = id.ok_or_else(|| failure(StatusCode::BAD_REQUEST, "name the key: ?id=ID"))?;
+        self.propose(Command::DeleteAccessKey { id: id.into() }).await.map(|_| ())
+    }
+
+    async fn propose(&self, command: Command) -> Result<Reply, Failure> {
+        self.shell.facts.propose(command).await.map_err(meta_failure)
+    }
+}
+
+fn read<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| failure(StatusCode::BAD_REQUEST, error))
+}

@@ -1,0 +1,95 @@
+//! This node's own disks behind the port that remote ones have too.
+//!
+//! Always: a request for a disk that is not here is refused, never guessed; a store's errors become what the caller
+//! does next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use makai_erasure::store::{ShardStore, ShardWriter, StoreError};
+use makai_erasure::stripe::{PeerError, ShardFooter, ShardHeader, ShardPeers, ShardSink};
+use makai_erasure::{DiskId, ShardKey};
+
+/// The open stores of a node.
+#[derive(Clone, Default)]
+pub struct LocalDisks {
+    stores: Arc<BTreeMap<DiskId, ShardStore>>,
+}
+
+impl LocalDisks {
+    #[must_use]
+    pub fn new(stores: impl IntoIterator<Item = ShardStore>) -> Self {
+        let stores = stores.into_iter().map(|store| (store.disk_id(), store)).collect();
+        Self { stores: Arc::new(stores) }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&DiskId, &ShardStore)> {
+        self.stores.iter()
+    }
+
+    fn store(&self, disk: DiskId) -> Result<&ShardStore, PeerError> {
+        self.stores.get(&disk).ok_or_else(|| PeerError::Refused(format!("disk {disk} is not on this node")))
+    }
+
+    /// Syncs and closes every store.
+    pub async fn close(&self) {
+        for store in self.stores.values() {
+            store.close().await;
+        }
+    }
+}
+
+/// What the caller does about a store's error.
+fn peer_error(error: StoreError) -> PeerError {
+    let text = error.to_string();
+    match error {
+        StoreError::Missing { .. } => PeerError::Missing,
+        StoreError::Corrupt { .. } => PeerError::Corrupt(text),
+        StoreError::DiskFull { .. } | StoreError::ReadOnly { .. } => PeerError::Full(text),
+        StoreError::Busy { .. }
+        | StoreError::Device { .. }
+        | StoreError::Failed { .. }
+        | StoreError::Closed { .. }
+        | StoreError::Io { .. } => PeerError::Unreachable(text),
+        _ => PeerError::Refused(text),
+    }
+}
+
+struct LocalSink(ShardWriter);
+
+#[async_trait]
+impl ShardSink for LocalSink {
+    async fn send(&mut self, bytes: Bytes) -> Result<(), PeerError> {
+        self.0.write(bytes).await.map_err(peer_error)
+    }
+
+    async fn finish(self: Box<Self>, footer: ShardFooter) -> Result<(), PeerError> {
+        self.0.finish(footer).await.map_err(peer_error)
+    }
+}
+
+#[async_trait]
+impl ShardPeers for LocalDisks {
+    async fn put(&self, disk: DiskId, header: ShardHeader) -> Result<Box<dyn ShardSink>, PeerError> {
+        let writer = self.store(disk)?.begin(header).await.map_err(peer_error)?;
+        Ok(Box::new(LocalSink(writer)))
+    }
+
+    async fn read(&self, disk: DiskId, key: ShardKey, offset: u64, len: u64) -> Result<Bytes, PeerError> {
+        self.store(disk)?.read(key, offset, len).await.map_err(peer_error)
+    }
+
+    async fn footer(&self, disk: DiskId, key: ShardKey) -> Result<ShardFooter, PeerError> {
+        self.store(disk)?.footer(key).await.map_err(peer_error)
+    }
+
+    async fn delete(&self, disk: DiskId, keys: Vec<ShardKey>) -> Result<(), PeerError> {
+        self.store(disk)?.delete(keys).await.map_err(peer_error)
+    }
+
+    fn is_up(&self, disk: DiskId) -> bool {
+        self.stores.contains_key(&disk)
+    }
+}

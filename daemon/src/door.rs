@@ -1,0 +1,110 @@
+//! Opens the S3 door: its listener, its certificates, and their renewal without a restart.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use makai_config::NodeConfig;
+use makai_gateway::identity::Identity;
+use makai_gateway::objects::Objects;
+use makai_gateway::s3::{S3Door, S3DoorConfig, serve};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How often certificate files are looked at for a change.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(30);
+
+/// Starts the door where the configuration has one; returns its address.
+///
+/// # Errors
+/// The address cannot be bound, or the certificates cannot be read.
+pub async fn start_s3(
+    config: &NodeConfig,
+    objects: Objects,
+    identity: Identity,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<Option<SocketAddr>> {
+    let Some(listen) = config.s3.listen else { return Ok(None) };
+    let door = S3DoorConfig {
+        region: config.s3.region.clone(),
+        domains: config.s3.domains.clone(),
+        ..S3DoorConfig::default()
+    };
+    let door = S3Door::new(objects, identity, door)?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (s3.listen)"))?;
+    let address = listener.local_addr()?;
+    let tls = match (&config.s3.tls_cert, &config.s3.tls_key) {
+        (Some(cert), Some(key)) => {
+            let (renewed, tls) = watch::channel(load_tls(cert, key)?);
+            let (cert, key, stop) = (cert.clone(), key.clone(), stop.clone());
+            tasks.spawn(async move { follow_certificates(&cert, &key, &renewed, &stop).await });
+            Some(tls)
+        }
+        _ => None,
+    };
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        if let Err(error) = serve(door, vec![listener], tls, stop).await {
+            tracing::error!(%error, "the S3 door closed");
+        }
+    });
+    Ok(Some(address))
+}
+
+fn load_tls(cert: &Path, key: &Path) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    let open = |path: &Path| File::open(path).map(BufReader::new).with_context(|| format!("read {path:?}"));
+    let chain = CertificateDer::pem_reader_iter(open(cert)?)
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("{cert:?} (s3.tls_cert) is not a PEM certificate chain"))?;
+    let key_der = PrivateKeyDer::from_pem_reader(open(key)?)
+        .with_context(|| format!("{key:?} (s3.tls_key) is not a PEM private key"))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key_der)
+        .with_context(|| format!("{cert:?} and {key:?} do not belong together"))?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(tls))
+}
+
+fn changed_at(cert: &Path, key: &Path) -> Option<(SystemTime, SystemTime)> {
+    let of = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    Some((of(cert)?, of(key)?))
+}
+
+async fn follow_certificates(
+    cert: &Path,
+    key: &Path,
+    renewed: &watch::Sender<Arc<rustls::ServerConfig>>,
+    stop: &CancellationToken,
+) {
+    let mut seen = changed_at(cert, key);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(CERTIFICATES_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let now = changed_at(cert, key);
+        if now == seen {
+            continue;
+        }
+        match load_tls(cert, key) {
+            Ok(tls) => {
+                tracing::info!(?cert, "new certificates are in use");
+                renewed.send_replace(tls);
+                seen = now;
+            }
+            Err(error) => tracing::error!(error = format!("{error:#}"), "the old certificates stay in use"),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What is one node: the parts of the other crates, put together on one machine.
+//!
+//! | room          | holds                                                                | touches         |
+//! |---------------|----------------------------------------------------------------------|-----------------|
+//! | [`node`]      | assembly: builds the parts from the ground up, stops them in reverse | all below       |
+//! | [`identity`]  | the Ed25519 key that is this node's name                             | one file        |
+//! | [`transport`] | requests and shards between nodes; the only room that names quinn    | network         |
+//! | [`members`]   | who the other nodes are, what they may ask                           | transport       |
+//! | [`disks`]     | this node's shard stores behind the port that remote ones have too   | disks           |
+//! | [`reconcile`] | loops that bring what is nearer to what should be: one a file        | ports           |
+//! | [`door`]      | the S3 listener and its certificates                                 | network         |
+//! | [`console`]   | health, metrics and the commands of the CLI, as JSON over HTTP       | network         |
+//! | [`cli`]       | a command a file                                                     | console, files  |
+//! | [`state`], [`ticket`], [`files`], [`clock`] | memory of the cluster; join tokens; atomic files; the clock | files |
+
+pub mod cli;
+pub mod clock;
+pub mod console;
+pub mod disks;
+pub mod door;
+pub mod files;
+pub mod identity;
+pub mod members;
+pub mod node;
+pub mod reconcile;
+pub mod state;
+pub mod ticket;
+pub mod transport;

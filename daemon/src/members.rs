@@ -1,0 +1,348 @@
+//! Who the other nodes are, what they may ask, and what this node answers them.
+//!
+//! ```text
+//! request (kind, body) ─ who asks, in which role ─> agreement | join | heartbeat | facts
+//! ```
+//!
+//! | kind | name      | who may           | body -> answer (MessagePack)                       |
+//! |------|-----------|-------------------|----------------------------------------------------|
+//! | 1    | meta      | voters, gateways  | what `makai_raft::handle` exchanges                 |
+//! | 2    | join      | anyone            | [`JoinRequest`] -> [`JoinAnswer`]                   |
+//! | 3    | heartbeat | members           | [`Heartbeat`] -> [`HeartbeatAnswer`]                |
+//! | 4    | facts     | members           | [`Query`], of those a storage node needs -> [`Answer`] |
+//!
+//! Always: a node that is not a member can only ask to join; a storage node cannot change facts or read keys.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use makai_erasure::stripe::ShardPeers;
+use makai_erasure::{DiskId, NodeId};
+use makai_raft::facts::Timestamp;
+use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
+use makai_raft::facts::command::{Command, Refusal, Reply};
+use makai_raft::facts::query::{Answer, Query};
+use makai_raft::handle::{MetaError, MetaNode, Metadata};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::disks::LocalDisks;
+use crate::state::KnownPeer;
+use crate::ticket::Ticket;
+use crate::transport::{ConnectionKind, PeerHandler, Transport};
+
+pub const META: u16 = 1;
+pub const JOIN: u16 = 2;
+pub const HEARTBEAT: u16 = 3;
+pub const FACTS: u16 = 4;
+
+/// How long a peer may take over a question about facts.
+const FACTS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long questions about facts are repeated before the asker is told.
+const FACTS_DEADLINE: Duration = Duration::from_secs(15);
+/// Pause before the next voter is asked.
+const FACTS_PAUSE: Duration = Duration::from_millis(200);
+
+/// A machine asks to become a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// What it says of itself; its id must be the key it connects with.
+    pub node: Node,
+    pub disks: Vec<Disk>,
+    /// Token id and secret; `None` from a member that renews what it says of itself.
+    pub token: Option<(String, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinAnswer {
+    Joined {
+        cluster_id: String,
+        number: u64,
+        peers: Vec<KnownPeer>,
+        /// For voters and gateways alone.
+        cluster_key: Option<[u8; 32]>,
+    },
+    /// The cluster says no: asking again will not help.
+    Refused(Refusal),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub disks: Vec<DiskBeat>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskBeat {
+    pub disk: DiskId,
+    pub capacity_bytes: u64,
+    pub free_bytes: u64,
+    pub shard_count: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAnswer {
+    /// Whom to send the next one to.
+    pub leader: Option<NodeId>,
+    /// The newest map the answerer has.
+    pub map_epoch: u64,
+}
+
+/// When a node was last heard and what it said. Soft state of the leader.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    pub at: Instant,
+    pub disks: Vec<DiskBeat>,
+}
+
+/// Members by id, from the map or, before there is one, from the node's memory.
+#[derive(Debug, Default)]
+struct Roster {
+    roles: HashMap<NodeId, Vec<Role>>,
+}
+
+/// What this node answers its peers.
+pub struct Members {
+    id: NodeId,
+    disks: LocalDisks,
+    cluster_id: RwLock<String>,
+    roster: RwLock<Roster>,
+    cluster_key: OnceLock<[u8; 32]>,
+    meta: OnceLock<MetaNode>,
+    facts: OnceLock<Arc<dyn Metadata>>,
+    heard: Mutex<HashMap<NodeId, Heard>>,
+    map_epoch: std::sync::atomic::AtomicU64,
+}
+
+impl Members {
+    #[must_use]
+    pub fn new(id: NodeId, disks: LocalDisks) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            disks,
+            cluster_id: RwLock::default(),
+            roster: RwLock::default(),
+            cluster_key: OnceLock::new(),
+            meta: OnceLock::new(),
+            facts: OnceLock::new(),
+            heard: Mutex::default(),
+            map_epoch: std::sync::atomic::AtomicU64::new(0),
+        })
+    }
+
+    /// What is known of the cluster before its facts can be read.
+    pub fn remember(&self, cluster_id: &str, peers: &[KnownPeer]) {
+        *self.cluster_id.write().unwrap_or_else(PoisonError::into_inner) = cluster_id.into();
+        let mut roster = self.roster.write().unwrap_or_else(PoisonError::into_inner);
+        for peer in peers {
+            roster.roles.insert(peer.id, peer.roles.clone());
+        }
+    }
+
+    /// The members as the facts have them: those no longer there are shut out.
+    pub fn update(&self, map: &ClusterMap) {
+        let members = map.nodes.iter().filter(|node| node.standing != Standing::Lost);
+        let roles = members.map(|node| (node.id, node.roles.clone())).collect();
+        self.roster.write().unwrap_or_else(PoisonError::into_inner).roles = roles;
+        self.map_epoch.store(map.epoch, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub fn set_cluster_key(&self, key: [u8; 32]) {
+        let _ = self.cluster_key.set(key);
+    }
+
+    pub fn cluster_key(&self) -> Option<[u8; 32]> {
+        self.cluster_key.get().copied()
+    }
+
+    pub fn set_meta(&self, meta: MetaNode) {
+        let _ = self.meta.set(meta);
+    }
+
+    pub fn meta(&self) -> Option<&MetaNode> {
+        self.meta.get()
+    }
+
+    pub fn set_facts(&self, facts: Arc<dyn Metadata>) {
+        let _ = self.facts.set(facts);
+    }
+
+    fn has_role(&self, peer: NodeId, wanted: &[Role]) -> bool {
+        let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
+        roster.roles.get(&peer).is_some_and(|roles| wanted.is_empty() || wanted.iter().any(|role| roles.contains(role)))
+    }
+
+    /// Voters to ask, this node first if it is one.
+    #[must_use]
+    pub fn voters(&self) -> Vec<NodeId> {
+        let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
+        let mut voters: Vec<NodeId> =
+            roster.roles.iter().filter(|(_, roles)| roles.contains(&Role::Voter)).map(|(id, _)| *id).collect();
+        voters.sort_by_key(|id| (*id != self.id, *id));
+        voters
+    }
+
+    /// What the leader has heard, by node.
+    #[must_use]
+    pub fn heard(&self) -> HashMap<NodeId, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a heartbeat, a peer's or this node's own.
+    pub fn hear(&self, from: NodeId, beat: Heartbeat) {
+        let heard = Heard { at: clock::instant(), disks: beat.disks };
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(from, heard);
+    }
+
+    pub fn heartbeat_answer(&self) -> HeartbeatAnswer {
+        let leader = self.meta.get().and_then(MetaNode::leader);
+        HeartbeatAnswer { leader, map_epoch: self.map_epoch.load(std::sync::atomic::Ordering::Relaxed) }
+    }
+
+    async fn join(&self, from: NodeId, request: JoinRequest) -> Result<JoinAnswer, String> {
+        let facts = self.facts.get().ok_or("this node is still starting; try again")?;
+        if request.node.id != from || request.disks.iter().any(|disk| disk.node != from) {
+            return Err("a node joins under its own key and with its own disks".into());
+        }
+        let is_member = self.has_role(from, &[]);
+        let token = request.token.map(|(id, secret)| (id, Ticket::secret_hash(&secret)));
+        if token.is_none() && !is_member {
+            return Ok(JoinAnswer::Refused(Refusal::BadToken));
+        }
+        let command = Command::JoinNode { node: request.node, disks: request.disks, token };
+        let node = match facts.propose(command).await {
+            Ok(Reply::Node(node)) => node,
+            Ok(other) => return Err(format!("the facts answered {other:?}")),
+            Err(MetaError::Refused(refusal)) => return Ok(JoinAnswer::Refused(refusal)),
+            Err(error) => return Err(error.to_string()),
+        };
+        let map = match facts.query(Query::ClusterMap { known_epoch: None }).await {
+            Ok(Answer::ClusterMap(map)) => map,
+            Ok(other) => return Err(format!("the facts answered {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        };
+        self.update(&map);
+        let is_trusted = node.roles.contains(&Role::Voter) || node.roles.contains(&Role::Gateway);
+        Ok(JoinAnswer::Joined {
+            cluster_id: self.cluster_id.read().unwrap_or_else(PoisonError::into_inner).clone(),
+            number: node.number,
+            peers: known_peers(&map),
+            cluster_key: self.cluster_key().filter(|_| is_trusted),
+        })
+    }
+
+    async fn answer_facts(&self, query: Query) -> Result<Answer, String> {
+        let is_public = matches!(
+            query,
+            Query::ClusterMap { .. } | Query::BlobsOfGroup { .. } | Query::BlobStates { .. }
+        );
+        if !is_public {
+            return Err("a storage node may read the map and the blobs of groups only".into());
+        }
+        let facts = self.facts.get().ok_or("this node is still starting; try again")?;
+        facts.query(query).await.map_err(|error| error.to_string())
+    }
+}
+
+/// The members worth remembering: those that can be dialled.
+#[must_use]
+pub fn known_peers(map: &ClusterMap) -> Vec<KnownPeer> {
+    let members = map.nodes.iter().filter(|node| node.standing != Standing::Lost);
+    members
+        .map(|node| KnownPeer { id: node.id, addresses: node.addresses.clone(), roles: node.roles.clone() })
+        .collect()
+}
+
+/// # Errors
+/// The bytes are not such a message.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    rmp_serde::from_slice(body).map_err(|error| format!("the message cannot be read: {error}"))
+}
+
+/// # Errors
+/// The value has no MessagePack form.
+pub fn encode<T: Serialize>(value: &T) -> Result<Bytes, String> {
+    rmp_serde::to_vec(value).map(Bytes::from).map_err(|error| error.to_string())
+}
+
+#[async_trait]
+impl PeerHandler for Members {
+    fn admit(&self, peer: NodeId, kind: ConnectionKind) -> bool {
+        kind == ConnectionKind::Control || self.has_role(peer, &[])
+    }
+
+    async fn control(&self, from: NodeId, kind: u16, body: Bytes) -> Result<Bytes, String> {
+        let is_member = self.has_role(from, &[]);
+        match kind {
+            JOIN => encode(&self.join(from, decode(&body)?).await?),
+            META if self.has_role(from, &[Role::Voter, Role::Gateway]) => match self.meta.get() {
+                Some(meta) => Ok(meta.serve(from, body).await),
+                None => Err("this node is no voter, or still starting".into()),
+            },
+            HEARTBEAT if is_member => {
+                self.hear(from, decode(&body)?);
+                encode(&self.heartbeat_answer())
+            }
+            FACTS if is_member => encode(&self.answer_facts(decode(&body)?).await?),
+            META | HEARTBEAT | FACTS => Err(format!("node {from} may not ask this (kind {kind})")),
+            _ => Err(format!("kind {kind} is unknown to this release")),
+        }
+    }
+
+    fn local_shards(&self) -> Arc<dyn ShardPeers> {
+        Arc::new(self.disks.clone())
+    }
+}
+
+/// The facts as a node sees them that is neither voter nor gateway: the few it needs, from any voter that answers.
+pub struct StorageFacts {
+    pub transport: Transport,
+    pub members: Arc<Members>,
+}
+
+#[async_trait]
+impl Metadata for StorageFacts {
+    async fn propose(&self, _command: Command) -> Result<Reply, MetaError> {
+        Err(MetaError::Refused(Refusal::Invalid("a storage node changes no facts".into())))
+    }
+
+    async fn query(&self, query: Query) -> Result<Answer, MetaError> {
+        let unavailable = |why: String| MetaError::Unavailable(why);
+        let body = encode(&query).map_err(unavailable)?;
+        let begun = clock::instant();
+        let mut last = String::from("no voter is known");
+        while begun.elapsed() < FACTS_DEADLINE {
+            for voter in self.members.voters() {
+                match self.transport.request(voter, FACTS, body.clone(), FACTS_TIMEOUT).await {
+                    Ok(answer) => return decode(&answer).map_err(unavailable),
+                    Err(error) => last = error.to_string(),
+                }
+            }
+            tokio::time::sleep(FACTS_PAUSE).await;
+        }
+        Err(MetaError::Unavailable(last))
+    }
+}
+
+/// What a node says of itself.
+#[must_use]
+pub fn describe(id: NodeId, config: &makai_config::NodeConfig, addresses: Vec<String>) -> Node {
+    let role = |role: &makai_config::Role| role.as_str().parse().ok();
+    Node {
+        id,
+        number: 0,
+        name: config.node.name.clone(),
+        owner: config.node.owner.clone(),
+        site: config.node.site.clone(),
+        roles: config.node.roles.iter().filter_map(role).collect(),
+        addresses,
+        standing: Standing::Active,
+        joined_at: Timestamp(0),
+        is_up: true,
+        changed_at: Timestamp(0),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }
+}

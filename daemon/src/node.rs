@@ -1,0 +1,570 @@
+//! One node: builds its parts from the ground up, keeps them running, stops them in reverse.
+//!
+//! ```text
+//! lock ─> key ─> disks ─> transport ─> cluster (begun, joined or remembered) ─> voter ─> facts ─> doors ─> loops
+//! ```
+//!
+//! Always: a node serves nothing before it knows its cluster; a start that fails says what to mend and leaves what was on
+//! disk as it was; a stop drains the doors first and syncs the disks last.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use async_trait::async_trait;
+use bytes::Bytes;
+use makai_config::NodeConfig;
+use makai_erasure::store::{ShardStore, StoreOptions};
+use makai_erasure::stripe::ShardPeers;
+use makai_erasure::{DiskId, NodeId};
+use makai_gateway::identity::{self, Identity};
+use makai_gateway::objects::{Objects, ObjectsOptions};
+use makai_raft::facts::Timestamp;
+use makai_raft::facts::cluster::{Disk, Node as NodeFacts, Role, Standing};
+use makai_raft::facts::command::{Command, Refusal, Reply};
+use makai_raft::facts::query::{Answer, Query};
+use makai_raft::facts::tenant::{AccessKey, Tenant};
+use makai_raft::handle::{
+    MetaClient, MetaClientConfig, MetaConfig, MetaError, MetaNode, Metadata, RaftPeerError, RaftPeers,
+};
+use makai_raft::view::MapView;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::disks::LocalDisks;
+use crate::files::{self, FolderLock};
+use crate::identity::NodeIdentity;
+use crate::members::{JOIN, JoinAnswer, JoinRequest, META, Members, StorageFacts, decode, describe, encode};
+use crate::reconcile::{self, Shell};
+use crate::state::{self, ClusterState, KnownPeer};
+use crate::ticket::Ticket;
+use crate::transport::{Transport, TransportConfig, TransportError};
+use crate::{clock, console, door};
+
+/// How long a node tries to join, or to say that it is back, before it gives up.
+const JOIN_DEADLINE: Duration = Duration::from_secs(120);
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long requests under way may take to end when the node stops.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// The tenant that a new cluster begins with.
+const FIRST_TENANT: &str = "main";
+
+/// The credentials that a new cluster begins with: `credentials.json` on its first node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstCredentials {
+    pub tenant: String,
+    pub access_key_id: String,
+    pub secret_access_key: String,
+}
+
+/// Where that file lies.
+#[must_use]
+pub fn credentials_path(dir: &Path) -> PathBuf {
+    dir.join("credentials.json")
+}
+
+/// A running node.
+pub struct Node {
+    shell: Shell,
+    tasks: TaskTracker,
+    meta: Option<MetaNode>,
+    stop_doors: CancellationToken,
+    door_tasks: TaskTracker,
+    /// Addresses as bound: they differ from the configured ones where those ask for any free port.
+    pub s3: Option<SocketAddr>,
+    pub console: Option<SocketAddr>,
+    _lock: FolderLock,
+}
+
+impl Node {
+    /// Starts a node and returns once it serves.
+    ///
+    /// # Errors
+    /// What keeps it from starting, with what to do.
+    pub async fn start(config: NodeConfig) -> anyhow::Result<Self> {
+        makai_erasure::codec::self_test().context("the erasure codec does not work on this CPU")?;
+        let dir = config.node.dir.clone();
+        std::fs::create_dir_all(&dir).with_context(|| format!("make the node's folder {dir:?}"))?;
+        let lock = FolderLock::take(&dir).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => {
+                anyhow!("another daemon runs on {dir:?}; stop it first, or give this one another node.dir")
+            }
+            _ => anyhow!(error).context(format!("lock {dir:?}")),
+        })?;
+        let node_key = NodeIdentity::load_or_create(&dir)?;
+        let id = node_key.id();
+        let ticket = read_ticket(&config)?;
+        let remembered = check_cluster(&config, ClusterState::load(&dir)?, ticket.as_ref())?;
+
+        let cluster_id = match (&remembered, &ticket) {
+            (Some(state), _) => state.cluster_id.clone(),
+            (None, Some(ticket)) => ticket.cluster_id.clone(),
+            (None, None) => hex::encode(rand::random::<[u8; 16]>()),
+        };
+        let disks = open_disks(&config, &cluster_id).await?;
+        let members = Members::new(id, disks.clone());
+        let transport = start_transport(&config, &node_key, &members).await?;
+        let addresses = advertised(&config, transport.local_addr());
+        let facts_of_me = describe(id, &config, addresses);
+        if facts_of_me.roles.contains(&Role::Voter) && facts_of_me.addresses.is_empty() {
+            bail!("a voter must be reachable: set peers.advertise to the host:port that others can dial");
+        }
+        let own_disks = describe_disks(id, &config, &disks);
+
+        let state = match remembered {
+            Some(state) => {
+                if let Some(key) = state::load_cluster_key(&dir)? {
+                    members.set_cluster_key(key);
+                }
+                state
+            }
+            None => match &ticket {
+                Some(ticket) => {
+                    join(&transport, &members, ticket, &facts_of_me, &own_disks, &dir).await?
+                }
+                None => begin(&dir, &members, &cluster_id, &facts_of_me)?,
+            },
+        };
+        members.remember(&state.cluster_id, &state.peers);
+        for peer in state.peers.iter().filter(|peer| peer.id != id) {
+            transport.set_addresses(peer.id, peer.addresses.clone());
+        }
+
+        let peers: Arc<dyn RaftPeers> = Arc::new(ControlPeers(transport.clone()));
+        let is_voter = facts_of_me.roles.contains(&Role::Voter);
+        let meta = if is_voter { Some(start_meta(&config, &state, id, &peers).await?) } else { None };
+        if let Some(meta) = &meta {
+            members.set_meta(meta.clone());
+            if config.cluster.init {
+                meta.bootstrap().await.context("begin the cluster's metadata")?;
+            }
+        }
+        let (voters_now, voters) = watch::channel(members.voters());
+        let is_trusted = is_voter || facts_of_me.roles.contains(&Role::Gateway);
+        let facts: Arc<dyn Metadata> = if is_trusted {
+            let mut client = MetaClientConfig::new(rand::random());
+            client.deadline_ms = config.raft.deadline_ms;
+            client.attempt_timeout_ms = config.raft.request_timeout_ms;
+            Arc::new(MetaClient::new(meta.clone(), voters, Arc::clone(&peers), client))
+        } else {
+            Arc::new(StorageFacts { transport: transport.clone(), members: Arc::clone(&members) })
+        };
+        members.set_facts(Arc::clone(&facts));
+        if config.cluster.init {
+            found(&*facts, &members, &state, &facts_of_me, &own_disks, &dir).await?;
+        } else {
+            renew(&transport, &members, &*facts, is_trusted, &facts_of_me, &own_disks).await?;
+        }
+
+        let map = MapView::default();
+        let shell = Shell {
+            id,
+            peers: shard_peers(&transport, &map),
+            config: Arc::new(config),
+            members: Arc::clone(&members),
+            transport,
+            facts,
+            disks,
+            map,
+            map_changed: Arc::new(Notify::new()),
+            progress: Arc::default(),
+            stop: CancellationToken::new(),
+        };
+        while let Err(error) = reconcile::map::refresh(&shell).await {
+            tracing::debug!(%error, "waiting for the cluster map");
+            tokio::time::sleep(JOIN_PAUSE).await;
+        }
+        let tasks = TaskTracker::new();
+        tasks.spawn(follow_voters(shell.clone(), voters_now));
+        reconcile::start(&shell, &tasks);
+
+        let (stop_doors, door_tasks) = (CancellationToken::new(), TaskTracker::new());
+        let s3 = match (facts_of_me.roles.contains(&Role::Gateway), members.cluster_key()) {
+            (true, Some(key)) => {
+                let identity = Identity::new(Arc::clone(&shell.facts), key);
+                let objects = objects(&shell, identity.clone());
+                door::start_s3(&shell.config, objects, identity, &stop_doors, &door_tasks).await?
+            }
+            (true, None) => bail!("this gateway has no cluster.key; join again with a token that grants the role"),
+            (false, _) => None,
+        };
+        let console = console::start(&shell, &stop_doors, &door_tasks).await?;
+        tracing::info!(node = %id, ?s3, ?console, "the node serves");
+        Ok(Self { shell, tasks, meta, stop_doors, door_tasks, s3, console, _lock: lock })
+    }
+
+    #[must_use]
+    pub fn shell(&self) -> &Shell {
+        &self.shell
+    }
+
+    /// Returns when the node can go on no longer.
+    pub async fn failed(&self) -> anyhow::Error {
+        match &self.meta {
+            Some(meta) => anyhow!(meta.fatal().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets requests end, hands leadership on, syncs the disks.
+    pub async fn stop(self) {
+        self.stop_doors.cancel();
+        self.door_tasks.close();
+        if tokio::time::timeout(DRAIN_MAX, self.door_tasks.wait()).await.is_err() {
+            tracing::warn!("requests were still under way when the node stopped");
+        }
+        self.shell.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN_MAX, self.tasks.wait()).await.is_err() {
+            tracing::warn!("a loop was still busy when the node stopped");
+        }
+        if let Some(meta) = &self.meta {
+            meta.shutdown().await;
+        }
+        self.shell.transport.close(Duration::from_secs(1)).await;
+        self.shell.disks.close().await;
+    }
+}
+
+fn read_ticket(config: &NodeConfig) -> anyhow::Result<Option<Ticket>> {
+    let token = config.read_join_token()?;
+    Ok(token.map(|token| Ticket::parse(token.expose())).transpose()?)
+}
+
+/// The cluster this node remembers, unless the configuration means another.
+fn check_cluster(
+    config: &NodeConfig,
+    remembered: Option<ClusterState>,
+    ticket: Option<&Ticket>,
+) -> anyhow::Result<Option<ClusterState>> {
+    let dir = &config.node.dir;
+    match (remembered, ticket) {
+        (Some(state), Some(ticket)) if state.cluster_id != ticket.cluster_id => bail!(
+            "{dir:?} belongs to cluster {}, the join token to cluster {}; use an empty folder, or the right token",
+            state.cluster_id,
+            ticket.cluster_id
+        ),
+        (None, None) if !config.cluster.init => bail!(
+            "{dir:?} knows no cluster: set cluster.join_token (from `makai node join-token` on a voter), \
+             or cluster.init = true to begin a new cluster"
+        ),
+        (remembered, _) => Ok(remembered),
+    }
+}
+
+async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<LocalDisks> {
+    let mut stores = Vec::new();
+    for disk in &config.disk {
+        let options = StoreOptions {
+            reserve_bytes: disk.reserve_bytes,
+            segment_bytes: config.storage.segment_bytes,
+            ..StoreOptions::default()
+        };
+        let (path, cluster_id) = (disk.path.clone(), cluster_id.to_owned());
+        let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            std::fs::create_dir_all(&path).with_context(|| format!("make the disk's folder {path:?}"))?;
+            if std::fs::read_dir(&path).with_context(|| format!("look into {path:?}"))?.next().is_none() {
+                ShardStore::format(&path, &cluster_id, DiskId(rand::random()))?;
+            }
+            Ok(ShardStore::open(&path, &cluster_id, options)?)
+        });
+        let (store, report) = opened.await??;
+        tracing::info!(disk = %store.disk_id(), path = ?disk.path, shards = report.shards, unfinished = report.unfinished,
+            "disk open");
+        for damage in &report.damaged {
+            tracing::warn!(path = ?damage.path, offset = damage.offset, what = %damage.what, "a damaged record is set aside; its shard is rebuilt");
+        }
+        stores.push(store);
+    }
+    Ok(LocalDisks::new(stores))
+}
+
+fn describe_disks(node: NodeId, config: &NodeConfig, disks: &LocalDisks) -> Vec<Disk> {
+    let cap = |bytes: u64| {
+        let max = config.disk.iter().map(|disk| disk.capacity_bytes_max).max().unwrap_or(0);
+        if max == 0 { bytes } else { bytes.min(max) }
+    };
+    let describe = |(id, store): (&DiskId, &ShardStore)| Disk {
+        id: *id,
+        node,
+        capacity_bytes: cap(store.usage().capacity),
+        standing: Standing::Active,
+        added_at: Timestamp(0),
+    };
+    disks.iter().map(describe).collect()
+}
+
+async fn start_transport(
+    config: &NodeConfig,
+    node_key: &NodeIdentity,
+    members: &Arc<Members>,
+) -> anyhow::Result<Transport> {
+    let transport = TransportConfig {
+        listen: config.peers.listen,
+        connect_timeout: Duration::from_millis(config.peers.connect_timeout_ms),
+        idle_timeout: Duration::from_millis(config.peers.idle_timeout_ms),
+        ..TransportConfig::default()
+    };
+    let handler: Arc<dyn crate::transport::PeerHandler> = Arc::<Members>::clone(members);
+    Transport::start(transport, node_key, handler)
+        .await
+        .with_context(|| format!("listen for peers on {} (peers.listen)", config.peers.listen))
+}
+
+/// Where others reach this node: as configured, else where it listens if that is an address and not all of them.
+fn advertised(config: &NodeConfig, listening: SocketAddr) -> Vec<String> {
+    if !config.peers.advertise.is_empty() {
+        return config.peers.advertise.clone();
+    }
+    if listening.ip().is_unspecified() { Vec::new() } else { vec![listening.to_string()] }
+}
+
+/// Makes the secrets of a new cluster; its facts follow once the voter runs.
+fn begin(dir: &Path, members: &Members, cluster_id: &str, me: &NodeFacts) -> anyhow::Result<ClusterState> {
+    let key = rand::random::<[u8; 32]>();
+    state::save_cluster_key(dir, &key)?;
+    members.set_cluster_key(key);
+    let me = KnownPeer { id: me.id, addresses: me.addresses.clone(), roles: me.roles.clone() };
+    let state = ClusterState::new(cluster_id.to_owned(), 1, vec![me]);
+    state.save(dir)?;
+    Ok(state)
+}
+
+async fn join(
+    transport: &Transport,
+    members: &Members,
+    ticket: &Ticket,
+    me: &NodeFacts,
+    disks: &[Disk],
+    dir: &Path,
+) -> anyhow::Result<ClusterState> {
+    for voter in &ticket.voters {
+        transport.set_addresses(voter.id, voter.addresses.clone());
+    }
+    let token = Some((ticket.token_id.clone(), ticket.secret.clone()));
+    let request = JoinRequest { node: me.clone(), disks: disks.to_vec(), token };
+    let voters: Vec<NodeId> = ticket.voters.iter().map(|voter| voter.id).collect();
+    let answer = ask_to_join(transport, &voters, &request).await?;
+    let JoinAnswer::Joined { cluster_id, number, peers, cluster_key } = answer else {
+        bail!("the cluster did not answer as expected")
+    };
+    if cluster_id != ticket.cluster_id {
+        bail!("the join token is for cluster {}, but cluster {cluster_id} answered", ticket.cluster_id);
+    }
+    if let Some(key) = cluster_key {
+        state::save_cluster_key(dir, &key)?;
+        members.set_cluster_key(key);
+    }
+    let state = ClusterState::new(cluster_id, number, peers);
+    state.save(dir)?;
+    Ok(state)
+}
+
+/// Asks one voter after the other until one lets this node in.
+async fn ask_to_join(
+    transport: &Transport,
+    voters: &[NodeId],
+    request: &JoinRequest,
+) -> anyhow::Result<JoinAnswer> {
+    let body = encode(request).map_err(|why| anyhow!(why))?;
+    let begun = clock::instant();
+    let mut last = String::from("no voter is known");
+    while begun.elapsed() < JOIN_DEADLINE {
+        for voter in voters {
+            match transport.request(*voter, JOIN, body.clone(), JOIN_TIMEOUT).await {
+                Ok(answer) => match decode(&answer).map_err(|why| anyhow!(why))? {
+                    JoinAnswer::Refused(refusal) => bail!("the cluster does not let this node in: {refusal}"),
+                    joined @ JoinAnswer::Joined { .. } => return Ok(joined),
+                },
+                Err(error @ (TransportError::WrongPeer { .. } | TransportError::Version { .. })) => return Err(error.into()),
+                Err(error) => last = error.to_string(),
+            }
+        }
+        tokio::time::sleep(JOIN_PAUSE).await;
+    }
+    bail!("no voter let this node in within {} s: {last}", JOIN_DEADLINE.as_secs())
+}
+
+async fn start_meta(
+    config: &NodeConfig,
+    state: &ClusterState,
+    id: NodeId,
+    peers: &Arc<dyn RaftPeers>,
+) -> anyhow::Result<MetaNode> {
+    let mut meta = MetaConfig::new(config.node.dir.join("meta"), state.cluster_id.clone(), state.number, id);
+    meta.heartbeat_interval_ms = config.raft.heartbeat_interval_ms;
+    meta.election_timeout_min_ms = config.raft.election_timeout_min_ms;
+    meta.election_timeout_max_ms = config.raft.election_timeout_max_ms;
+    meta.request_timeout_ms = config.raft.request_timeout_ms;
+    meta.snapshot_log_bytes = config.raft.snapshot_log_bytes;
+    meta.snapshot_interval_ms = config.raft.snapshot_interval_ms;
+    meta.log_keep_bytes = config.raft.log_keep_bytes;
+    meta.log_segment_bytes = config.raft.log_segment_bytes;
+    meta.log_cache_bytes = usize::try_from(config.raft.log_cache_bytes).unwrap_or(usize::MAX);
+    meta.store_cache_bytes = usize::try_from(config.raft.store_cache_bytes).unwrap_or(usize::MAX);
+    Ok(MetaNode::start(meta, Arc::clone(peers), Arc::new(|| clock::now().0)).await?)
+}
+
+/// The first facts of a new cluster; on a later start, what this node says of itself.
+async fn found(
+    facts: &dyn Metadata,
+    members: &Members,
+    state: &ClusterState,
+    me: &NodeFacts,
+    disks: &[Disk],
+    dir: &Path,
+) -> anyhow::Result<()> {
+    match patiently(facts, Command::InitCluster { cluster_id: state.cluster_id.clone() }).await {
+        Ok(_) | Err(MetaError::Refused(Refusal::AlreadyExists(_))) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let command = Command::JoinNode { node: me.clone(), disks: disks.to_vec(), token: None };
+    patiently(facts, command).await.context("enter this node into the facts")?;
+    let cluster_key = members.cluster_key().context("cluster.key is missing on the cluster's first node")?;
+    let Answer::Tenants(tenants) = facts.query(Query::Tenants).await? else { bail!("the facts list no tenants") };
+    if !credentials_path(dir).exists() {
+        let tenant = match tenants.into_iter().find(|tenant| tenant.name == FIRST_TENANT) {
+            Some(tenant) => tenant,
+            None => create_tenant(facts, &cluster_key, FIRST_TENANT, None).await?,
+        };
+        let (access_key_id, secret_access_key) = create_key(facts, &cluster_key, &tenant).await?;
+        let credentials = FirstCredentials { tenant: tenant.name, access_key_id, secret_access_key };
+        let path = credentials_path(dir);
+        files::replace(&path, &serde_json::to_vec_pretty(&credentials)?)
+            .with_context(|| format!("write {path:?}"))?;
+    }
+    Ok(())
+}
+
+/// Makes a tenant with a data key of its own.
+///
+/// # Errors
+/// The name is taken or malformed, or the facts do not answer.
+pub async fn create_tenant(
+    facts: &dyn Metadata,
+    cluster_key: &[u8; 32],
+    name: &str,
+    quota_bytes: Option<u64>,
+) -> anyhow::Result<Tenant> {
+    let wrapped_key = identity::new_tenant_key(cluster_key, name)?;
+    match facts.propose(Command::CreateTenant { name: name.into(), wrapped_key, quota_bytes }).await? {
+        Reply::Tenant(tenant) => Ok(tenant),
+        other => bail!("the facts answered {other:?}"),
+    }
+}
+
+/// Makes an access key; returns its id and secret.
+///
+/// # Errors
+/// The facts do not answer.
+pub async fn create_key(
+    facts: &dyn Metadata,
+    cluster_key: &[u8; 32],
+    tenant: &Tenant,
+) -> anyhow::Result<(String, String)> {
+    let new = identity::new_access_key()?;
+    let sealed_secret =
+        identity::seal_secret(cluster_key, identity::PURPOSE_SECRET, &new.id, new.secret.expose().as_bytes())?;
+    let key = AccessKey {
+        id: new.id.clone(),
+        tenant: tenant.id,
+        sealed_secret,
+        created_at: Timestamp(0),
+        is_enabled: true,
+    };
+    facts.propose(Command::PutAccessKey { key }).await?;
+    Ok((new.id, new.secret.expose().to_owned()))
+}
+
+/// Proposes until the facts answer, as long as a start may take.
+async fn patiently(facts: &dyn Metadata, command: Command) -> Result<Reply, MetaError> {
+    let begun = clock::instant();
+    loop {
+        match facts.propose(command.clone()).await {
+            Err(MetaError::Unavailable(why)) if begun.elapsed() < JOIN_DEADLINE => {
+                tracing::debug!(%why, "waiting for a leader");
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A member that starts again says where it is now and which disks it has.
+async fn renew(
+    transport: &Transport,
+    members: &Members,
+    facts: &dyn Metadata,
+    is_trusted: bool,
+    me: &NodeFacts,
+    disks: &[Disk],
+) -> anyhow::Result<()> {
+    if is_trusted {
+        let command = Command::JoinNode { node: me.clone(), disks: disks.to_vec(), token: None };
+        patiently(facts, command).await.context("renew what the cluster knows of this node")?;
+        return Ok(());
+    }
+    let request = JoinRequest { node: me.clone(), disks: disks.to_vec(), token: None };
+    ask_to_join(transport, &members.voters(), &request).await.map(|_| ())
+}
+
+/// Agreement's way to other nodes.
+struct ControlPeers(Transport);
+
+#[async_trait]
+impl RaftPeers for ControlPeers {
+    async fn request(&self, to: NodeId, message: Bytes, timeout: Duration) -> Result<Bytes, RaftPeerError> {
+        self.0.request(to, META, message, timeout).await.map_err(|error| match error {
+            TransportError::TimedOut { .. } => RaftPeerError::Timeout,
+            TransportError::Refused { .. } | TransportError::NotAdmitted { .. } => {
+                RaftPeerError::Refused(error.to_string())
+            }
+            _ => RaftPeerError::Unreachable(error.to_string()),
+        })
+    }
+}
+
+fn shard_peers(transport: &Transport, map: &MapView) -> Arc<dyn ShardPeers> {
+    let locate = {
+        let map = map.clone();
+        move |disk: DiskId| map.get().node_of(disk)
+    };
+    let is_up = {
+        let (map, transport) = (map.clone(), transport.clone());
+        move |node: NodeId| map.get().node(node).is_some_and(|node| node.is_up) && transport.is_reachable(node)
+    };
+    Arc::new(transport.shards(Arc::new(locate), Arc::new(is_up)))
+}
+
+fn objects(shell: &Shell, identity: Identity) -> Objects {
+    let options = ObjectsOptions {
+        uploads_in_flight_max: shell.config.limits.uploads_in_flight_max as usize,
+        ..ObjectsOptions::default()
+    };
+    Objects::new(
+        Arc::clone(&shell.facts),
+        Arc::clone(&shell.peers),
+        shell.map.clone(),
+        identity,
+        Arc::new(clock::now),
+        options,
+    )
+}
+
+/// Tells the facts' client whom to ask, as the map changes.
+async fn follow_voters(shell: Shell, voters: watch::Sender<Vec<NodeId>>) {
+    while shell.pause(Duration::from_secs(1)).await {
+        let now = shell.members.voters();
+        voters.send_if_modified(|known| {
+            let is_new = *known != now;
+            if is_new {
+                known.clone_from(&now);
+            }
+            is_new
+        });
+    }
+}

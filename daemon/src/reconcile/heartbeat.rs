@@ -1,0 +1,63 @@
+//! Tells the leader that this node lives and how full its disks are; learns that the map changed.
+
+use std::time::Duration;
+
+use makai_erasure::NodeId;
+
+use super::Shell;
+use crate::members::{DiskBeat, HEARTBEAT, Heartbeat, HeartbeatAnswer, decode, encode};
+
+const BEAT_EVERY: Duration = Duration::from_millis(500);
+const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub async fn run(shell: Shell) {
+    let mut leader: Option<NodeId> = None;
+    let mut next_voter = 0;
+    while shell.pause(BEAT_EVERY).await {
+        let beat = Heartbeat { disks: disk_beats(&shell) };
+        let own_view = shell.members.meta().and_then(makai_raft::handle::MetaNode::leader);
+        let voters = shell.members.voters();
+        let Some(to) = own_view.or(leader).or_else(|| voters.get(next_voter % voters.len().max(1)).copied()) else {
+            continue;
+        };
+        let answer = if to == shell.id {
+            shell.members.hear(shell.id, beat);
+            Ok(shell.members.heartbeat_answer())
+        } else {
+            send(&shell, to, &beat).await
+        };
+        match answer {
+            Ok(answer) => {
+                leader = answer.leader;
+                if answer.map_epoch > shell.map.get().map.epoch {
+                    shell.map_changed.notify_one();
+                }
+            }
+            Err(error) => {
+                tracing::debug!(node = %to, %error, "the heartbeat was not heard");
+                leader = None;
+                next_voter += 1;
+            }
+        }
+    }
+}
+
+async fn send(shell: &Shell, to: NodeId, beat: &Heartbeat) -> Result<HeartbeatAnswer, String> {
+    let answer = shell.transport.request(to, HEARTBEAT, encode(beat)?, BEAT_TIMEOUT).await;
+    decode(&answer.map_err(|error| error.to_string())?)
+}
+
+/// How this node's disks are.
+#[must_use]
+pub fn disk_beats(shell: &Shell) -> Vec<DiskBeat> {
+    let beat = |(disk, store): (&makai_erasure::DiskId, &makai_erasure::store::ShardStore)| {
+        let usage = store.usage();
+        DiskBeat {
+            disk: *disk,
+            capacity_bytes: usage.capacity,
+            free_bytes: usage.free,
+            shard_count: usage.shard_count,
+        }
+    };
+    shell.disks.iter().map(beat).collect()
+}

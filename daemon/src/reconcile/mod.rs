@@ -1,0 +1,95 @@
+//! Loops that bring what is nearer to what should be. Each is one file, reads facts, acts, and may be run again at any
+//! time: none keeps a state that matters.
+//!
+//! | loop          | runs on  | brings about                                                      |
+//! |---------------|----------|-------------------------------------------------------------------|
+//! | [`map`]       | all      | the newest cluster map here; addresses and members from it        |
+//! | [`heartbeat`] | all      | the leader hears from this node                                   |
+//! | [`health`]    | leader   | who is up, as a fact                                              |
+//! | [`voters`]    | leader   | as many voters as configured, from nodes with that role           |
+//! | [`placement`] | leader   | groups for every scheme in use, on disks that may be used         |
+//! | [`garbage`]   | leader   | unreferenced blobs forgotten, their shards deleted                |
+//! | [`shards`]    | storage  | every shard that should be on a disk of this node is there        |
+//! | [`orphans`]   | storage  | no shard stays that no fact names                                 |
+//! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
+
+pub mod garbage;
+pub mod health;
+pub mod heartbeat;
+pub mod map;
+pub mod orphans;
+pub mod placement;
+pub mod sessions;
+pub mod shards;
+pub mod voters;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use makai_config::NodeConfig;
+use makai_erasure::NodeId;
+use makai_erasure::stripe::ShardPeers;
+use makai_raft::handle::Metadata;
+use makai_raft::view::MapView;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::disks::LocalDisks;
+use crate::members::Members;
+use crate::transport::Transport;
+
+/// What the loops work with. Cheap to clone.
+#[derive(Clone)]
+pub struct Shell {
+    pub id: NodeId,
+    pub config: Arc<NodeConfig>,
+    pub members: Arc<Members>,
+    pub transport: Transport,
+    pub facts: Arc<dyn Metadata>,
+    pub peers: Arc<dyn ShardPeers>,
+    pub disks: LocalDisks,
+    pub map: MapView,
+    /// Told when a newer map is known to exist.
+    pub map_changed: Arc<Notify>,
+    pub progress: Arc<shards::Progress>,
+    pub stop: CancellationToken,
+}
+
+impl Shell {
+    /// Whether this node leads now: the loops of the leader do nothing elsewhere.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.members.meta().is_some_and(makai_raft::handle::MetaNode::is_leader)
+    }
+
+    /// Waits; false once the node stops.
+    pub async fn pause(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => true,
+            () = self.stop.cancelled() => false,
+        }
+    }
+
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.config.storage.reconcile_interval_ms)
+    }
+}
+
+/// Starts the loops of this node; they end when `shell.stop` is cancelled.
+pub fn start(shell: &Shell, tasks: &TaskTracker) {
+    tasks.spawn(map::run(shell.clone()));
+    tasks.spawn(heartbeat::run(shell.clone()));
+    if shell.members.meta().is_some() {
+        tasks.spawn(health::run(shell.clone()));
+        tasks.spawn(voters::run(shell.clone()));
+        tasks.spawn(placement::run(shell.clone()));
+        tasks.spawn(garbage::run(shell.clone()));
+        tasks.spawn(sessions::run(shell.clone()));
+    }
+    if shell.disks.iter().next().is_some() {
+        tasks.spawn(shards::run(shell.clone()));
+        tasks.spawn(orphans::run(shell.clone()));
+    }
+}

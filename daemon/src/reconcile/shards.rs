@@ -1,0 +1,219 @@
+//! Sees to it that every shard that should be on a disk of this node is there: after an outage, a write that missed this
+//! disk, a lost segment, a group that was given this disk.
+//!
+//! ```text
+//! groups with a disk of mine ─ blobs behind the cursor ─> missing here? ─ long enough ─> rebuilt from k others
+//! ```
+//!
+//! Always: what is there is left alone; what is rebuilt hashes to the root in the facts or is not written; it may stop at
+//! any point and begins again from the facts. Whole rounds from the first blob catch what was lost meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use makai_erasure::codec::Codec;
+use makai_erasure::store::ShardStore;
+use makai_erasure::stripe::{RebuildSource, StripeError, rebuild_shard};
+use makai_erasure::{BlobId, DiskId, PgId, ShardKey};
+use makai_raft::facts::cluster::Group;
+use makai_raft::facts::object::Blob;
+use makai_raft::facts::query::{Answer, Query};
+use serde::Serialize;
+
+use super::Shell;
+use crate::clock;
+
+const BATCH: u32 = 1000;
+/// A shard that is missing may still be on its way: it is rebuilt only after this.
+const MISSING_FOR: Duration = Duration::from_secs(5);
+/// From the first blob again, this often.
+const FULL_ROUND_EVERY: Duration = Duration::from_secs(900);
+/// Missing shards noted at once; more are found in the next round.
+const PENDING_MAX: usize = 100_000;
+/// Pause after a rebuild that failed before it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(15);
+
+/// What this node has repaired and has yet to.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub pending: AtomicU64,
+    pub rebuilt_shards: AtomicU64,
+    pub rebuilt_bytes: AtomicU64,
+    pub failures: AtomicU64,
+}
+
+/// [`Progress`] at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct ProgressNow {
+    pub pending: u64,
+    pub rebuilt_shards: u64,
+    pub rebuilt_bytes: u64,
+    pub failures: u64,
+}
+
+impl Progress {
+    #[must_use]
+    pub fn now(&self) -> ProgressNow {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        ProgressNow {
+            pending: read(&self.pending),
+            rebuilt_shards: read(&self.rebuilt_shards),
+            rebuilt_bytes: read(&self.rebuilt_bytes),
+            failures: read(&self.failures),
+        }
+    }
+}
+
+/// A shard that is not where it should be.
+struct Missing {
+    blob: Blob,
+    due: Instant,
+}
+
+#[derive(Default)]
+struct Round {
+    /// Per group and disk: the group's version and the last blob looked at.
+    cursors: HashMap<(PgId, DiskId), (u32, u64)>,
+    missing: BTreeMap<(BlobId, u8, DiskId), Missing>,
+}
+
+pub async fn run(shell: Shell) {
+    let mut round = Round::default();
+    let mut begun = clock::instant();
+    while shell.pause(shell.interval()).await {
+        if begun.elapsed() > FULL_ROUND_EVERY {
+            round.cursors.clear();
+            begun = clock::instant();
+        }
+        if let Err(error) = look(&shell, &mut round).await {
+            tracing::debug!(%error, "the blobs of this node's groups were not read; trying again");
+        }
+        mend(&shell, &mut round).await;
+        shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Notes what is missing among blobs not looked at yet.
+async fn look(shell: &Shell, round: &mut Round) -> anyhow::Result<()> {
+    let map = shell.map.get();
+    for group in &map.map.groups {
+        for (index, disk) in (0u8..).zip(&group.disks) {
+            let Some((_, store)) = shell.disks.iter().find(|(own, _)| *own == disk) else { continue };
+            look_at(shell, round, group, index, *disk, store).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn look_at(
+    shell: &Shell,
+    round: &mut Round,
+    group: &Group,
+    index: u8,
+    disk: DiskId,
+    store: &ShardStore,
+) -> anyhow::Result<()> {
+    let (version, mut after) = round.cursors.get(&(group.id, disk)).copied().unwrap_or((group.version, 0));
+    if version != group.version {
+        after = 0;
+    }
+    while round.missing.len() < PENDING_MAX {
+        let query = Query::BlobsOfGroup { pg: group.id, after_sequence: after, entries_max: BATCH };
+        let Answer::Blobs(blobs) = shell.facts.query(query).await? else { break };
+        for blob in &blobs {
+            after = after.max(blob.sequence);
+            if !store.contains(ShardKey { blob: blob.id, index }) {
+                let missing = Missing { blob: blob.clone(), due: clock::instant() + MISSING_FOR };
+                round.missing.entry((blob.id, index, disk)).or_insert(missing);
+            }
+        }
+        round.cursors.insert((group.id, disk), (group.version, after));
+        if blobs.len() < BATCH as usize {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Rebuilds what has been missing for long enough, under the configured rate.
+async fn mend(shell: &Shell, round: &mut Round) {
+    let now = clock::instant();
+    let due: Vec<(BlobId, u8, DiskId)> =
+        round.missing.iter().filter(|(_, missing)| missing.due <= now).map(|(key, _)| *key).collect();
+    let mut codecs = HashMap::new();
+    for key in due {
+        if shell.stop.is_cancelled() {
+            return;
+        }
+        let (blob_id, index, disk) = key;
+        let Some(Missing { blob, .. }) = round.missing.get(&key) else { continue };
+        let map = shell.map.get();
+        let group = map.group(blob.pg).filter(|group| group.disks.get(usize::from(index)) == Some(&disk));
+        let here = shell.disks.iter().any(|(own, store)| {
+            *own == disk && store.contains(ShardKey { blob: blob_id, index })
+        });
+        let (Some(group), false) = (group, here) else {
+            round.missing.remove(&key);
+            continue;
+        };
+        let is_live = match shell.facts.query(Query::BlobStates { ids: vec![blob_id] }).await {
+            Ok(Answer::BlobStates(states)) => states.first().is_some_and(Option::is_some),
+            _ => continue,
+        };
+        if !is_live {
+            round.missing.remove(&key);
+            continue;
+        }
+        let codec = match codecs.entry(group.scheme) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => match Codec::new(group.scheme) {
+                Ok(codec) => entry.insert(codec),
+                Err(_) => continue,
+            },
+        };
+        let source = RebuildSource {
+            blob: blob_id,
+            pg: group.id,
+            scheme: group.scheme,
+            plain_len: blob.plain_len,
+            root: blob.root,
+            disks: group.disks.clone(),
+            opened_at_ms: clock::now().0,
+        };
+        match rebuild_shard(&shell.peers, codec, &source, index, disk).await {
+            Ok(rebuilt) => {
+                for liar in rebuilt.liars {
+                    tracing::warn!(blob = %blob_id, shard = liar, disk = %group.disks[usize::from(liar)],
+                        "a disk answers with bytes that are not the shard's");
+                }
+                shell.progress.rebuilt_shards.fetch_add(1, Ordering::Relaxed);
+                shell.progress.rebuilt_bytes.fetch_add(rebuilt.bytes, Ordering::Relaxed);
+                round.missing.remove(&key);
+                throttle(shell, rebuilt.bytes).await;
+            }
+            Err(error) => {
+                shell.progress.failures.fetch_add(1, Ordering::Relaxed);
+                match &error {
+                    StripeError::TooFewShards { .. } => {
+                        tracing::debug!(blob = %blob_id, shard = index, %error, "not rebuilt; trying again later");
+                    }
+                    _ => tracing::warn!(blob = %blob_id, shard = index, %error, "not rebuilt; trying again later"),
+                }
+                if let Some(missing) = round.missing.get_mut(&key) {
+                    missing.due = clock::instant() + RETRY_AFTER;
+                }
+            }
+        }
+        shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Waits as long as `bytes` may take under the ceiling on repair.
+async fn throttle(shell: &Shell, bytes: u64) {
+    let rate = shell.config.storage.repair_bytes_per_sec_max;
+    if rate > 0 {
+        let millis = bytes.saturating_mul(1000) / rate;
+        shell.pause(Duration::from_millis(millis)).await;
+    }
+}

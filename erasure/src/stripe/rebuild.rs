@@ -1,0 +1,218 @@
+//! Makes a lost shard again from k others, and keeps it only if it is the shard that was.
+//!
+//! Sources stream window by window; each is hashed as it passes. The result is finished only when its hash is the
+//! root that the blob's root vouches for; a source whose own hash differs is named and left out of the next try.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{PeerError, ShardFooter, ShardHeader, ShardPeers, StripeError, blob_root};
+use crate::codec::Codec;
+use crate::ids::{BlobId, DiskId, PgId, ShardKey};
+use crate::layout::{BlobLayout, CELL_BYTES, Scheme};
+
+/// Cells read from each source at once.
+const WINDOW_CELLS: u64 = 8;
+
+/// A shard that was made again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebuilt {
+    pub bytes: u64,
+    /// Shards whose bytes did not have the root they should.
+    pub liars: Vec<u8>,
+}
+
+/// The blob a shard belongs to, as the facts have it.
+#[derive(Debug, Clone)]
+pub struct RebuildSource {
+    pub blob: BlobId,
+    pub pg: PgId,
+    pub scheme: Scheme,
+    pub plain_len: u64,
+    pub root: [u8; 32],
+    pub disks: Vec<DiskId>,
+    pub opened_at_ms: u64,
+}
+
+enum Attempt {
+    Done(u64),
+    /// These sources failed or lied; without them it may work.
+    Without {
+        failed: Vec<u8>,
+        liars: Vec<u8>,
+        last: String,
+    },
+}
+
+/// Rebuilds shard `index` onto `target` from the other disks of the group.
+///
+/// # Errors
+/// [`StripeError::TooFewShards`]: fewer than k sound sources; [`StripeError::Invalid`]: the target refuses.
+/// Nothing is written on error.
+pub async fn rebuild_shard(
+    peers: &Arc<dyn ShardPeers>,
+    codec: &Codec,
+    source: &RebuildSource,
+    index: u8,
+    target: DiskId,
+) -> Result<Rebuilt, StripeError> {
+    let layout = BlobLayout::new(source.scheme, source.plain_len)
+        .filter(|_| {
+            source.disks.len() == source.scheme.shard_count() && usize::from(index) < source.disks.len()
+        })
+        .ok_or_else(|| StripeError::Invalid(format!("blob {} has no shard {index}", source.blob)))?;
+    let need = usize::from(source.scheme.data);
+    let mut left: BTreeSet<u8> = (0..source.disks.len() as u8)
+        .filter(|other| *other != index && source.disks[usize::from(*other)] != target)
+        .collect();
+    let mut all_liars = Vec::new();
+    let mut last_failure = String::from("none");
+    let footer = match find_footer(peers, source, &left).await {
+        Ok(footer) => footer,
+        Err(last) => {
+            return Err(StripeError::TooFewShards { blob: source.blob, have: 0, need, last });
+        }
+    };
+    loop {
+        let mut sources: Vec<u8> = left.iter().copied().collect();
+        sources.sort_by_key(|other| !peers.is_up(source.disks[usize::from(*other)]));
+        sources.truncate(need);
+        if sources.len() < need {
+            let have = sources.len();
+            return Err(StripeError::TooFewShards { blob: source.blob, have, need, last: last_failure });
+        }
+        match attempt(peers, codec, source, layout, &footer, &sources, index, target).await? {
+            Attempt::Done(bytes) => return Ok(Rebuilt { bytes, liars: all_liars }),
+            Attempt::Without { failed, liars, last } => {
+                for other in failed.iter().chain(&liars) {
+                    left.remove(other);
+                }
+                all_liars.extend(liars);
+                last_failure = last;
+            }
+        }
+    }
+}
+
+/// A footer that the blob's root vouches for.
+async fn find_footer(
+    peers: &Arc<dyn ShardPeers>,
+    source: &RebuildSource,
+    others: &BTreeSet<u8>,
+) -> Result<ShardFooter, String> {
+    let mut last = String::from("no other shard");
+    let mut others: Vec<u8> = others.iter().copied().collect();
+    others.sort_by_key(|other| !peers.is_up(source.disks[usize::from(*other)]));
+    for other in others {
+        let key = ShardKey { blob: source.blob, index: other };
+        match peers.footer(source.disks[usize::from(other)], key).await {
+            Ok(footer)
+                if footer.roots.len() == source.disks.len()
+                    && footer.blob_plain_len == source.plain_len
+                    && blob_root(&footer.roots) == source.root =>
+            {
+                return Ok(footer);
+            }
+            Ok(_) => last = format!("shard {key}: its footer is not the blob's"),
+            Err(error) => last = format!("shard {key}: {error}"),
+        }
+    }
+    Err(last)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one step of rebuild_shard, split where it repeats")]
+async fn attempt(
+    peers: &Arc<dyn ShardPeers>,
+    codec: &Codec,
+    source: &RebuildSource,
+    layout: BlobLayout,
+    footer: &ShardFooter,
+    sources: &[u8],
+    index: u8,
+    target: DiskId,
+) -> Result<Attempt, StripeError> {
+    let shard_len = layout.shard_len();
+    let header = ShardHeader {
+        key: ShardKey { blob: source.blob, index },
+        pg: source.pg,
+        scheme: source.scheme,
+        len_max: shard_len,
+        opened_at_ms: source.opened_at_ms,
+    };
+    let refused =
+        |error: PeerError| StripeError::Invalid(format!("disk {target} does not take the shard: {error}"));
+    let mut sink = peers.put(target, header).await.map_err(refused)?;
+    let mut source_hashes = vec![blake3::Hasher::new(); sources.len()];
+    let mut hash = blake3::Hasher::new();
+    let mut at = 0;
+    while at < shard_len {
+        let window = at..shard_len.min(at + WINDOW_CELLS * CELL_BYTES);
+        let answers = read_window(peers, source, sources, &window).await;
+        let mut failed = Vec::new();
+        let mut last = String::new();
+        let mut present: Vec<(usize, Bytes)> = Vec::with_capacity(sources.len());
+        for ((other, hasher), answer) in sources.iter().zip(&mut source_hashes).zip(answers) {
+            match answer {
+                Ok(bytes) => {
+                    hasher.update(&bytes);
+                    present.push((usize::from(*other), bytes));
+                }
+                Err(error) => {
+                    last = error.to_string();
+                    failed.push(*other);
+                }
+            }
+        }
+        if !failed.is_empty() {
+            return Ok(Attempt::Without { failed, liars: Vec::new(), last });
+        }
+        let present: Vec<(usize, &[u8])> =
+            present.iter().map(|(other, bytes)| (*other, &bytes[..])).collect();
+        let mut rebuilt = vec![0; (window.end - window.start) as usize];
+        codec
+            .rebuild(&present, &mut [(usize::from(index), &mut rebuilt[..])])
+            .map_err(|error| StripeError::Invalid(error.to_string()))?;
+        hash.update(&rebuilt);
+        sink.send(Bytes::from(rebuilt)).await.map_err(refused)?;
+        at = window.end;
+    }
+    if *hash.finalize().as_bytes() != footer.roots[usize::from(index)] {
+        let hashes = sources.iter().zip(&source_hashes);
+        let lies = |other: u8, hasher: &blake3::Hasher| {
+            *hasher.finalize().as_bytes() != footer.roots[usize::from(other)]
+        };
+        let liars: Vec<u8> =
+            hashes.filter(|(other, hasher)| lies(**other, hasher)).map(|(other, _)| *other).collect();
+        if liars.is_empty() {
+            return Err(StripeError::Damaged { blob: source.blob, need: sources.len() });
+        }
+        return Ok(Attempt::Without {
+            failed: Vec::new(),
+            liars,
+            last: "a source's bytes do not have its root".into(),
+        });
+    }
+    sink.finish(footer.clone()).await.map_err(refused)?;
+    Ok(Attempt::Done(shard_len))
+}
+
+async fn read_window(
+    peers: &Arc<dyn ShardPeers>,
+    source: &RebuildSource,
+    sources: &[u8],
+    window: &Range<u64>,
+) -> Vec<Result<Bytes, PeerError>> {
+    let len = window.end - window.start;
+    let reads = sources.iter().map(|other| async move {
+        let key = ShardKey { blob: source.blob, index: *other };
+        let bytes = peers.read(source.disks[usize::from(*other)], key, window.start, len).await?;
+        match bytes.len() as u64 == len {
+            true => Ok(bytes),
+            false => Err(PeerError::Corrupt(format!("{} bytes came, {len} were asked", bytes.len()))),
+        }
+    });
+    futures::future::join_all(reads).await
+}

@@ -1,0 +1,298 @@
+//! Content into a body: extents, windows, pages.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use makai_erasure::seal::{DataKey, PageSealer, unwrap_key};
+use makai_erasure::stripe::{BlobSource, READ_WINDOW_BYTES, StripeError, read_range};
+use makai_erasure::{BlobId, PgId};
+use makai_raft::facts::command::Refusal;
+use makai_raft::facts::object::{Blob, Content, ObjectHead, ResolvedExtent};
+use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
+
+use super::upload::stripe_error;
+use super::{ByteRange, Download, Objects, ObjectsError, check_key, unexpected};
+use crate::identity::Caller;
+
+/// Windows of one download under way at once.
+const WINDOWS_AHEAD: usize = 2;
+/// Times an object that changes while its extents are read is read again.
+const RESTARTS_MAX: usize = 5;
+
+/// A piece of a blob to read.
+#[derive(Debug, Clone)]
+struct Window {
+    blob: BlobId,
+    pg: PgId,
+    plain_len: u64,
+    range: Range<u64>,
+}
+
+impl Objects {
+    pub async fn head(&self, caller: &Caller, bucket: &str, key: &str) -> Result<ObjectHead, ObjectsError> {
+        Ok(self.object(caller, bucket, key, 0, 1).await?.head)
+    }
+
+    /// The answer for a key of the caller's.
+    pub(super) async fn object(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        from_offset: u64,
+        extents_max: u32,
+    ) -> Result<ObjectAnswer, ObjectsError> {
+        check_key(key)?;
+        let query = Query::Object { bucket: bucket.into(), key: key.into(), from_offset, extents_max };
+        match self.query(query).await? {
+            Answer::Object(answer) if answer.tenant == caller.tenant => Ok(answer),
+            Answer::Object(_) => Err(ObjectsError::AccessDenied),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The object's bytes in `range`, of one version throughout.
+    ///
+    /// # Errors
+    /// Before the first byte: [`ObjectsError::RangeNotSatisfiable`] and all that the facts refuse. Later, in the
+    /// body: too few disks answer, or bytes are lost.
+    pub async fn get(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        range: ByteRange,
+    ) -> Result<Download, ObjectsError> {
+        for _ in 0..RESTARTS_MAX {
+            let first = match &range {
+                ByteRange::From { first, .. } => *first,
+                ByteRange::All | ByteRange::Last(_) | ByteRange::Part(_) => 0,
+            };
+            let answer = self.object(caller, bucket, key, first, EXTENTS_PER_ANSWER_MAX).await?;
+            let head = answer.head.clone();
+            if let Content::Inline { blob, wrapped_key, sealed } = answer.content {
+                let range = resolve(&range, &head, &[])?;
+                let plain = self.open_inline(caller, blob, &wrapped_key, &sealed).await?;
+                if plain.len() as u64 != head.size {
+                    return Err(ObjectsError::Internal(format!(
+                        "inline content of {key:?} has a wrong length"
+                    )));
+                }
+                let bytes = plain.slice(range.start as usize..range.end as usize);
+                return Ok(Download { head, range, body: stream::iter([Ok(bytes)]).boxed() });
+            }
+            let Some(extents) = self.extents(caller, bucket, key, &answer).await? else { continue };
+            let range = resolve(&range, &head, &extents)?;
+            return self.stream(caller, head, range, &extents).await;
+        }
+        Err(ObjectsError::SlowDown(format!("{key:?} changes too fast to be read")))
+    }
+
+    /// All extents from those of `answer` on; `None` where the object changed meanwhile.
+    pub(super) async fn extents(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        answer: &ObjectAnswer,
+    ) -> Result<Option<Vec<ResolvedExtent>>, ObjectsError> {
+        let mut extents = answer.extents.clone();
+        let mut is_truncated = answer.is_truncated;
+        while is_truncated {
+            let Some(last) = extents.last() else { break };
+            let next = last.at + last.extent.length;
+            let more = self.object(caller, bucket, key, next, EXTENTS_PER_ANSWER_MAX).await?;
+            if more.head.version != answer.head.version {
+                return Ok(None);
+            }
+            if more.extents.is_empty() {
+                return Err(ObjectsError::Internal(format!("{key:?} has no extent at {next}")));
+            }
+            extents.extend(more.extents);
+            is_truncated = more.is_truncated;
+        }
+        Ok(Some(extents))
+    }
+
+    pub(super) async fn open_inline(
+        &self,
+        caller: &Caller,
+        blob: BlobId,
+        wrapped_key: &[u8],
+        sealed: &[u8],
+    ) -> Result<Bytes, ObjectsError> {
+        let key = self.data_key(&self.tenant_key(caller).await?, blob, wrapped_key)?;
+        let mut plain = sealed.to_vec();
+        let len = match PageSealer::new(&key, blob).open(0, &mut plain) {
+            Ok(opened) => opened.len(),
+            Err(error) => return Err(ObjectsError::Internal(format!("inline content {blob}: {error}"))),
+        };
+        plain.truncate(len);
+        Ok(plain.into())
+    }
+
+    fn data_key(&self, tenant_key: &[u8; 32], blob: BlobId, wrapped: &[u8]) -> Result<DataKey, ObjectsError> {
+        unwrap_key(tenant_key, blob, wrapped)
+            .map_err(|error| ObjectsError::Internal(format!("data key of blob {blob}: {error}")))
+    }
+
+    async fn stream(
+        &self,
+        caller: &Caller,
+        head: ObjectHead,
+        range: Range<u64>,
+        extents: &[ResolvedExtent],
+    ) -> Result<Download, ObjectsError> {
+        let tenant_key = self.tenant_key(caller).await?;
+        let mut keys = HashMap::new();
+        let mut windows = Vec::new();
+        for extent in extents {
+            let end = extent.at + extent.extent.length;
+            let (from, to) = (range.start.max(extent.at), range.end.min(end));
+            if from >= to {
+                continue;
+            }
+            let Blob { id, pg, plain_len, wrapped_key, .. } = &extent.blob;
+            keys.insert(*id, self.data_key(&tenant_key, *id, wrapped_key)?);
+            let in_blob = extent.extent.offset + (from - extent.at)..extent.extent.offset + (to - extent.at);
+            let mut at = in_blob.start;
+            while at < in_blob.end {
+                // Cut where windows of the blob end, so that two readers of it ask for the same cells.
+                let cut = in_blob.end.min((at / READ_WINDOW_BYTES + 1) * READ_WINDOW_BYTES);
+                windows.push(Window { blob: *id, pg: *pg, plain_len: *plain_len, range: at..cut });
+                at = cut;
+            }
+        }
+        let covered: u64 = windows.iter().map(|window| window.range.end - window.range.start).sum();
+        if covered != range.end - range.start {
+            return Err(ObjectsError::Internal(format!(
+                "the extents of {:?} do not cover {range:?}",
+                head.key
+            )));
+        }
+        let objects = self.clone();
+        let body = stream::iter(windows)
+            .map(move |window| {
+                let objects = objects.clone();
+                let key = keys[&window.blob].clone();
+                async move { objects.read_window(window, key).await }
+            })
+            .buffered(WINDOWS_AHEAD)
+            .map_ok(|pages| stream::iter(pages.into_iter().map(Ok)))
+            .try_flatten()
+            .boxed();
+        Ok(Download { head, range, body })
+    }
+
+    async fn read_window(&self, window: Window, key: DataKey) -> Result<Vec<Bytes>, ObjectsError> {
+        let mut version = None;
+        loop {
+            let map = self.inner.map.get();
+            let Some(group) = map.group(window.pg) else {
+                return Err(ObjectsError::Unavailable(format!(
+                    "{} is not in this node's map yet",
+                    window.pg
+                )));
+            };
+            let source = BlobSource {
+                blob: window.blob,
+                scheme: group.scheme,
+                plain_len: window.plain_len,
+                disks: group.disks.clone(),
+                key: key.clone(),
+            };
+            let codec = self.codec(group.scheme)?;
+            match read_range(&self.inner.peers, &codec, &source, window.range.clone()).await {
+                Ok(pages) => return Ok(pages),
+                // The group may have changed since the map was read: once more, with the map as it is.
+                Err(StripeError::TooFewShards { .. })
+                    if version.is_none_or(|version| version != group.version) =>
+                {
+                    version = Some(group.version);
+                    self.refresh_map().await?;
+                    if self.inner.map.get().group(window.pg).is_some_and(|now| now.version == group.version) {
+                        tracing::debug!(blob = %window.blob, "read again: too few shards answered");
+                    }
+                }
+                Err(error) => return Err(stripe_error(error)),
+            }
+        }
+    }
+
+    /// Reads the cluster map now.
+    pub(super) async fn refresh_map(&self) -> Result<(), ObjectsError> {
+        let known_epoch = Some(self.inner.map.get().map.epoch);
+        match self.query(Query::ClusterMap { known_epoch }).await? {
+            Answer::ClusterMap(map) => self.inner.map.update(map),
+            Answer::Unchanged => {}
+            other => return Err(unexpected(&other)),
+        }
+        Ok(())
+    }
+}
+
+/// The bytes that are meant, inside the object.
+fn resolve(
+    range: &ByteRange,
+    head: &ObjectHead,
+    extents: &[ResolvedExtent],
+) -> Result<Range<u64>, ObjectsError> {
+    let size = head.size;
+    let refused = || ObjectsError::RangeNotSatisfiable { size };
+    match *range {
+        ByteRange::All => Ok(0..size),
+        ByteRange::From { first, last } => {
+            let end = last.map_or(size, |last| size.min(last.saturating_add(1)));
+            if first < end { Ok(first..end) } else { Err(refused()) }
+        }
+        ByteRange::Last(count) if count == 0 || size == 0 => Err(refused()),
+        ByteRange::Last(count) => Ok(size.saturating_sub(count)..size),
+        ByteRange::Part(1) if head.part_count == 0 => Ok(0..size),
+        ByteRange::Part(number) => {
+            let mut of_part = extents.iter().filter(|extent| extent.extent.part == number);
+            let first = of_part.next();
+            match (first, of_part.next_back().or(first)) {
+                (Some(first), Some(last)) => Ok(first.at..last.at + last.extent.length),
+                _ if number == 0 || number > head.part_count => Err(Refusal::InvalidPart(number).into()),
+                _ => Err(refused()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn head(size: u64) -> ObjectHead {
+        ObjectHead {
+            key: "k".into(),
+            version: 1,
+            inode: 1,
+            modified_at: makai_raft::facts::Timestamp(0),
+            size,
+            etag: String::new(),
+            headers: makai_raft::facts::object::ObjectHeaders::default(),
+            checksum: None,
+            part_count: 0,
+        }
+    }
+
+    proptest! {
+        /// RFC 9110 section 14: a range yields the bytes it names that exist, and is refused when none does.
+        #[test]
+        fn ranges_name_existing_bytes(size in 0u64..50, first in 0u64..60, last in prop::option::of(0u64..60), count in 0u64..60) {
+            let bytes: Vec<u64> = (0..size).collect();
+            let named: Vec<u64> =
+                bytes.iter().copied().filter(|at| *at >= first && last.is_none_or(|last| *at <= last)).collect();
+            let got = resolve(&ByteRange::From { first, last }, &head(size), &[]).ok();
+            prop_assert_eq!(got.map(|range| range.collect::<Vec<_>>()), (!named.is_empty()).then_some(named));
+            let tail: Vec<u64> = bytes.iter().copied().rev().take(count as usize).rev().collect();
+            let got = resolve(&ByteRange::Last(count), &head(size), &[]).ok();
+            prop_assert_eq!(got.map(|range| range.collect::<Vec<_>>()), (!tail.is_empty()).then_some(tail));
+        }
+    }
+}

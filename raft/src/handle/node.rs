@@ -1,0 +1,675 @@
+//! One voter or learner: it owns its log, its facts and its part in Raft.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use makai_erasure::NodeId;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
+use openraft::{ChangeMembers, Config, Precondition, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
+
+use super::RaftPeers;
+use super::barrier::Barrier;
+use super::incoming::Incoming;
+use super::link::Links;
+use super::proposer::{Proposer, Results, leader_key};
+use super::wire::{self, Kind, Trouble};
+use crate::facts::GroupId;
+use crate::facts::command::{Envelope, Refusal};
+use crate::facts::query::{Answer, Query};
+use crate::log::disk::{Disk, RealDisk};
+use crate::log::types::{Types, VoterNode};
+use crate::log::{GroupStorage, Log, LogConfig, LogError};
+use crate::store::{MetaStore, RaftMachine, StoreConfig, StoreError};
+
+const IDENTITY_MAGIC: &[u8; 8] = b"MKVOTER\x01";
+const IDENTITY_FILE: &str = "identity";
+const LOCK_FILE: &str = "lock";
+/// A follower further behind gets a snapshot. It must exceed what the log keeps between snapshots.
+const REPLICATION_LAG_ENTRIES_MAX: u64 = 1_000_000;
+/// Entries in one append; their bytes are bounded by the log's reader.
+const ENTRIES_PER_APPEND_MAX: u64 = 512;
+
+/// What one voter needs to know. Times in milliseconds.
+#[derive(Debug, Clone)]
+pub struct MetaConfig {
+    /// Nobody else's while the node runs.
+    pub dir: PathBuf,
+    /// Messages and snapshots of another cluster are refused.
+    pub cluster_id: String,
+    /// Given out once in the life of the cluster: never together with an emptied directory.
+    pub node_number: u64,
+    pub node: NodeId,
+    pub group: GroupId,
+    pub heartbeat_interval_ms: u64,
+    /// After a leader falls silent, another leads within `max` + `min..max`. Machines of their own bear
+    /// 50, 150 and 300; the defaults allow for voters that share busy cores.
+    pub election_timeout_min_ms: u64,
+    pub election_timeout_max_ms: u64,
+    /// For one attempt to read, or to hear from the leader.
+    pub request_timeout_ms: u64,
+    /// Log written since the last durable commit of the facts, before the next one. Bounds what a restart
+    /// applies again.
+    pub snapshot_log_bytes: u64,
+    /// Longest time between two durable commits of the facts.
+    pub snapshot_interval_ms: u64,
+    /// Log kept for followers that fall behind; one that is further behind gets a snapshot.
+    pub log_keep_bytes: u64,
+    pub log_segment_bytes: u64,
+    pub log_cache_bytes: usize,
+    pub store_cache_bytes: usize,
+}
+
+impl MetaConfig {
+    #[must_use]
+    pub fn new(dir: PathBuf, cluster_id: String, node_number: u64, node: NodeId) -> Self {
+        let log = LogConfig::new(PathBuf::new());
+        Self {
+            dir,
+            cluster_id,
+            node_number,
+            node,
+            group: GroupId(0),
+            heartbeat_interval_ms: 100,
+            election_timeout_min_ms: 500,
+            election_timeout_max_ms: 1000,
+            request_timeout_ms: 2000,
+            snapshot_log_bytes: 64 << 20,
+            snapshot_interval_ms: 60_000,
+            log_keep_bytes: 64 << 20,
+            log_segment_bytes: log.segment_bytes,
+            log_cache_bytes: log.cache_bytes,
+            store_cache_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Why a voter cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaStartError {
+    #[error("{0:?} is in use by another process; stop that one first")]
+    InUse(PathBuf),
+    /// Another number on the same disk, or the same number on another disk, could elect two leaders.
+    #[error("{dir:?} belongs to {found}, not to {expected}; give each voter its own directory")]
+    WrongIdentity { dir: PathBuf, found: String, expected: String },
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{path:?}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("Raft does not start: {0}")]
+    Raft(String),
+}
+
+/// Why the voters could not be changed. Nothing has changed, unless it says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetaAdminError {
+    #[error("this node does not lead; ask the leader")]
+    NotLeader(Option<NodeId>),
+    #[error("{0}")]
+    Invalid(String),
+    /// It may have changed: look at the status, then ask again.
+    #[error("the change was not confirmed: {0}")]
+    Unconfirmed(String),
+}
+
+/// The voter can do nothing more: its process must end and start anew.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("metadata voter stopped: {0}; restart the daemon, and look at the disk if this repeats")]
+pub struct MetaFatal(pub String);
+
+/// How a voter is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetaStatus {
+    pub number: u64,
+    pub term: u64,
+    pub leader: Option<NodeId>,
+    pub is_leader: bool,
+    /// Index of the last entry in the log.
+    pub last_log: Option<u64>,
+    /// Index of the last applied entry.
+    pub applied: Option<u64>,
+    /// Index up to which the facts are durable by themselves.
+    pub durable: Option<u64>,
+    /// Index up to which the log has been let go.
+    pub purged: Option<u64>,
+    pub voters: Vec<(u64, NodeId)>,
+    pub learners: Vec<(u64, NodeId)>,
+    /// For the leader: the last index that each other node is known to have.
+    pub matched: Vec<(u64, Option<u64>)>,
+    pub log_bytes: u64,
+}
+
+/// One voter or learner. Clones share it.
+#[derive(Clone)]
+pub struct MetaNode(Arc<Inner>);
+
+struct Inner {
+    config: MetaConfig,
+    raft: Raft<Types, RaftMachine>,
+    log: Log,
+    store: MetaStore,
+    peers: Arc<dyn RaftPeers>,
+    proposer: Proposer,
+    barrier: Barrier,
+    incoming: Incoming,
+    /// Held while the voters change: one change at a time.
+    membership: tokio::sync::Mutex<()>,
+    is_stopping: AtomicBool,
+    keeper: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+}
+
+impl MetaNode {
+    /// Starts on this machine's file system. `now`: milliseconds of Unix time.
+    ///
+    /// # Errors
+    /// The directory is another's, or what is in it does not read back.
+    pub async fn start(
+        config: MetaConfig,
+        peers: Arc<dyn RaftPeers>,
+        now: Arc<dyn Fn() -> u64 + Send + Sync>,
+    ) -> Result<Self, MetaStartError> {
+        Self::start_on(Arc::new(RealDisk), config, peers, now).await
+    }
+
+    /// Starts on any disk.
+    ///
+    /// # Errors
+    /// As [`MetaNode::start`].
+    pub async fn start_on(
+        disk: Arc<dyn Disk>,
+        config: MetaConfig,
+        peers: Arc<dyn RaftPeers>,
+        now: Arc<dyn Fn() -> u64 + Send + Sync>,
+    ) -> Result<Self, MetaStartError> {
+        let raft_config = raft_config(&config)?;
+        let opened = tokio::task::spawn_blocking({
+            let config = config.clone();
+            let disk = disk.clone();
+            move || open(disk, &config)
+        });
+        let (lock, log, store) = opened.await.map_err(|error| MetaStartError::Raft(error.to_string()))??;
+        let links = Links {
+            peers: peers.clone(),
+            group: config.group,
+            cluster_id: config.cluster_id.clone(),
+            append_timeout: Duration::from_millis(config.election_timeout_max_ms),
+            transfers: Arc::new(AtomicU64::new(now())),
+        };
+        let storage = GroupStorage::new(log.clone(), config.group);
+        let machine = RaftMachine::new(store.clone());
+        let raft = Raft::new(config.node_number, Arc::new(raft_config), links, storage, machine)
+            .await
+            .map_err(|fatal| MetaStartError::Raft(fatal.to_string()))?;
+        let node = Self(Arc::new(Inner {
+            proposer: Proposer::start(raft.clone(), now),
+            barrier: Barrier::default(),
+            incoming: Incoming::new(disk, config.dir.join("store"), config.cluster_id.clone()),
+            membership: tokio::sync::Mutex::new(()),
+            is_stopping: AtomicBool::new(false),
+            keeper: Mutex::new(None),
+            lock: Mutex::new(Some(lock)),
+            config,
+            raft,
+            log,
+            store,
+            peers,
+        }));
+        let keeper = tokio::spawn(keep(Arc::downgrade(&node.0)));
+        *node.0.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        Ok(node)
+    }
+
+    /// Makes this node the first voter of a new cluster. Does nothing where it already is in one.
+    ///
+    /// # Errors
+    /// [`MetaFatal`]
+    pub async fn bootstrap(&self) -> Result<(), MetaFatal> {
+        let fatal = |fatal: Fatal<Types>| MetaFatal(fatal.to_string());
+        if self.0.raft.is_initialized().await.map_err(fatal)? {
+            return Ok(());
+        }
+        let first = BTreeMap::from([(self.0.config.node_number, VoterNode { key: self.0.config.node })]);
+        match self.0.raft.initialize(first).await {
+            // Refused where a log or a vote has come meanwhile: then it is in a cluster.
+            Ok(()) | Err(RaftError::APIError(_)) => Ok(()),
+            Err(RaftError::Fatal(error)) => Err(fatal(error)),
+        }
+    }
+
+    /// Answers any message of a peer; never fails. Messages that are [`Kind::is_between_voters`] must come
+    /// from a node that may vote: see [`wire::kind_of`].
+    pub async fn serve(&self, from: NodeId, message: Bytes) -> Bytes {
+        let group = self.0.config.group;
+        let answered = self.answer(from, &message).await;
+        let encoded = match answered {
+            Ok(answer) => Ok(answer),
+            Err(trouble) => wire::encode(wire::TROUBLE, group, &trouble),
+        };
+        encoded.unwrap_or_default()
+    }
+
+    async fn answer(&self, from: NodeId, message: &[u8]) -> Result<Bytes, Trouble> {
+        let (kind, group, body) = wire::request_parts(message)?;
+        if group != self.0.config.group {
+            return Err(Trouble::Malformed(format!("group {} is not here", group.0)));
+        }
+        let raft = &self.0.raft;
+        let byte = kind as u8;
+        match kind {
+            Kind::Append => {
+                let answer = raft.append_entries(wire::decode(body)?).await.map_err(unavailable)?;
+                wire::encode(byte, group, &answer)
+            }
+            Kind::Vote => {
+                let answer = raft.vote(wire::decode(body)?).await.map_err(unavailable)?;
+                wire::encode(byte, group, &answer)
+            }
+            Kind::PreVote => {
+                let answer = raft.pre_vote(wire::decode(body)?).await.map_err(unavailable)?;
+                wire::encode(byte, group, &answer)
+            }
+            Kind::TransferLeader => {
+                let answer = raft.handle_transfer_leader(wire::decode(body)?).await.map_err(unavailable)?;
+                wire::encode(byte, group, &answer)
+            }
+            Kind::SnapshotPiece => {
+                let answer = self.0.incoming.piece(raft, from, wire::decode(body)?).await;
+                wire::encode(byte, group, &answer)
+            }
+            Kind::SnapshotEnd => {
+                let answer = self.0.incoming.end(raft, from, wire::decode(body)?).await;
+                wire::encode(byte, group, &answer)
+            }
+            Kind::Propose => {
+                let envelopes: Vec<Envelope> = wire::decode(body)?;
+                wire::encode(byte, group, &self.propose(envelopes).await?)
+            }
+            Kind::Query => {
+                let query: Query = wire::decode(body)?;
+                wire::encode(byte, group, &self.query(query).await?)
+            }
+            Kind::ReadIndex => wire::encode(byte, group, &self.leader_read_index().await?),
+        }
+    }
+
+    /// Has commands agreed and applied, if this node leads.
+    pub(super) async fn propose(&self, envelopes: Vec<Envelope>) -> Result<Results, Trouble> {
+        if !self.is_leader() {
+            return Err(Trouble::NotLeader(self.leader()));
+        }
+        self.0.proposer.propose(envelopes).await
+    }
+
+    /// Answers from this node's facts once they hold every change answered before.
+    pub(super) async fn query(&self, query: Query) -> Result<Result<Answer, Refusal>, Trouble> {
+        let timeout = Duration::from_millis(self.0.config.request_timeout_ms);
+        let node = self.clone();
+        let barrier = self.0.barrier.wait(move || {
+            let node = node.clone();
+            async move { node.read_index().await }
+        });
+        let ready = async {
+            let index = barrier.await?;
+            let mut applied = self.0.store.watch_applied();
+            applied.wait_for(|next| *next > index).await.map_err(|_| stopped())?;
+            Ok(())
+        };
+        tokio::time::timeout(timeout, ready)
+            .await
+            .map_err(|_| Trouble::Unavailable("no leader confirmed itself in time".into()))??;
+        let store = self.0.store.clone();
+        let answered = tokio::task::spawn_blocking(move || store.query(&query)).await;
+        answered.map_err(unavailable)?.map_err(unavailable)
+    }
+
+    /// An index such that facts applied up to it hold every change answered before.
+    async fn read_index(&self) -> Result<u64, Trouble> {
+        match self.leader() {
+            Some(leader) if leader != self.0.config.node => {
+                let message = wire::encode(Kind::ReadIndex as u8, self.0.config.group, &())?;
+                let timeout = Duration::from_millis(self.0.config.request_timeout_ms);
+                let answer = self.0.peers.request(leader, message, timeout).await.map_err(unavailable)?;
+                wire::decode_answer(Kind::ReadIndex, &answer)
+            }
+            Some(_) => self.leader_read_index().await,
+            None => Err(Trouble::NotLeader(None)),
+        }
+    }
+
+    async fn leader_read_index(&self) -> Result<u64, Trouble> {
+        let timeout = Duration::from_millis(self.0.config.request_timeout_ms);
+        let linearizer = tokio::time::timeout(timeout, self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex));
+        match linearizer.await {
+            Err(_) => Err(Trouble::Unavailable("no majority confirmed this leader in time".into())),
+            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+                let known = forward.leader_node.map(|node| node.key);
+                Err(Trouble::NotLeader(known.or_else(|| leader_key(&self.0.raft, forward.leader_id))))
+            }
+            Ok(Err(other)) => Err(unavailable(other)),
+        }
+    }
+
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.0.config.node
+    }
+
+    /// Who leads, as far as this node knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        let leader = self.0.raft.server_metrics().borrow_watched().current_leader;
+        leader_key(&self.0.raft, leader)
+    }
+
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.0.raft.is_leader()
+    }
+
+    fn metrics(&self) -> RaftMetrics<Types> {
+        self.0.raft.metrics().borrow_watched().clone()
+    }
+
+    #[must_use]
+    pub fn status(&self) -> MetaStatus {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let nodes = membership.nodes().map(|(number, node)| (*number, node.key));
+        let (voters, learners) = nodes.partition(|(number, _)| voters.contains(number));
+        let leader = metrics.current_leader.and_then(|number| membership.get_node(&number));
+        MetaStatus {
+            number: metrics.id,
+            term: metrics.current_term,
+            leader: leader.map(|node| node.key),
+            is_leader: metrics.current_leader == Some(metrics.id),
+            last_log: metrics.last_log_index,
+            applied: metrics.last_applied.map(|log_id| log_id.index),
+            durable: metrics.snapshot.map(|log_id| log_id.index),
+            purged: metrics.purged.map(|log_id| log_id.index),
+            voters,
+            learners,
+            matched: metrics
+                .replication
+                .into_iter()
+                .flatten()
+                .map(|(number, matched)| (number, matched.map(|log_id| log_id.index)))
+                .collect(),
+            log_bytes: self.0.log.bytes(self.0.config.group).0,
+        }
+    }
+
+    /// Adds a voter: it learns all there is, then votes. `number` must never have been another node's.
+    /// Takes as long as the catching up does. Does nothing where it already votes.
+    ///
+    /// # Errors
+    /// [`MetaAdminError`]
+    pub async fn add_voter(&self, number: u64, node: NodeId) -> Result<(), MetaAdminError> {
+        let _one_at_a_time = self.0.membership.lock().await;
+        let status = self.leading()?;
+        for &(known, key) in status.voters.iter().chain(&status.learners) {
+            if (known == number) != (key == node) {
+                let why = format!("number {known} is node {key}'s; a number is never given out again");
+                return Err(MetaAdminError::Invalid(why));
+            }
+        }
+        if status.voters.iter().any(|&(known, _)| known == number) {
+            return Ok(());
+        }
+        self.0.raft.add_learner(number, VoterNode { key: node }, true).await.map_err(admin_error)?;
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([number]));
+        self.change(change).await
+    }
+
+    /// Removes a voter or learner; its number is spent. Does nothing where it is none.
+    ///
+    /// # Errors
+    /// [`MetaAdminError`]
+    pub async fn remove_voter(&self, number: u64) -> Result<(), MetaAdminError> {
+        let _one_at_a_time = self.0.membership.lock().await;
+        let status = self.leading()?;
+        if status.voters.iter().any(|&(known, _)| known == number) {
+            if status.voters.len() == 1 {
+                return Err(MetaAdminError::Invalid("the last voter cannot be removed".into()));
+            }
+            self.change(ChangeMembers::RemoveVoters(BTreeSet::from([number]))).await
+        } else if status.learners.iter().any(|&(known, _)| known == number) {
+            self.change(ChangeMembers::RemoveNodes(BTreeSet::from([number]))).await
+        } else {
+            Ok(())
+        }
+    }
+
+    fn leading(&self) -> Result<MetaStatus, MetaAdminError> {
+        let status = self.status();
+        if status.is_leader { Ok(status) } else { Err(MetaAdminError::NotLeader(status.leader)) }
+    }
+
+    /// Refused where another change came between.
+    async fn change(&self, change: ChangeMembers<u64, VoterNode>) -> Result<(), MetaAdminError> {
+        let last_membership_log_id = *self.metrics().membership_config.log_id();
+        let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
+        self.0.raft.change_membership_if(change, false, [precondition]).await.map_err(admin_error)?;
+        Ok(())
+    }
+
+    /// Hands the lead to another voter; to the one with the longest log if `to` is `None`. Returns when this
+    /// node has stopped leading.
+    ///
+    /// # Errors
+    /// [`MetaAdminError::NotLeader`], or `Unconfirmed` when the other does not take over in time.
+    pub async fn transfer_leader(&self, to: Option<u64>) -> Result<(), MetaAdminError> {
+        let status = self.leading()?;
+        let is_voter = |number: &u64| status.voters.iter().any(|(known, _)| known == number);
+        let best = || {
+            let others = status.matched.iter().filter(|(number, _)| *number != status.number && is_voter(number));
+            others.max_by_key(|(_, matched)| *matched).map(|(number, _)| *number)
+        };
+        let Some(to) = to.or_else(best).filter(|number| is_voter(number) && *number != status.number) else {
+            return Err(MetaAdminError::Invalid("there is no such other voter".into()));
+        };
+        let unconfirmed = |why: String| MetaAdminError::Unconfirmed(why);
+        self.0.raft.trigger().transfer_leader(to).await.map_err(|fatal| unconfirmed(fatal.to_string()))?;
+        let timeout = Duration::from_millis(self.0.config.election_timeout_max_ms * 2);
+        let moved = |metrics: &RaftMetrics<Types>| metrics.current_leader.is_some_and(|leader| leader != metrics.id);
+        let waited = self.0.raft.wait(Some(timeout)).metrics(moved, "another leads").await;
+        waited.map(|_| ()).map_err(|error| unconfirmed(error.to_string()))
+    }
+
+    /// Resolves when this voter can do nothing more, for a reason other than [`MetaNode::shutdown`].
+    pub async fn fatal(&self) -> MetaFatal {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let running = metrics.borrow_and_update().running_state.clone();
+            if self.0.is_stopping.load(Ordering::Acquire) {
+                std::future::pending::<()>().await;
+            }
+            if let Err(fatal) = running {
+                return MetaFatal(fatal.to_string());
+            }
+            if metrics.changed().await.is_err() && !self.0.is_stopping.load(Ordering::Acquire) {
+                return MetaFatal("its core is gone".into());
+            }
+        }
+    }
+
+    /// Hands over the lead, makes the facts durable and releases the directory. Nothing is lost without it, but
+    /// the others notice at once and the next start is quicker.
+    pub async fn shutdown(&self) {
+        if self.is_leader() && self.status().voters.len() > 1 {
+            // Whoever does not take over will elect.
+            drop(self.transfer_leader(None).await);
+        }
+        self.0.is_stopping.store(true, Ordering::Release);
+        if let Some(keeper) = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            keeper.abort();
+        }
+        drop(self.0.raft.shutdown().await);
+        let log = self.0.log.clone();
+        let store = self.0.store.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            log.close();
+            store.close()
+        });
+        if let Ok(Err(error)) = closed.await {
+            tracing::warn!(%error, "the facts were not made durable at the end; the log holds them");
+        }
+        drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Makes the facts durable by themselves, and lets go of log that is not kept for followers.
+    async fn snapshot_and_purge(&self) -> Result<(), Fatal<Types>> {
+        self.0.raft.trigger().snapshot().await?;
+        let keep_from = self.0.log.index_before_last_bytes(self.0.config.group, self.0.config.log_keep_bytes);
+        if let Some(upto) = keep_from.and_then(|first| first.checked_sub(1)) {
+            // Only what a snapshot holds is let go, whatever is asked.
+            self.0.raft.trigger().purge_log(upto).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Bounds the log. Openraft's own policy counts entries; these are of very different sizes.
+async fn keep(node: std::sync::Weak<Inner>) {
+    let mut last_bytes = 0;
+    let mut last_applied = None;
+    let mut last_at = Instant::now();
+    loop {
+        let Some(inner) = node.upgrade() else { return };
+        let node = MetaNode(inner);
+        let bytes = node.0.log.bytes(node.0.config.group).1;
+        let metrics = node.metrics();
+        let is_due = bytes.saturating_sub(last_bytes) >= node.0.config.snapshot_log_bytes
+            || last_at.elapsed().as_millis() >= u128::from(node.0.config.snapshot_interval_ms);
+        if is_due {
+            last_at = Instant::now();
+            last_bytes = bytes;
+            if metrics.last_applied != last_applied {
+                last_applied = metrics.last_applied;
+                if node.snapshot_and_purge().await.is_err() {
+                    return;
+                }
+            }
+        }
+        drop(node);
+        tokio::time::sleep(KEEPER_INTERVAL).await;
+    }
+}
+
+const KEEPER_INTERVAL: Duration = Duration::from_millis(250);
+
+fn unavailable(error: impl std::fmt::Display) -> Trouble {
+    Trouble::Unavailable(error.to_string())
+}
+
+fn stopped() -> Trouble {
+    Trouble::Unavailable("this voter stops".into())
+}
+
+fn admin_error(error: RaftError<Types, ClientWriteError<Types>>) -> MetaAdminError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            MetaAdminError::NotLeader(forward.leader_node.map(|node| node.key))
+        }
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => {
+            MetaAdminError::Unconfirmed(error.to_string())
+        }
+        RaftError::APIError(refused) => MetaAdminError::Invalid(refused.to_string()),
+    }
+}
+
+fn raft_config(config: &MetaConfig) -> Result<Config, MetaStartError> {
+    let raft = Config {
+        cluster_name: config.cluster_id.clone(),
+        heartbeat_interval: config.heartbeat_interval_ms,
+        election_timeout_min: config.election_timeout_min_ms,
+        election_timeout_max: config.election_timeout_max_ms,
+        max_payload_entries: ENTRIES_PER_APPEND_MAX,
+        replication_lag_threshold: REPLICATION_LAG_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        // The facts of a restarted leader are older than what it has answered: it must win an election first.
+        enable_leader_restore: Some(false),
+        enable_pre_vote: Some(true),
+        // Without it the heartbeats of a leader that hears nobody keep a connected majority from electing.
+        quorum_loss_probe_interval: Some(config.election_timeout_max_ms * 2),
+        ..Config::default()
+    };
+    raft.validate().map_err(|error| MetaStartError::Invalid(error.to_string()))
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    number: u64,
+    node: NodeId,
+    cluster_id: String,
+}
+
+type Opened = (Box<dyn Send + Sync>, Log, MetaStore);
+
+fn open(disk: Arc<dyn Disk>, config: &MetaConfig) -> Result<Opened, MetaStartError> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| MetaStartError::Io { path, source }
+    };
+    disk.create_dir_all(&config.dir).map_err(io(&config.dir))?;
+    let lock_path = config.dir.join(LOCK_FILE);
+    let lock = disk.lock(&lock_path).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => MetaStartError::InUse(config.dir.clone()),
+        _ => MetaStartError::Io { path: lock_path.clone(), source },
+    })?;
+    identify(&*disk, config)?;
+    let mut log_config = LogConfig::new(config.dir.join("log"));
+    log_config.segment_bytes = config.log_segment_bytes;
+    log_config.cache_bytes = config.log_cache_bytes;
+    let log = Log::open(disk.clone(), log_config, rand::random)?;
+    let store_config = StoreConfig {
+        dir: config.dir.join("store"),
+        cluster_id: config.cluster_id.clone(),
+        cache_bytes: config.store_cache_bytes,
+    };
+    let store = MetaStore::open(disk, store_config)?;
+    Ok((lock, log, store))
+}
+
+/// Binds the directory to this voter: `MKVOTER`, a version byte, and an [`Identity`] in MessagePack.
+fn identify(disk: &dyn Disk, config: &MetaConfig) -> Result<(), MetaStartError> {
+    let path = config.dir.join(IDENTITY_FILE);
+    let io = |source| MetaStartError::Io { path: path.clone(), source };
+    let expected =
+        Identity { number: config.node_number, node: config.node, cluster_id: config.cluster_id.clone() };
+    let wrong = |found: String| MetaStartError::WrongIdentity {
+        dir: config.dir.clone(),
+        found,
+        expected: format!("{expected:?}"),
+    };
+    if disk.list(&config.dir).map_err(io)?.iter().any(|name| name == IDENTITY_FILE) {
+        let file = disk.open(&path).map_err(io)?;
+        let len = file.len().map_err(io)?.min(4096);
+        let mut bytes = vec![0; len as usize];
+        file.read_at(0, &mut bytes).map_err(io)?;
+        let body = bytes.strip_prefix(IDENTITY_MAGIC).ok_or_else(|| wrong("no voter of this release".into()))?;
+        let found: Identity = rmp_serde::from_slice(body).map_err(|error| wrong(error.to_string()))?;
+        return if found == expected { Ok(()) } else { Err(wrong(format!("{found:?}"))) };
+    }
+    let body = rmp_serde::to_vec(&expected).map_err(|error| MetaStartError::Invalid(error.to_string()))?;
+    let new = config.dir.join("identity-new");
+    let file = disk.open(&new).map_err(io)?;
+    file.set_len(0).map_err(io)?;
+    file.write_at(0, &[IDENTITY_MAGIC, body.as_slice()].concat()).map_err(io)?;
+    file.sync_data().map_err(io)?;
+    disk.rename(&new, &path).map_err(io)?;
+    disk.sync_dir(&config.dir).map_err(io)
+}

@@ -1,0 +1,169 @@
+//! Buckets, their documents, and what their tenants are charged for them.
+
+use bytes::Bytes;
+use makai_erasure::Scheme;
+use serde::{Deserialize, Serialize};
+
+use super::draft::{Draft, Outcome, all, expect, is_empty, keys_in, read, shift};
+use super::keys::{self, Counter};
+use super::kv::View;
+use super::tenants;
+use crate::facts::bucket::Bucket;
+use crate::facts::command::{Refusal, Reply};
+use crate::facts::query::Answer;
+use crate::facts::tenant::TenantId;
+
+/// Bytes in a bucket's document: S3 allows 20 KB for a policy, 64 KB for CORS, 512 KB for replication.
+pub const DOCUMENT_BYTES_MAX: usize = 512 * 1024;
+const DOCUMENT_NAME_BYTES_MAX: usize = 64;
+/// Buckets of one tenant, so that their listing stays one answer.
+const TENANT_BUCKETS_MAX: usize = 10_000;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Document {
+    value: Bytes,
+}
+
+pub fn get(view: &dyn View, name: &str) -> Outcome<Bucket> {
+    Ok(read(view, &keys::bucket(name))?.ok_or(Refusal::NoSuchBucket)?)
+}
+
+pub fn create(draft: &mut Draft<'_>, name: &str, tenant: TenantId, scheme: Option<Scheme>) -> Outcome<Reply> {
+    check_name(name)?;
+    if let Some(scheme) = scheme {
+        Scheme::new(scheme.data, scheme.parity).map_err(|error| Refusal::Invalid(error.to_string()))?;
+    }
+    tenants::get(draft, tenant)?;
+    if let Some(other) = read::<Bucket>(draft, &keys::bucket(name))? {
+        let is_owned = other.tenant == tenant;
+        return Err(if is_owned { Refusal::BucketOwned } else { Refusal::BucketTaken }.into());
+    }
+    let owned = keys::tenant_buckets(tenant);
+    if keys_in(draft, &owned, &keys::end_of(&owned), TENANT_BUCKETS_MAX)?.len() == TENANT_BUCKETS_MAX {
+        return Err(Refusal::Invalid(format!(
+            "the tenant has {TENANT_BUCKETS_MAX} buckets, as many as may be"
+        ))
+        .into());
+    }
+    let bucket = Bucket {
+        id: draft.next(Counter::Bucket)?,
+        name: name.to_owned(),
+        tenant,
+        created_at: draft.now,
+        scheme,
+        object_count: 0,
+        object_bytes: 0,
+        root: draft.next(Counter::Inode)?,
+    };
+    draft.write(keys::bucket(name), &bucket)?;
+    draft.write(keys::tenant_bucket(tenant, name), &bucket.id)?;
+    Ok(Reply::Bucket(bucket))
+}
+
+pub fn delete(draft: &mut Draft<'_>, name: &str) -> Outcome<Reply> {
+    let bucket = get(draft, name)?;
+    if !is_empty(draft, &keys::entries(bucket.root))? || !is_empty(draft, &keys::uploads(bucket.id))? {
+        return Err(Refusal::BucketNotEmpty.into());
+    }
+    draft.delete_all(&keys::documents(bucket.id))?;
+    draft.delete(keys::tenant_bucket(bucket.tenant, name));
+    draft.delete(keys::bucket(name));
+    Ok(Reply::Done)
+}
+
+pub fn set_document(
+    draft: &mut Draft<'_>,
+    name: &str,
+    document: &str,
+    value: Option<&Bytes>,
+) -> Outcome<Reply> {
+    if document.is_empty() || document.len() > DOCUMENT_NAME_BYTES_MAX {
+        return Err(
+            Refusal::Invalid(format!("a document's name has 1 to {DOCUMENT_NAME_BYTES_MAX} bytes")).into()
+        );
+    }
+    let bucket = get(draft, name)?;
+    let key = keys::document(bucket.id, document);
+    match value {
+        Some(value) if value.len() > DOCUMENT_BYTES_MAX => {
+            return Err(Refusal::Invalid(format!("a document has at most {DOCUMENT_BYTES_MAX} bytes")).into());
+        }
+        Some(value) => draft.write(key, &Document { value: value.clone() })?,
+        None => draft.delete(key),
+    }
+    Ok(Reply::Done)
+}
+
+pub fn document(view: &dyn View, name: &str, document: &str) -> Outcome<Answer> {
+    let bucket = get(view, name)?;
+    let found = read::<Document>(view, &keys::document(bucket.id, document))?;
+    Ok(Answer::Document(found.map(|document| document.value)))
+}
+
+pub fn list(view: &dyn View, tenant: Option<TenantId>) -> Outcome<Answer> {
+    let Some(tenant) = tenant else { return Ok(Answer::Buckets(all(view, &keys::buckets())?)) };
+    let owned = keys::tenant_buckets(tenant);
+    let mut buckets = Vec::new();
+    for key in keys_in(view, &owned, &keys::end_of(&owned), usize::MAX)? {
+        let name = String::from_utf8_lossy(&key[owned.len()..]);
+        buckets.push(expect(view, &keys::bucket(&name))?);
+    }
+    Ok(Answer::Buckets(buckets))
+}
+
+/// What comes into a bucket and leaves it: objects, their bytes, and bytes of parts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Change {
+    pub objects: Flow,
+    pub object_bytes: Flow,
+    pub part_bytes: Flow,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flow {
+    pub added: u64,
+    pub removed: u64,
+}
+
+/// Counts a change for the bucket and its tenant. Refused where the tenant's use would grow beyond its quota.
+pub fn account(draft: &mut Draft<'_>, mut bucket: Bucket, change: Change) -> Outcome<()> {
+    let Change { objects, object_bytes, part_bytes } = change;
+    let mut tenant = tenants::get(draft, bucket.tenant)?;
+    let used_before = tenant.used_bytes;
+    let (added, removed) = (
+        object_bytes.added.saturating_add(part_bytes.added),
+        object_bytes.removed.saturating_add(part_bytes.removed),
+    );
+    tenant.used_bytes = shift(used_before, added, removed, "used bytes")?;
+    if let Some(quota_bytes) = tenant.quota_bytes
+        && tenant.used_bytes > quota_bytes.max(used_before)
+    {
+        return Err(Refusal::QuotaExceeded { quota_bytes }.into());
+    }
+    tenant.used_objects = shift(tenant.used_objects, objects.added, objects.removed, "used objects")?;
+    bucket.object_count = shift(bucket.object_count, objects.added, objects.removed, "objects")?;
+    bucket.object_bytes =
+        shift(bucket.object_bytes, object_bytes.added, object_bytes.removed, "object bytes")?;
+    draft.write(keys::tenant(tenant.id), &tenant)?;
+    draft.write(keys::bucket(&bucket.name), &bucket)?;
+    Ok(())
+}
+
+/// S3's rules for names of buckets.
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let why = if !(3..=63).contains(&name.len()) {
+        "it has 3 to 63 characters"
+    } else if !name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) {
+        "its characters are a-z, 0-9, '-' and '.'"
+    } else if name.split('.').any(|label| label.is_empty() || label.starts_with('-') || label.ends_with('-'))
+    {
+        "each of its labels begins and ends with a letter or digit"
+    } else if name.split('.').count() == 4 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.')) {
+        "it must not look like an IP address"
+    } else if name.starts_with("xn--") || name.ends_with("-s3alias") || name.ends_with("--ol-s3") {
+        "prefix xn-- and suffixes -s3alias, --ol-s3 are reserved"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::Invalid(format!("bucket name: {why}")))
+}
