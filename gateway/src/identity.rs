@@ -70,7 +70,9 @@ pub enum IdentityError {
     #[error("the metadata cannot say whose key it is: {0}")]
     Unavailable(String),
     /// The operator must look: a stored secret does not open with this cluster's key.
-    #[error("{what} of {id:?} does not open with the cluster's key: is this node configured with the right one?")]
+    #[error(
+        "{what} of {id:?} does not open with the cluster's key: is this node configured with the right one?"
+    )]
     Sealed { what: &'static str, id: String },
 }
 
@@ -187,7 +189,8 @@ impl Identity {
                     .and_then(|plain| String::from_utf8(plain).ok())
                     .ok_or_else(|| IdentityError::Sealed { what: "the secret", id: id.clone() })?;
                 self.open_tenant_key(&tenant)?;
-                let caller = Caller { tenant: tenant.id, tenant_name: tenant.name, access_key_id: id.clone() };
+                let caller =
+                    Caller { tenant: tenant.id, tenant_name: tenant.name, access_key_id: id.clone() };
                 Some(Known { caller, secret: Secret(secret.into()) })
             }
             Ok(Answer::AccessKey(..)) | Err(MetaError::Refused(Refusal::NotFound(_))) => None,
@@ -209,7 +212,9 @@ impl Identity {
 }
 
 fn unexpected_answer() -> IdentityError {
-    IdentityError::Unavailable("the metadata answered another question; do the nodes run different releases?".into())
+    IdentityError::Unavailable(
+        "the metadata answered another question; do the nodes run different releases?".into(),
+    )
 }
 
 /// Draws an access key.
@@ -230,7 +235,8 @@ pub fn new_access_key() -> Result<NewAccessKey, RandomError> {
     }
     let mut draw = [0; SECRET_CHARS];
     random.fill(&mut draw).map_err(|_| RandomError)?;
-    let secret: String = draw.iter().map(|&byte| char::from(SECRET_ALPHABET[usize::from(byte & 63)])).collect();
+    let secret: String =
+        draw.iter().map(|&byte| char::from(SECRET_ALPHABET[usize::from(byte & 63)])).collect();
     Ok(NewAccessKey { id, secret: Secret(secret.into()) })
 }
 
@@ -248,7 +254,12 @@ pub fn new_tenant_key(cluster_key: &[u8; 32], tenant_name: &str) -> Result<Bytes
 ///
 /// # Errors
 /// The system gave no randomness.
-pub fn seal_secret(cluster_key: &[u8; 32], purpose: &str, id: &str, plain: &[u8]) -> Result<Bytes, RandomError> {
+pub fn seal_secret(
+    cluster_key: &[u8; 32],
+    purpose: &str,
+    id: &str,
+    plain: &[u8],
+) -> Result<Bytes, RandomError> {
     let mut nonce = [0; NONCE_LEN];
     SystemRandom::new().fill(&mut nonce).map_err(|_| RandomError)?;
     let mut body = plain.to_vec();
@@ -264,7 +275,12 @@ pub fn seal_secret(cluster_key: &[u8; 32], purpose: &str, id: &str, plain: &[u8]
 ///
 /// # Errors
 /// The bytes are not `MKS1`, or were sealed with another key, purpose or id, or have changed.
-pub fn open_secret(cluster_key: &[u8; 32], purpose: &str, id: &str, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+pub fn open_secret(
+    cluster_key: &[u8; 32],
+    purpose: &str,
+    id: &str,
+    sealed: &[u8],
+) -> Result<Vec<u8>, OpenError> {
     let rest = sealed.strip_prefix(SEALED_MAGIC.as_slice()).ok_or(OpenError)?;
     let (nonce, body) = rest.split_first_chunk::<NONCE_LEN>().ok_or(OpenError)?;
     let mut body = body.to_vec();

@@ -1,1 +1,34 @@
-//! In the making.
+//! The S3 door: translate, authenticate, call inward.
+//!
+//! ```text
+//! connection ─ serve ─> service (request id, limits, bad requests) ─ s3s (parse, verify SigV4) ─> operations
+//!     ─> crate::objects ─> answer or error in S3's words
+//! ```
+//!
+//! | room | holds |
+//! |---|---|
+//! | `serve` | listeners, TLS, connections: bounded, timed, drained at the end |
+//! | `service` | one request: its id, its limits, what it is refused for before and after `s3s` |
+//! | `operations`, `buckets`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
+//! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
+//! | `body`, `chunked` | bytes in and out, checked while they stream |
+//!
+//! Always: no request is served without a valid signature of an enabled key; memory per request is bounded whatever
+//! its headers or body say; every answer and every error carries the request's id.
+
+mod body;
+mod buckets;
+mod checksums;
+mod chunked;
+mod errors;
+mod headers;
+mod listing;
+mod multipart;
+mod operations;
+mod reading;
+mod serve;
+mod service;
+mod writing;
+
+pub use serve::{ServeError, serve};
+pub use service::{S3Door, S3DoorConfig, S3DoorError};

@@ -1,0 +1,265 @@
+//! Buckets and the documents beside them.
+
+use makai_erasure::Scheme;
+use s3s::dto::*;
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::errors::refused;
+use super::headers::{bucket_tagging, owner, refuse_acl, tag_set, timestamp};
+use super::listing::{decode_token, encode_token};
+use super::operations::Operations;
+use crate::identity::Caller;
+
+/// Names a bucket's coding at its making: `x-makai-scheme: 4+2`.
+const SCHEME_HEADER: &str = "x-makai-scheme";
+/// The document that holds a bucket's tags, as `a=b&c=d`.
+const TAGGING: &str = "tagging";
+const BUCKETS_PER_ANSWER_MAX: usize = 10_000;
+
+impl Operations {
+    pub(super) async fn create_bucket(
+        &self,
+        caller: &Caller,
+        request: S3Request<CreateBucketInput>,
+    ) -> S3Result<S3Response<CreateBucketOutput>> {
+        let input = &request.input;
+        let has_grants = input.grant_full_control.is_some()
+            || input.grant_read.is_some()
+            || input.grant_read_acp.is_some()
+            || input.grant_write.is_some()
+            || input.grant_write_acp.is_some();
+        refuse_acl(input.acl.as_ref().map(BucketCannedACL::as_str), has_grants)?;
+        if input.object_lock_enabled_for_bucket == Some(true) {
+            return Err(s3_error!(
+                NotImplemented,
+                "Object lock is not implemented: create the bucket without it."
+            ));
+        }
+        let asked =
+            input.create_bucket_configuration.as_ref().and_then(|asked| asked.location_constraint.as_ref());
+        if let Some(asked) = asked.map(BucketLocationConstraint::as_str)
+            && !asked.is_empty()
+            && asked != self.region
+        {
+            let shown: String = asked.chars().take(64).collect();
+            return Err(s3_error!(
+                InvalidLocationConstraint,
+                "The location constraint {shown:?} is not valid: this endpoint is in {:?}.",
+                self.region
+            ));
+        }
+        let scheme = match request.headers.get(SCHEME_HEADER) {
+            None => None,
+            Some(value) => {
+                let scheme = value.to_str().unwrap_or_default().parse::<Scheme>();
+                Some(scheme.map_err(|error| s3_error!(InvalidArgument, "{SCHEME_HEADER}: {error}"))?)
+            }
+        };
+        self.objects.create_bucket(caller, &input.bucket, scheme).await.map_err(refused)?;
+        let location = Some(format!("/{}", input.bucket));
+        Ok(S3Response::new(CreateBucketOutput { location }))
+    }
+
+    pub(super) async fn delete_bucket(
+        &self,
+        caller: &Caller,
+        request: S3Request<DeleteBucketInput>,
+    ) -> S3Result<S3Response<DeleteBucketOutput>> {
+        self.objects.delete_bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Ok(S3Response::new(DeleteBucketOutput {}))
+    }
+
+    pub(super) async fn head_bucket(
+        &self,
+        caller: &Caller,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        let bucket_region = Some(self.region.clone());
+        Ok(S3Response::new(HeadBucketOutput { bucket_region, ..HeadBucketOutput::default() }))
+    }
+
+    pub(super) async fn list_buckets(
+        &self,
+        caller: &Caller,
+        request: S3Request<ListBucketsInput>,
+    ) -> S3Result<S3Response<ListBucketsOutput>> {
+        let input = request.input;
+        let entries_max = match input.max_buckets {
+            None => BUCKETS_PER_ANSWER_MAX,
+            Some(count) => usize::try_from(count)
+                .ok()
+                .filter(|count| (1..=BUCKETS_PER_ANSWER_MAX).contains(count))
+                .ok_or_else(|| {
+                    s3_error!(InvalidArgument, "max-buckets must be 1 to {BUCKETS_PER_ANSWER_MAX}.")
+                })?,
+        };
+        let after = input.continuation_token.as_deref().map(decode_token).transpose()?;
+        let prefix = input.prefix.clone().unwrap_or_default();
+        let all = self.objects.buckets(caller).await.map_err(refused)?;
+        let mut names = all
+            .into_iter()
+            .filter(|bucket| bucket.name.starts_with(&prefix))
+            .filter(|bucket| after.as_ref().is_none_or(|after| bucket.name > *after))
+            .peekable();
+        let buckets: Vec<_> = names.by_ref().take(entries_max).collect();
+        let next = if names.peek().is_some() {
+            buckets.last().map(|bucket| encode_token(&bucket.name))
+        } else {
+            None
+        };
+        let buckets = buckets.into_iter().map(|bucket| Bucket {
+            bucket_region: Some(self.region.clone()),
+            creation_date: Some(timestamp(bucket.created_at)),
+            name: Some(bucket.name),
+        });
+        Ok(S3Response::new(ListBucketsOutput {
+            buckets: Some(buckets.collect()),
+            continuation_token: next,
+            owner: Some(owner(caller)),
+            prefix: input.prefix,
+        }))
+    }
+
+    pub(super) async fn get_bucket_location(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketLocationInput>,
+    ) -> S3Result<S3Response<GetBucketLocationOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        // S3's oldest region is spelled as none.
+        let region =
+            (self.region != "us-east-1").then(|| BucketLocationConstraint::from(self.region.clone()));
+        Ok(S3Response::new(GetBucketLocationOutput { location_constraint: region }))
+    }
+
+    pub(super) async fn get_bucket_versioning(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        // No status: never versioned.
+        Ok(S3Response::new(GetBucketVersioningOutput::default()))
+    }
+
+    pub(super) async fn get_bucket_acl(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketAclInput>,
+    ) -> S3Result<S3Response<GetBucketAclOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Ok(S3Response::new(GetBucketAclOutput {
+            grants: Some(vec![full_control(caller)]),
+            owner: Some(owner(caller)),
+        }))
+    }
+
+    pub(super) async fn put_bucket_acl(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutBucketAclInput>,
+    ) -> S3Result<S3Response<PutBucketAclOutput>> {
+        let input = &request.input;
+        let has_grants = input.grant_full_control.is_some()
+            || input.grant_read.is_some()
+            || input.grant_read_acp.is_some()
+            || input.grant_write.is_some()
+            || input.grant_write_acp.is_some()
+            || input.access_control_policy.is_some();
+        refuse_acl(input.acl.as_ref().map(BucketCannedACL::as_str), has_grants)?;
+        self.objects.bucket(caller, &input.bucket).await.map_err(refused)?;
+        Ok(S3Response::new(PutBucketAclOutput {}))
+    }
+
+    pub(super) async fn get_bucket_tagging(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketTaggingInput>,
+    ) -> S3Result<S3Response<GetBucketTaggingOutput>> {
+        let tags =
+            self.objects.bucket_document(caller, &request.input.bucket, TAGGING).await.map_err(refused)?;
+        let tags = tags.ok_or_else(|| s3_error!(NoSuchTagSet, "The TagSet does not exist."))?;
+        let tag_set = tag_set(&String::from_utf8_lossy(&tags));
+        Ok(S3Response::new(GetBucketTaggingOutput { tag_set }))
+    }
+
+    pub(super) async fn put_bucket_tagging(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutBucketTaggingInput>,
+    ) -> S3Result<S3Response<PutBucketTaggingOutput>> {
+        let input = request.input;
+        let tags = bucket_tagging(input.tagging.tag_set)?;
+        let stored =
+            self.objects.set_bucket_document(caller, &input.bucket, TAGGING, Some(tags.into())).await;
+        stored.map_err(refused)?;
+        Ok(S3Response::new(PutBucketTaggingOutput {}))
+    }
+
+    pub(super) async fn delete_bucket_tagging(
+        &self,
+        caller: &Caller,
+        request: S3Request<DeleteBucketTaggingInput>,
+    ) -> S3Result<S3Response<DeleteBucketTaggingOutput>> {
+        self.objects
+            .set_bucket_document(caller, &request.input.bucket, TAGGING, None)
+            .await
+            .map_err(refused)?;
+        Ok(S3Response::new(DeleteBucketTaggingOutput {}))
+    }
+
+    pub(super) async fn get_bucket_cors(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketCorsInput>,
+    ) -> S3Result<S3Response<GetBucketCorsOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Err(s3_error!(NoSuchCORSConfiguration, "The CORS configuration does not exist."))
+    }
+
+    pub(super) async fn get_bucket_policy(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketPolicyInput>,
+    ) -> S3Result<S3Response<GetBucketPolicyOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Err(s3_error!(NoSuchBucketPolicy, "The bucket policy does not exist."))
+    }
+
+    pub(super) async fn get_bucket_lifecycle_configuration(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketLifecycleConfigurationInput>,
+    ) -> S3Result<S3Response<GetBucketLifecycleConfigurationOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Err(s3_error!(NoSuchLifecycleConfiguration, "The lifecycle configuration does not exist."))
+    }
+
+    pub(super) async fn get_object_lock_configuration(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetObjectLockConfigurationInput>,
+    ) -> S3Result<S3Response<GetObjectLockConfigurationOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Err(s3_error!(
+            ObjectLockConfigurationNotFoundError,
+            "Object Lock configuration does not exist for this bucket."
+        ))
+    }
+}
+
+/// The one grant there is: the tenant's own.
+pub(super) fn full_control(caller: &Caller) -> Grant {
+    let owner = owner(caller);
+    Grant {
+        grantee: Some(Grantee {
+            display_name: owner.display_name,
+            email_address: None,
+            id: owner.id,
+            type_: Type::from_static(Type::CANONICAL_USER),
+            uri: None,
+        }),
+        permission: Some(Permission::from_static(Permission::FULL_CONTROL)),
+    }
+}

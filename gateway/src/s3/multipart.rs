@@ -1,0 +1,530 @@
+//! Multipart uploads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use makai_raft::facts::object::{PARTS_MAX, Part as KnownPart, Upload};
+use makai_raft::facts::query::ENTRIES_PER_ANSWER_MAX;
+use s3s::dto::*;
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::body::{Notes, upstream};
+use super::checksums::{
+    Algorithm, Promise, checksum_fields, complete, kind, kind_of, one_of, set_checksum, upload_checksum,
+};
+use super::errors::refused;
+use super::headers::{
+    copy_from, copy_range, length, object_headers, owner, precondition, refuse_customer_key,
+    source_conditions, timestamp,
+};
+use super::listing::{Names, entries_max};
+use super::operations::Operations;
+use crate::identity::Caller;
+
+/// Pages of uploads that one listing reads in search of entries to show.
+const UPLOAD_PAGES_MAX: usize = 20;
+
+fn part_number(number: i32) -> S3Result<u16> {
+    u16::try_from(number).ok().filter(|number| (1..=PARTS_MAX).contains(number)).ok_or_else(|| {
+        s3_error!(InvalidArgument, "Part number must be an integer between 1 and {PARTS_MAX}, inclusive.")
+    })
+}
+
+impl Operations {
+    pub(super) async fn create_multipart_upload(
+        &self,
+        caller: &Caller,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let input = request.input;
+        let headers = object_headers!(input)?;
+        let algorithm = input.checksum_algorithm.as_ref().map(ChecksumAlgorithm::as_str);
+        let (algorithm, is_composite) = upload_checksum(algorithm, input.checksum_type.as_ref())?;
+        let name = algorithm.map(|algorithm| algorithm.name().to_owned());
+        let upload = self
+            .objects
+            .create_upload(caller, &input.bucket, &input.key, headers, name.clone(), is_composite)
+            .await
+            .map_err(refused)?;
+        Ok(S3Response::new(CreateMultipartUploadOutput {
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            upload_id: Some(upload.id),
+            checksum_type: name.as_ref().map(|_| kind_of(is_composite)),
+            checksum_algorithm: name.map(ChecksumAlgorithm::from),
+            ..CreateMultipartUploadOutput::default()
+        }))
+    }
+
+    pub(super) async fn upload_part(
+        &self,
+        caller: &Caller,
+        mut request: S3Request<UploadPartInput>,
+    ) -> S3Result<S3Response<UploadPartOutput>> {
+        let input = &mut request.input;
+        refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
+        let number = part_number(input.part_number)?;
+        // Refused before its bytes are sent, and computed with what the whole will need.
+        let upload = self
+            .objects
+            .upload(caller, &input.bucket, &input.key, &input.upload_id)
+            .await
+            .map_err(refused)?;
+        let mut promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
+        if let Some(expected) = upload.checksum_algorithm.as_deref().map(Algorithm::parse).transpose()? {
+            if promise.algorithm().is_some_and(|algorithm| algorithm != expected) {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "Checksum Type mismatch occurred: the upload was created with {}, the part came with {}.",
+                    expected.name(),
+                    promise.algorithm().map_or("none", Algorithm::name)
+                ));
+            }
+            promise = promise.or_compute(expected);
+        }
+        let notes = request.extensions.get::<Arc<Notes>>().cloned();
+        let upstream = upstream(input.body.take(), input.content_length, promise, notes)?;
+        let part = self
+            .objects
+            .put_part(caller, &input.bucket, &input.key, &input.upload_id, number, upstream)
+            .await;
+        let part = part.map_err(refused)?;
+        let mut output =
+            UploadPartOutput { e_tag: Some(ETag::Strong(part.etag)), ..UploadPartOutput::default() };
+        set_checksum!(output, &part.checksum);
+        Ok(S3Response::new(output))
+    }
+
+    pub(super) async fn upload_part_copy(
+        &self,
+        caller: &Caller,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let input = request.input;
+        refuse_customer_key(
+            input.sse_customer_algorithm.is_some() || input.copy_source_sse_customer_key.is_some(),
+        )?;
+        let number = part_number(input.part_number)?;
+        let from = copy_from(&input.copy_source, &source_conditions!(input))?;
+        let range = input.copy_source_range.as_deref().map(copy_range).transpose()?;
+        let part = self
+            .objects
+            .copy_part(caller, from, range, &input.bucket, &input.key, &input.upload_id, number)
+            .await
+            .map_err(refused)?;
+        let mut result = CopyPartResult {
+            e_tag: Some(ETag::Strong(part.etag)),
+            last_modified: Some(timestamp(part.modified_at)),
+            ..CopyPartResult::default()
+        };
+        set_checksum!(result, &part.checksum);
+        let copy_part_result = Some(result);
+        Ok(S3Response::new(UploadPartCopyOutput { copy_part_result, ..UploadPartCopyOutput::default() }))
+    }
+
+    pub(super) async fn complete_multipart_upload(
+        &self,
+        caller: &Caller,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = request.input;
+        let named =
+            input.multipart_upload.as_ref().and_then(|upload| upload.parts.as_deref()).unwrap_or_default();
+        if named.is_empty() {
+            return Err(s3_error!(MalformedXML, "You must specify at least one part."));
+        }
+        if named.len() > usize::from(PARTS_MAX) {
+            return Err(s3_error!(
+                InvalidArgument,
+                "An upload has at most {PARTS_MAX} parts; {} are named.",
+                named.len()
+            ));
+        }
+        let mut parts = Vec::with_capacity(named.len());
+        for part in named {
+            let (Some(number), Some(etag)) = (part.part_number, &part.e_tag) else {
+                return Err(s3_error!(MalformedXML, "Each Part needs a PartNumber and an ETag."));
+            };
+            parts.push((part_number(number)?, etag.value().to_owned()));
+        }
+        if !parts.is_sorted_by(|(a, _), (b, _)| a < b) {
+            return Err(s3_error!(
+                InvalidPartOrder,
+                "The list of parts was not in ascending order. Parts must be ordered by part number."
+            ));
+        }
+        let claimed = one_of(checksum_fields!(input))?;
+        let upload = self
+            .objects
+            .upload(caller, &input.bucket, &input.key, &input.upload_id)
+            .await
+            .map_err(refused)?;
+        let names_checksums = named.iter().any(|part| !matches!(one_of(checksum_fields!(part)), Ok(None)));
+        let needs_parts = upload.checksum_algorithm.is_some()
+            || claimed.is_some()
+            || names_checksums
+            || input.mpu_object_size.is_some();
+        let checksum = if needs_parts {
+            let known = self.known_parts(caller, &input.bucket, &input.key, &input.upload_id).await?;
+            let mut chosen = Vec::with_capacity(named.len());
+            for (named, (number, _)) in named.iter().zip(&parts) {
+                let Some(part) = known.get(number) else { return Err(invalid_part(*number)) };
+                if let Some((algorithm, value)) = one_of(checksum_fields!(named))?
+                    && let Some(kept) =
+                        part.checksum.as_ref().filter(|kept| kept.algorithm == algorithm.name())
+                    && kept.value != value
+                {
+                    return Err(invalid_part(*number));
+                }
+                chosen.push(part);
+            }
+            let size: u64 = chosen.iter().map(|part| part.size).sum();
+            if let Some(claimed) = input.mpu_object_size.filter(|&claimed| claimed != length(size)) {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "The provided 'x-amz-mp-object-size' header value {claimed} does not match what was computed: {size}."
+                ));
+            }
+            complete(&upload, chosen.into_iter(), claimed)?
+        } else {
+            None
+        };
+        let target = precondition(input.if_match.as_ref(), input.if_none_match.as_ref());
+        let head = self
+            .objects
+            .complete_upload(caller, &input.bucket, &input.key, &input.upload_id, parts, checksum, target)
+            .await
+            .map_err(refused)?;
+        let mut output = CompleteMultipartUploadOutput {
+            location: Some(format!("/{}/{}", input.bucket, input.key)),
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            e_tag: Some(ETag::Strong(head.etag.clone())),
+            checksum_type: head.checksum.as_ref().map(kind),
+            ..CompleteMultipartUploadOutput::default()
+        };
+        set_checksum!(output, &head.checksum);
+        Ok(S3Response::new(output))
+    }
+
+    /// All parts of an upload, at most [`PARTS_MAX`].
+    async fn known_parts(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        upload_id: &str,
+    ) -> S3Result<BTreeMap<u16, KnownPart>> {
+        let mut known = BTreeMap::new();
+        let mut after = 0;
+        loop {
+            let page =
+                self.objects.parts(caller, bucket, key, upload_id, after, ENTRIES_PER_ANSWER_MAX).await;
+            let (parts, is_truncated) = page.map_err(refused)?;
+            let last = parts.last().map(|part| part.number);
+            known.extend(parts.into_iter().map(|part| (part.number, part)));
+            match last.filter(|&last| is_truncated && last > after) {
+                Some(last) => after = last,
+                None => return Ok(known),
+            }
+        }
+    }
+
+    pub(super) async fn abort_multipart_upload(
+        &self,
+        caller: &Caller,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        let input = request.input;
+        self.objects
+            .abort_upload(caller, &input.bucket, &input.key, &input.upload_id)
+            .await
+            .map_err(refused)?;
+        Ok(S3Response::new(AbortMultipartUploadOutput::default()))
+    }
+
+    pub(super) async fn list_parts(
+        &self,
+        caller: &Caller,
+        request: S3Request<ListPartsInput>,
+    ) -> S3Result<S3Response<ListPartsOutput>> {
+        let input = request.input;
+        let entries_max = entries_max(input.max_parts, "max-parts")?;
+        let after = input.part_number_marker.unwrap_or(0);
+        let after_number = u16::try_from(after)
+            .map_err(|_| s3_error!(InvalidArgument, "part-number-marker must be 0 to {PARTS_MAX}."))?;
+        let upload = self
+            .objects
+            .upload(caller, &input.bucket, &input.key, &input.upload_id)
+            .await
+            .map_err(refused)?;
+        let (parts, is_truncated) = if entries_max == 0 {
+            (Vec::new(), false)
+        } else {
+            let page = self.objects.parts(
+                caller,
+                &input.bucket,
+                &input.key,
+                &input.upload_id,
+                after_number,
+                entries_max,
+            );
+            page.await.map_err(refused)?
+        };
+        let next = parts.last().map_or(after, |part| i32::from(part.number));
+        let shown = parts.into_iter().map(|part| {
+            let mut shown = Part {
+                part_number: Some(i32::from(part.number)),
+                size: Some(length(part.size)),
+                e_tag: Some(ETag::Strong(part.etag)),
+                last_modified: Some(timestamp(part.modified_at)),
+                ..Part::default()
+            };
+            set_checksum!(shown, &part.checksum);
+            shown
+        });
+        let owner = owner(caller);
+        Ok(S3Response::new(ListPartsOutput {
+            parts: Some(shown.collect()),
+            is_truncated: Some(is_truncated),
+            next_part_number_marker: Some(next),
+            part_number_marker: Some(after),
+            max_parts: Some(entries_max.cast_signed()),
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            upload_id: Some(input.upload_id),
+            initiator: Some(Initiator { id: owner.id.clone(), display_name: owner.display_name.clone() }),
+            owner: Some(owner),
+            storage_class: Some(storage_class(&upload)),
+            checksum_type: upload.checksum_algorithm.as_ref().map(|_| kind_of(upload.checksum_is_composite)),
+            checksum_algorithm: upload.checksum_algorithm.map(ChecksumAlgorithm::from),
+            ..ListPartsOutput::default()
+        }))
+    }
+
+    pub(super) async fn list_multipart_uploads(
+        &self,
+        caller: &Caller,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        let names = Names::new(input.encoding_type.as_ref())?;
+        let entries_max = entries_max(input.max_uploads, "max-uploads")?;
+        let prefix = input.prefix.clone().unwrap_or_default();
+        let delimiter = input.delimiter.clone().filter(|delimiter| !delimiter.is_empty());
+        self.objects.bucket(caller, &input.bucket).await.map_err(refused)?;
+
+        let mut gathered = Gathered::new(&prefix, delimiter.as_deref(), entries_max as usize);
+        gathered.start_after(input.key_marker.as_deref(), input.upload_id_marker.as_deref());
+        for _ in 0..UPLOAD_PAGES_MAX {
+            if entries_max == 0 || gathered.is_full {
+                break;
+            }
+            let page = self.objects.uploads(
+                caller,
+                &input.bucket,
+                &prefix,
+                gathered.after.clone(),
+                ENTRIES_PER_ANSWER_MAX,
+            );
+            let (uploads, is_truncated) = page.await.map_err(refused)?;
+            let is_end = !is_truncated || uploads.is_empty();
+            gathered.take(uploads);
+            gathered.is_end = is_end && !gathered.is_full;
+            if gathered.is_end {
+                break;
+            }
+        }
+        let is_truncated = entries_max > 0 && !gathered.is_end;
+        let (next_key, next_id) = gathered.after.filter(|_| is_truncated).unzip();
+        let owner = owner(caller);
+        let shown = gathered.uploads.into_iter().map(|upload| MultipartUpload {
+            storage_class: Some(storage_class(&upload)),
+            key: Some(names.write(&upload.key)),
+            upload_id: Some(upload.id),
+            initiated: Some(timestamp(upload.started_at)),
+            initiator: Some(Initiator { id: owner.id.clone(), display_name: owner.display_name.clone() }),
+            owner: Some(owner.clone()),
+            checksum_type: upload.checksum_algorithm.as_ref().map(|_| kind_of(upload.checksum_is_composite)),
+            checksum_algorithm: upload.checksum_algorithm.map(ChecksumAlgorithm::from),
+        });
+        let shown: Vec<_> = shown.collect();
+        let prefixes: Vec<_> = gathered
+            .prefixes
+            .iter()
+            .map(|prefix| CommonPrefix { prefix: Some(names.write(prefix)) })
+            .collect();
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            uploads: (!shown.is_empty()).then_some(shown),
+            common_prefixes: (!prefixes.is_empty()).then_some(prefixes),
+            is_truncated: Some(is_truncated),
+            next_key_marker: next_key.map(|key| names.write(&key)),
+            next_upload_id_marker: next_id,
+            bucket: Some(input.bucket),
+            key_marker: Some(names.write(&input.key_marker.unwrap_or_default())),
+            upload_id_marker: Some(input.upload_id_marker.unwrap_or_default()),
+            prefix: Some(names.write(&prefix)),
+            delimiter: delimiter.map(|delimiter| names.write(&delimiter)),
+            max_uploads: Some(entries_max.cast_signed()),
+            encoding_type: input.encoding_type,
+            request_charged: None,
+        }))
+    }
+}
+
+/// The entries of a listing of uploads, grouped by what lies between prefix and delimiter.
+struct Gathered<'a> {
+    prefix: &'a str,
+    delimiter: Option<&'a str>,
+    entries_max: usize,
+    uploads: Vec<Upload>,
+    prefixes: Vec<String>,
+    /// The last upload that is in the answer, by itself or by its prefix.
+    after: Option<(String, String)>,
+    /// All uploads of this key lie behind the reader.
+    skipped_key: Option<String>,
+    /// The common prefix that the reader has seen.
+    seen_prefix: Option<String>,
+    is_full: bool,
+    is_end: bool,
+}
+
+impl<'a> Gathered<'a> {
+    fn new(prefix: &'a str, delimiter: Option<&'a str>, entries_max: usize) -> Self {
+        Self {
+            prefix,
+            delimiter,
+            entries_max,
+            uploads: Vec::new(),
+            prefixes: Vec::new(),
+            after: None,
+            skipped_key: None,
+            seen_prefix: None,
+            is_full: false,
+            is_end: false,
+        }
+    }
+
+    fn start_after(&mut self, key: Option<&str>, upload_id: Option<&str>) {
+        let Some(key) = key.filter(|key| !key.is_empty()) else { return };
+        let upload_id = upload_id.unwrap_or_default();
+        self.skipped_key = upload_id.is_empty().then(|| key.to_owned());
+        self.seen_prefix = self.common_prefix(key).map(str::to_owned);
+        self.after = Some((key.to_owned(), upload_id.to_owned()));
+    }
+
+    fn common_prefix<'k>(&self, key: &'k str) -> Option<&'k str> {
+        let delimiter = self.delimiter?;
+        let rest = key.strip_prefix(self.prefix)?;
+        let at = rest.find(delimiter)?;
+        Some(&key[..self.prefix.len() + at + delimiter.len()])
+    }
+
+    fn take(&mut self, page: Vec<Upload>) {
+        for upload in page {
+            let place = (upload.key.clone(), upload.id.clone());
+            if self.skipped_key.as_ref() == Some(&upload.key) {
+                self.after = Some(place);
+                continue;
+            }
+            let prefix = self.common_prefix(&upload.key).map(str::to_owned);
+            if prefix.is_none() || prefix != self.seen_prefix {
+                if self.uploads.len() + self.prefixes.len() == self.entries_max {
+                    self.is_full = true;
+                    return;
+                }
+                match &prefix {
+                    Some(prefix) => self.prefixes.push(prefix.clone()),
+                    None => self.uploads.push(upload),
+                }
+            }
+            self.seen_prefix = prefix;
+            self.after = Some(place);
+        }
+    }
+}
+
+fn invalid_part(number: u16) -> s3s::S3Error {
+    s3_error!(
+        InvalidPart,
+        "Part {number} could not be found, or its ETag or checksum is another. It may not have been uploaded."
+    )
+}
+
+fn storage_class(upload: &Upload) -> StorageClass {
+    let class = upload.headers.storage_class.as_deref().unwrap_or(StorageClass::STANDARD);
+    StorageClass::from(class.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use makai_raft::facts::Timestamp;
+    use makai_raft::facts::object::ObjectHeaders;
+
+    use super::*;
+
+    fn uploads(places: &[(&str, &str)]) -> Vec<Upload> {
+        let upload = |&(key, id): &(&str, &str)| Upload {
+            id: id.into(),
+            key: key.into(),
+            started_at: Timestamp(0),
+            headers: ObjectHeaders::default(),
+            checksum_algorithm: None,
+            checksum_is_composite: false,
+        };
+        places.iter().map(upload).collect()
+    }
+
+    const ALL: [(&str, &str); 6] =
+        [("a", "1"), ("a", "2"), ("d/x", "3"), ("d/y", "4"), ("e/z", "5"), ("f", "6")];
+
+    /// Walks all pages of `entries_max` entries; gives what each showed.
+    fn walk(delimiter: Option<&str>, entries_max: usize) -> Vec<String> {
+        let mut shown = Vec::new();
+        let mut marker: Option<(String, String)> = None;
+        loop {
+            let mut gathered = Gathered::new("", delimiter, entries_max);
+            gathered
+                .start_after(marker.as_ref().map(|m| m.0.as_str()), marker.as_ref().map(|m| m.1.as_str()));
+            let rest: Vec<_> = ALL
+                .into_iter()
+                .filter(|place| marker.as_ref().is_none_or(|m| *place > (m.0.as_str(), m.1.as_str())))
+                .collect();
+            gathered.take(uploads(&rest));
+            shown.extend(gathered.uploads.iter().map(|upload| format!("{}:{}", upload.key, upload.id)));
+            shown.extend(gathered.prefixes.iter().cloned());
+            if !gathered.is_full {
+                shown.sort();
+                return shown;
+            }
+            assert_ne!(marker, gathered.after, "a page goes forward");
+            marker = gathered.after;
+        }
+    }
+
+    #[test]
+    fn every_upload_or_its_prefix_is_shown_once_whatever_the_page() {
+        for entries_max in 1..=7 {
+            assert_eq!(walk(None, entries_max), ["a:1", "a:2", "d/x:3", "d/y:4", "e/z:5", "f:6"]);
+            assert_eq!(walk(Some("/"), entries_max), ["a:1", "a:2", "d/", "e/", "f:6"]);
+        }
+    }
+
+    #[test]
+    fn a_key_marker_alone_skips_all_uploads_of_the_key() {
+        let mut gathered = Gathered::new("", None, 10);
+        gathered.start_after(Some("a"), None);
+        gathered.take(uploads(&ALL));
+        assert_eq!(gathered.uploads.len(), 4);
+        assert_eq!(gathered.uploads[0].key, "d/x");
+    }
+
+    #[test]
+    fn part_numbers_have_bounds() {
+        assert_eq!(part_number(1).unwrap(), 1);
+        assert_eq!(part_number(10_000).unwrap(), 10_000);
+        for bad in [0, -1, 10_001, 65_537, i32::MAX] {
+            assert_eq!(*part_number(bad).unwrap_err().code(), s3s::S3ErrorCode::InvalidArgument, "{bad}");
+        }
+    }
+}

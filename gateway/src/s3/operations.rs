@@ -1,0 +1,76 @@
+//! S3's operations, each in the room of its kind. Those not named here answer `NotImplemented`.
+
+use async_trait::async_trait;
+use s3s::dto::*;
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+
+use crate::identity::Caller;
+use crate::objects::Objects;
+
+#[derive(Clone)]
+pub(super) struct Operations {
+    pub(super) objects: Objects,
+    pub(super) region: String,
+}
+
+/// Who sent the request: put there when its signature was verified.
+pub(super) fn caller<T>(request: &S3Request<T>) -> S3Result<Caller> {
+    request.extensions.get::<Caller>().cloned().ok_or_else(|| s3_error!(AccessDenied, "Access Denied"))
+}
+
+macro_rules! operations {
+    ($($name:ident: $input:ident => $output:ident,)*) => {
+        #[async_trait]
+        impl S3 for Operations {
+            $(async fn $name(&self, request: S3Request<$input>) -> S3Result<S3Response<$output>> {
+                let caller = caller(&request)?;
+                Operations::$name(self, &caller, request).await
+            })*
+        }
+    };
+}
+
+operations! {
+    create_bucket: CreateBucketInput => CreateBucketOutput,
+    delete_bucket: DeleteBucketInput => DeleteBucketOutput,
+    head_bucket: HeadBucketInput => HeadBucketOutput,
+    list_buckets: ListBucketsInput => ListBucketsOutput,
+    get_bucket_location: GetBucketLocationInput => GetBucketLocationOutput,
+    get_bucket_versioning: GetBucketVersioningInput => GetBucketVersioningOutput,
+    get_bucket_acl: GetBucketAclInput => GetBucketAclOutput,
+    put_bucket_acl: PutBucketAclInput => PutBucketAclOutput,
+    get_bucket_tagging: GetBucketTaggingInput => GetBucketTaggingOutput,
+    put_bucket_tagging: PutBucketTaggingInput => PutBucketTaggingOutput,
+    delete_bucket_tagging: DeleteBucketTaggingInput => DeleteBucketTaggingOutput,
+    get_bucket_cors: GetBucketCorsInput => GetBucketCorsOutput,
+    get_bucket_policy: GetBucketPolicyInput => GetBucketPolicyOutput,
+    get_bucket_lifecycle_configuration:
+        GetBucketLifecycleConfigurationInput => GetBucketLifecycleConfigurationOutput,
+    get_object_lock_configuration: GetObjectLockConfigurationInput => GetObjectLockConfigurationOutput,
+
+    list_objects: ListObjectsInput => ListObjectsOutput,
+    list_objects_v2: ListObjectsV2Input => ListObjectsV2Output,
+    list_object_versions: ListObjectVersionsInput => ListObjectVersionsOutput,
+
+    get_object: GetObjectInput => GetObjectOutput,
+    head_object: HeadObjectInput => HeadObjectOutput,
+    get_object_attributes: GetObjectAttributesInput => GetObjectAttributesOutput,
+    get_object_acl: GetObjectAclInput => GetObjectAclOutput,
+    get_object_tagging: GetObjectTaggingInput => GetObjectTaggingOutput,
+
+    put_object: PutObjectInput => PutObjectOutput,
+    copy_object: CopyObjectInput => CopyObjectOutput,
+    delete_object: DeleteObjectInput => DeleteObjectOutput,
+    delete_objects: DeleteObjectsInput => DeleteObjectsOutput,
+    put_object_acl: PutObjectAclInput => PutObjectAclOutput,
+    put_object_tagging: PutObjectTaggingInput => PutObjectTaggingOutput,
+    delete_object_tagging: DeleteObjectTaggingInput => DeleteObjectTaggingOutput,
+
+    create_multipart_upload: CreateMultipartUploadInput => CreateMultipartUploadOutput,
+    upload_part: UploadPartInput => UploadPartOutput,
+    upload_part_copy: UploadPartCopyInput => UploadPartCopyOutput,
+    complete_multipart_upload: CompleteMultipartUploadInput => CompleteMultipartUploadOutput,
+    abort_multipart_upload: AbortMultipartUploadInput => AbortMultipartUploadOutput,
+    list_parts: ListPartsInput => ListPartsOutput,
+    list_multipart_uploads: ListMultipartUploadsInput => ListMultipartUploadsOutput,
+}

@@ -1,0 +1,250 @@
+//! Reading objects and what is said about them.
+
+use makai_raft::facts::object::{ObjectHead, PARTS_MAX};
+use s3s::dto::*;
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::body::outgoing;
+use super::buckets::full_control;
+use super::checksums::{kind, set_checksum};
+use super::errors::{custom, range_not_satisfiable, refused};
+use super::headers::{
+    Conditions, byte_range, describe, etag, length, owner, parse_tags, refuse_customer_key, refuse_version,
+    tag_set, timestamp,
+};
+use super::operations::Operations;
+use crate::identity::Caller;
+use crate::objects::{ByteRange, Download};
+
+/// What part of an object a GET or HEAD names.
+struct Wanted {
+    range: ByteRange,
+    /// Whether the answer is 206 and says which bytes it has.
+    is_partial: bool,
+    is_part: bool,
+}
+
+fn conditions<'a>(
+    if_match: Option<&'a ETagCondition>,
+    if_none_match: Option<&'a ETagCondition>,
+    if_modified_since: Option<&'a Timestamp>,
+    if_unmodified_since: Option<&'a Timestamp>,
+) -> Conditions<'a> {
+    Conditions { if_match, if_none_match, if_modified_since, if_unmodified_since }
+}
+
+impl Operations {
+    async fn wanted(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        range: Option<&Range>,
+        part_number: Option<i32>,
+    ) -> S3Result<Wanted> {
+        let Some(number) = part_number else {
+            return Ok(Wanted { range: byte_range(range), is_partial: range.is_some(), is_part: false });
+        };
+        if range.is_some() {
+            return Err(s3_error!(
+                InvalidRequest,
+                "Cannot specify both Range header and partNumber query parameter."
+            ));
+        }
+        let number = u16::try_from(number)
+            .ok()
+            .filter(|number| (1..=PARTS_MAX).contains(number))
+            .ok_or_else(|| {
+                s3_error!(
+                    InvalidArgument,
+                    "Part number must be an integer between 1 and {PARTS_MAX}, inclusive."
+                )
+            })?;
+        // An object that was put whole is its own first part.
+        let head = self.objects.head(caller, bucket, key).await.map_err(refused)?;
+        if number > head.part_count.max(1) {
+            return Err(custom("InvalidPartNumber", 416, "The requested partnumber is not satisfiable."));
+        }
+        let range = if head.part_count == 0 { ByteRange::All } else { ByteRange::Part(number) };
+        Ok(Wanted { range, is_partial: head.size > 0, is_part: true })
+    }
+
+    pub(super) async fn get_object(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetObjectInput>,
+    ) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
+        let wanted =
+            self.wanted(caller, &input.bucket, &input.key, input.range.as_ref(), input.part_number).await?;
+        let conditions = conditions(
+            input.if_match.as_ref(),
+            input.if_none_match.as_ref(),
+            input.if_modified_since.as_ref(),
+            input.if_unmodified_since.as_ref(),
+        );
+        let download =
+            self.objects.get(caller, &input.bucket, &input.key, wanted.range).await.map_err(refused)?;
+        conditions.check(&download.head)?;
+
+        let mut output = GetObjectOutput::default();
+        describe!(output, download.head);
+        let (head, range) = (&download.head, &download.range);
+        output.content_length = Some(length(range.end.saturating_sub(range.start)));
+        output.content_range = wanted.is_partial.then(|| content_range(range, head.size));
+        output.parts_count =
+            wanted.is_part.then_some(head.part_count).filter(|&count| count > 0).map(i32::from);
+        output.tag_count = tag_count(head);
+        if input.checksum_mode.is_some() && is_whole(range, head) {
+            set_checksum!(output, &head.checksum);
+            output.checksum_type = head.checksum.as_ref().map(kind);
+        }
+        output.body = Some(outgoing(download));
+        Ok(S3Response::new(output))
+    }
+
+    pub(super) async fn head_object(
+        &self,
+        caller: &Caller,
+        request: S3Request<HeadObjectInput>,
+    ) -> S3Result<S3Response<HeadObjectOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
+        let wanted =
+            self.wanted(caller, &input.bucket, &input.key, input.range.as_ref(), input.part_number).await?;
+        let conditions = conditions(
+            input.if_match.as_ref(),
+            input.if_none_match.as_ref(),
+            input.if_modified_since.as_ref(),
+            input.if_unmodified_since.as_ref(),
+        );
+        let (head, range) = match (wanted.range, &input.range) {
+            // Only the object's layout knows where a part lies. Its bytes are not asked for.
+            (part @ ByteRange::Part(_), _) => {
+                let download =
+                    self.objects.get(caller, &input.bucket, &input.key, part).await.map_err(refused)?;
+                let Download { head, range, body: _ } = download;
+                conditions.check(&head)?;
+                (head, range)
+            }
+            (_, range) => {
+                let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+                conditions.check(&head)?;
+                let whole = 0..head.size;
+                let range = range.map_or(Ok(whole), |range| range.check(head.size));
+                let range = range.map_err(|_| range_not_satisfiable(head.size))?;
+                (head, range)
+            }
+        };
+        let mut output = HeadObjectOutput::default();
+        describe!(output, head);
+        output.content_length = Some(length(range.end.saturating_sub(range.start)));
+        output.content_range = wanted.is_partial.then(|| content_range(&range, head.size));
+        output.parts_count =
+            wanted.is_part.then_some(head.part_count).filter(|&count| count > 0).map(i32::from);
+        if input.checksum_mode.is_some() && is_whole(&range, &head) {
+            set_checksum!(output, &head.checksum);
+            output.checksum_type = head.checksum.as_ref().map(kind);
+        }
+        // What the client asked the answer to say instead.
+        for (field, asked) in [
+            (&mut output.content_type, input.response_content_type),
+            (&mut output.content_encoding, input.response_content_encoding),
+            (&mut output.content_disposition, input.response_content_disposition),
+            (&mut output.content_language, input.response_content_language),
+            (&mut output.cache_control, input.response_cache_control),
+        ] {
+            if asked.is_some() {
+                *field = asked;
+            }
+        }
+        output.expires = input.response_expires.or(output.expires);
+        let status = wanted.is_partial.then_some(http::StatusCode::PARTIAL_CONTENT);
+        let mut response = S3Response::new(output);
+        response.status = status;
+        Ok(response)
+    }
+
+    pub(super) async fn get_object_attributes(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetObjectAttributesInput>,
+    ) -> S3Result<S3Response<GetObjectAttributesOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+        let mut output = GetObjectAttributesOutput {
+            last_modified: Some(timestamp(head.modified_at)),
+            ..GetObjectAttributesOutput::default()
+        };
+        for attribute in input.object_attributes {
+            match attribute.as_str() {
+                ObjectAttributes::ETAG => output.e_tag = Some(etag(&head)),
+                ObjectAttributes::OBJECT_SIZE => output.object_size = Some(length(head.size)),
+                ObjectAttributes::STORAGE_CLASS => {
+                    let class = head.headers.storage_class.as_deref().unwrap_or(StorageClass::STANDARD);
+                    output.storage_class = Some(StorageClass::from(class.to_owned()));
+                }
+                ObjectAttributes::CHECKSUM => {
+                    output.checksum = head.checksum.as_ref().map(|checksum| {
+                        let mut shown = Checksum::default();
+                        set_checksum!(shown, Some(checksum));
+                        shown.checksum_type = Some(kind(checksum));
+                        shown
+                    });
+                }
+                ObjectAttributes::OBJECT_PARTS if head.part_count > 0 => {
+                    output.object_parts = Some(GetObjectAttributesParts {
+                        total_parts_count: Some(i32::from(head.part_count)),
+                        ..GetObjectAttributesParts::default()
+                    });
+                }
+                ObjectAttributes::OBJECT_PARTS => {}
+                _ => return Err(s3_error!(InvalidArgument, "Invalid attribute name specified.")),
+            }
+        }
+        Ok(S3Response::new(output))
+    }
+
+    pub(super) async fn get_object_acl(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetObjectAclInput>,
+    ) -> S3Result<S3Response<GetObjectAclOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+        Ok(S3Response::new(GetObjectAclOutput {
+            grants: Some(vec![full_control(caller)]),
+            owner: Some(owner(caller)),
+            request_charged: None,
+        }))
+    }
+
+    pub(super) async fn get_object_tagging(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetObjectTaggingInput>,
+    ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+        let tag_set = head.headers.tagging.as_deref().map(tag_set).unwrap_or_default();
+        Ok(S3Response::new(GetObjectTaggingOutput { tag_set, version_id: None }))
+    }
+}
+
+fn content_range(range: &std::ops::Range<u64>, size: u64) -> String {
+    format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))
+}
+
+fn is_whole(range: &std::ops::Range<u64>, head: &ObjectHead) -> bool {
+    range.start == 0 && range.end == head.size
+}
+
+fn tag_count(head: &ObjectHead) -> Option<i32> {
+    i32::try_from(parse_tags(head.headers.tagging.as_deref()?).len()).ok()
+}

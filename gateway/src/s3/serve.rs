@@ -1,0 +1,294 @@
+//! Listeners and connections.
+//!
+//! HTTP/1.1 and HTTP/2, with TLS or without. Always: `TCP_NODELAY` on every accepted socket; at most
+//! [`CONNECTIONS_MAX`] connections, further ones wait in the kernel's queue; no peer holds a connection without
+//! moving bytes: a handshake, a header, an idle wait, a stalled body and a stalled answer each have their bound.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::join_all;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::body::Stall;
+use super::service::S3Door;
+
+/// Connections at once, over all listeners of a call.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a request's head may take, and how long a connection may be idle.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long a peer may take nothing of an answer.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+/// How long requests under way may take when the door closes.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long to wait after the kernel refused a socket (no descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const HEADERS_MAX: usize = 128;
+/// Bytes read from a socket at once, which also bounds a request's head.
+const READ_BUFFER_BYTES_MAX: usize = 256 * 1024;
+const H2_STREAMS_MAX: u32 = 128;
+const H2_HEAD_BYTES_MAX: u32 = 64 * 1024;
+const H2_WINDOW_BYTES: u32 = 1024 * 1024;
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Length of the text that opens HTTP/2.
+const H2_PREFACE_BYTES: u64 = 24;
+
+/// Why a door cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("no listener was given")]
+    NoListener,
+}
+
+/// Serves the door on `listeners` until `shutdown`; then answers what is under way, within 30 seconds.
+///
+/// `tls`: read anew for each connection, so that certificates can change. Its ALPN protocols should be `h2` and
+/// `http/1.1`. `None`: plain HTTP.
+///
+/// # Errors
+/// There is no listener.
+pub async fn serve(
+    door: S3Door,
+    listeners: Vec<TcpListener>,
+    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    if listeners.is_empty() {
+        return Err(ServeError::NoListener);
+    }
+    let server = Server {
+        door,
+        tls,
+        builder: Arc::new(builder()),
+        connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+    };
+    join_all(listeners.into_iter().map(|listener| server.run(listener, &shutdown))).await;
+    Ok(())
+}
+
+struct Server {
+    door: S3Door,
+    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    builder: Arc<Builder<TokioExecutor>>,
+    connections: Arc<Semaphore>,
+}
+
+impl Server {
+    async fn run(&self, listener: TcpListener, shutdown: &CancellationToken) {
+        let graceful = GracefulShutdown::new();
+        let mut tasks = JoinSet::new();
+        let accept = async {
+            // Never closed: `None` would end the loop, as shutdown does.
+            while let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
+                match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        while tasks.try_join_next().is_some() {}
+                        let connection = self.connection(stream, graceful.watcher());
+                        tasks.spawn(async move {
+                            if let Err(error) = connection.await {
+                                tracing::debug!(%peer, error, "a connection ended early");
+                            }
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted: are file descriptors left?");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = accept => {}
+            () = shutdown.cancelled() => {}
+        }
+        drop(listener);
+        if tokio::time::timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
+            tracing::warn!(open = tasks.len(), "connections are cut: their requests took too long to end");
+        }
+        tasks.shutdown().await;
+    }
+
+    fn connection(
+        &self,
+        stream: TcpStream,
+        watcher: Watcher,
+    ) -> impl Future<Output = Result<(), String>> + Send + use<> {
+        let (door, builder) = (self.door.clone(), Arc::clone(&self.builder));
+        let tls = self.tls.as_ref().map(|tls| TlsAcceptor::from(Arc::clone(&tls.borrow())));
+        async move {
+            stream.set_nodelay(true).map_err(|error| error.to_string())?;
+            let stream = Guarded::new(stream);
+            match tls {
+                Some(tls) => {
+                    let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await;
+                    let stream = handshake.map_err(|_| "the TLS handshake took too long")?;
+                    let stream = stream.map_err(|error| format!("TLS handshake: {error}"))?;
+                    talk(door, &builder, stream, watcher).await
+                }
+                None => talk(door, &builder, stream, watcher).await,
+            }
+        }
+    }
+}
+
+async fn talk<S>(
+    door: S3Door,
+    builder: &Builder<TokioExecutor>,
+    stream: S,
+    watcher: Watcher,
+) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let door = door.clone();
+        async move { door.handle(request).await }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    watcher.watch(connection).await.map_err(|error| error.to_string())
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(READ_BUFFER_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(H2_HEAD_BYTES_MAX)
+        .initial_stream_window_size(H2_WINDOW_BYTES)
+        .initial_connection_window_size(4 * H2_WINDOW_BYTES)
+        .keep_alive_interval(H2_PING_INTERVAL)
+        .keep_alive_timeout(WRITE_STALL_MAX);
+    builder
+}
+
+/// A socket that fails when its peer does not begin to speak, or takes nothing of what is written, for too long.
+struct Guarded<S> {
+    stream: S,
+    opening: Stall,
+    writing: Stall,
+    bytes_read: u64,
+}
+
+impl<S> Guarded<S> {
+    fn new(stream: S) -> Self {
+        Self {
+            stream,
+            opening: Stall::new(HEAD_TIME_MAX),
+            writing: Stall::new(WRITE_STALL_MAX),
+            bytes_read: 0,
+        }
+    }
+
+    fn on_write<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_pending() {
+            std::task::ready!(self.writing.poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.writing.on_progress();
+        outcome
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
+        // Until the protocol is known, nothing else watches the clock.
+        if outcome.is_pending() && self.bytes_read < H2_PREFACE_BYTES {
+            std::task::ready!(self.opening.poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.bytes_read += (buf.filled().len() - before) as u64;
+        outcome
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.on_write(cx, outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.on_write(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_flush(cx);
+        self.on_write(cx, outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.on_write(cx, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_says_nothing_is_cut_and_one_that_has_begun_may_wait() {
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let mut guarded = Guarded::new(ours);
+        let mut buffer = [0; 64];
+        peer.write_all(b"GET").await.unwrap();
+        assert_eq!(guarded.read(&mut buffer).await.unwrap(), 3);
+        assert_eq!(guarded.read(&mut buffer).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let mut guarded = Guarded::new(ours);
+        peer.write_all(&[b'x'; 24]).await.unwrap();
+        assert_eq!(guarded.read(&mut buffer).await.unwrap(), 24);
+        let silence = tokio::time::timeout(10 * HEAD_TIME_MAX, guarded.read(&mut buffer)).await;
+        assert!(silence.is_err(), "hyper's own timers watch from here on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_cut() {
+        let (_peer, ours) = tokio::io::duplex(8);
+        let error = Guarded::new(ours).write_all(&[0; 9]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

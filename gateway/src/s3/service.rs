@@ -1,0 +1,601 @@
+//! One request: its id, its limits, and what it is refused for before and after `s3s`.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use ring::rand::{SecureRandom, SystemRandom};
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::config::{S3Config, StaticConfigProvider};
+use s3s::dto::Range;
+use s3s::host::{S3Host, VirtualHost};
+use s3s::route::S3Route;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{S3Error, S3Request, S3Response, S3Result, StdError, s3_error};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::body::{Digests, Fault, Inbound, Notes, payload_mismatch};
+use super::checksums::Promise;
+use super::chunked::Framing;
+use super::errors::{custom, default_message, unidentified};
+use super::headers::owner_id;
+use super::operations::Operations;
+use crate::identity::{Caller, Identity};
+use crate::objects::Objects;
+
+/// Bytes of an XML body: 10,000 parts with their checksums, or 1,000 keys, fit.
+const XML_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How far a client's clock may be off, as S3 has it.
+const CLOCK_SKEW_SECONDS_MAX: u32 = 15 * 60;
+/// How long a presigned URL may be good for, as S3 has it.
+const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
+/// How long a client may take to send the next bytes of a body.
+const BODY_STALL_MAX: Duration = Duration::from_secs(60);
+/// What is read of the body of a refused request, so that its answer arrives before the connection closes.
+const LEFTOVER_BYTES_MAX: u64 = 1024 * 1024;
+const LEFTOVER_TIME_MAX: Duration = Duration::from_secs(5);
+
+const SERVER: HeaderValue = HeaderValue::from_static("MAKAI");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+
+/// What an operator chooses about the door.
+#[derive(Debug, Clone)]
+pub struct S3DoorConfig {
+    /// The region that the door says it is in. Signatures of any region are accepted.
+    pub region: String,
+    /// Domains below which the first label names a bucket (`bucket.s3.example.com`). Path-style always works.
+    pub domains: Vec<String>,
+    /// Requests under way at once; more are told to slow down.
+    pub requests_max: usize,
+}
+
+impl Default for S3DoorConfig {
+    fn default() -> Self {
+        Self { region: "us-east-1".into(), domains: Vec::new(), requests_max: 1024 }
+    }
+}
+
+/// Why a door cannot be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum S3DoorError {
+    #[error("domain {0:?} is not a host name without port: write e.g. \"s3.example.com\"")]
+    Domain(String),
+    #[error(
+        "region {0:?} is not 1 to 64 of lower-case letters, digits and hyphens: write e.g. \"us-east-1\""
+    )]
+    Region(String),
+    #[error("the system's random number generator failed")]
+    Random,
+}
+
+/// The S3 door. Cheap to clone.
+#[derive(Clone)]
+pub struct S3Door {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    service: S3Service,
+    requests: Arc<Semaphore>,
+    id_seed: u64,
+    id_count: AtomicU64,
+}
+
+impl fmt::Debug for S3Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Door").finish_non_exhaustive()
+    }
+}
+
+impl S3Door {
+    /// # Errors
+    /// The configuration is wrong: see [`S3DoorError`].
+    pub fn new(objects: Objects, identity: Identity, config: S3DoorConfig) -> Result<Self, S3DoorError> {
+        let is_label = |label: &str| {
+            !label.is_empty()
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        if let Some(domain) = config.domains.iter().find(|domain| !domain.split('.').all(is_label)) {
+            return Err(S3DoorError::Domain(domain.clone()));
+        }
+        if !is_label(&config.region) || config.region.len() > 64 {
+            return Err(S3DoorError::Region(config.region));
+        }
+        let mut seed = [0; 8];
+        SystemRandom::new().fill(&mut seed).map_err(|_| S3DoorError::Random)?;
+
+        let requests = Arc::new(Semaphore::new(config.requests_max.clamp(1, Semaphore::MAX_PERMITS)));
+        let hosts = Hosts { suffixes: config.domains.iter().map(|domain| format!(".{domain}")).collect() };
+        let operations = Operations { objects, region: config.region };
+
+        // What the signature has been verified for, with the header that hides it from the parser taken away.
+        let mut verified = S3ServiceBuilder::new(operations.clone());
+        verified.set_config(limits());
+        verified.set_host(hosts.clone());
+
+        let mut service = S3ServiceBuilder::new(operations);
+        service.set_config(limits());
+        service.set_host(hosts);
+        service.set_auth(Auth { identity: identity.clone() });
+        service.set_access(Access { identity: identity.clone() });
+        service.set_route(IgnoredRange { service: verified.build(), identity });
+
+        let inner = Inner {
+            service: service.build(),
+            requests,
+            id_seed: u64::from_be_bytes(seed),
+            id_count: AtomicU64::new(0),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Serves one request.
+    pub(super) async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+        let id = self.next_id();
+        let permit = Arc::clone(&self.inner.requests).try_acquire_owned().ok();
+        let resource = request.uri().path().to_owned();
+        let notes = Arc::new(Notes::default());
+        let outcome = match &permit {
+            Some(_) => self.call(request, &notes).await,
+            None => {
+                Err(s3_error!(SlowDown, "Please reduce your request rate: too many requests are under way."))
+            }
+        };
+        let response = match outcome {
+            Ok(response) => response,
+            Err(error) => error.to_http_response().unwrap_or_else(|_| internal_error()),
+        };
+        let (mut head, body) = response.into_parts();
+        let body = if head.status.is_client_error() || head.status.is_server_error() {
+            if let Some(leftover) = notes.take_leftover() {
+                drain(leftover).await;
+            }
+            reword(&mut head, &body, &notes, &resource, &id)
+        } else if head.status == StatusCode::NOT_MODIFIED {
+            head.headers.remove(header::CONTENT_TYPE);
+            s3s::Body::empty()
+        } else {
+            body
+        };
+        head.headers.insert(header::SERVER, SERVER);
+        if let Ok(value) = HeaderValue::try_from(&id) {
+            head.headers.insert(REQUEST_ID, value);
+        }
+        tracing::debug!(
+            request = id,
+            operation = notes.operation.get().map_or("", String::as_str),
+            status = head.status.as_u16(),
+            "answered"
+        );
+        Ok(Response::from_parts(head, Answer { body, _permit: permit }))
+    }
+
+    async fn call(&self, request: Request<Incoming>, notes: &Arc<Notes>) -> S3Result<Response<s3s::Body>> {
+        let (mut head, body) = request.into_parts();
+        refuse_early(&head)?;
+        let body = if body.is_end_stream() {
+            s3s::Body::empty()
+        } else {
+            let framing = framing(&head.headers);
+            let digests = if framing.is_none() { digests(&head)? } else { None };
+            let waits_for_continue = head.headers.contains_key(header::EXPECT);
+            let inbound =
+                Inbound::new(body, Arc::clone(notes), BODY_STALL_MAX, framing, digests, !waits_for_continue);
+            s3s::Body::http_body(inbound)
+        };
+        head.extensions.insert(Arc::clone(notes));
+        let sends_hash = head.headers.get("x-amz-content-sha256").is_some_and(|value| value.len() == 64);
+        let response = self.inner.service.call(Request::from_parts(head, body)).await.map_err(|error| {
+            tracing::error!(error = %StdError::from(error), "an answer could not be written as XML");
+            s3_error!(InternalError, "We encountered an internal error. Please report the request id.")
+        })?;
+        // `s3s` tells a body that it could not read to its end as an internal error without a message.
+        if response.status() == StatusCode::INTERNAL_SERVER_ERROR
+            && let Some(said) = response.body().bytes()
+            && !contains(&said, b"<Message>")
+        {
+            match notes.fault() {
+                Some(fault) => return Err(fault.error()),
+                None if sends_hash => return Err(payload_mismatch()),
+                None => {}
+            }
+        }
+        Ok(response)
+    }
+
+    /// 16 hex digits, of which no two in one process are the same.
+    fn next_id(&self) -> String {
+        let count = self.inner.id_count.fetch_add(1, Ordering::Relaxed);
+        // A bijection (the finalizer of SplitMix64), so that ids do not look like a count.
+        let mut id = self.inner.id_seed.wrapping_add(count.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        id = (id ^ (id >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        id = (id ^ (id >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        format!("{:016X}", id ^ (id >> 31))
+    }
+}
+
+fn limits() -> Arc<StaticConfigProvider> {
+    let mut config = S3Config::default();
+    config.xml_max_body_size = XML_BYTES_MAX;
+    config.presigned_url_max_skew_time_secs = CLOCK_SKEW_SECONDS_MAX;
+    Arc::new(StaticConfigProvider::new(Arc::new(config)))
+}
+
+/// What needs neither body nor identity to be refused.
+fn refuse_early(head: &http::request::Parts) -> S3Result<()> {
+    let authorization =
+        head.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    if authorization.starts_with(b"AWS ") {
+        return Err(s3_error!(
+            InvalidRequest,
+            "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
+        ));
+    }
+    let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let form = b"multipart/form-data";
+    if head.method == Method::POST
+        && content_type.get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form))
+    {
+        return Err(s3_error!(
+            NotImplemented,
+            "Browser-based uploads with POST are not implemented: use a presigned PUT URL."
+        ));
+    }
+    let query = head.uri.query().unwrap_or_default();
+    let expires = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Expires="));
+    if let Some(expires) = expires
+        && !expires.parse::<u64>().is_ok_and(|seconds| (1..=PRESIGNED_SECONDS_MAX).contains(&seconds))
+    {
+        return Err(s3_error!(
+            AuthorizationQueryParametersError,
+            "X-Amz-Expires must be between 1 and {PRESIGNED_SECONDS_MAX} seconds."
+        ));
+    }
+    Ok(())
+}
+
+fn framing(headers: &HeaderMap) -> Option<Framing> {
+    match headers.get("x-amz-content-sha256")?.as_bytes() {
+        b"STREAMING-UNSIGNED-PAYLOAD-TRAILER" => Some(Framing::new(false)),
+        b"STREAMING-AWS4-HMAC-SHA256-PAYLOAD" | b"STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER" => {
+            Some(Framing::new(true))
+        }
+        _ => None,
+    }
+}
+
+/// What to check of an XML body. Objects and parts are checked where they are stored.
+fn digests(head: &http::request::Parts) -> S3Result<Option<Digests>> {
+    let query = head.uri.query().unwrap_or_default();
+    let names = || query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+    let is_xml = match head.method {
+        Method::POST => true,
+        Method::PUT => names().any(|name| XML_SUBRESOURCES.contains(&name)),
+        _ => false,
+    };
+    if !is_xml {
+        return Ok(None);
+    }
+    let mut headers = head.headers.clone();
+    headers.remove("x-amz-trailer");
+    // There, the checksum headers are about the object.
+    if names().any(|name| name == "uploadId" || name == "uploads") {
+        headers.retain_content_md5();
+    }
+    Ok(Some(Digests::new(Promise::read(&headers, None)?)))
+}
+
+/// Query parameters of PUT whose body is XML.
+const XML_SUBRESOURCES: [&str; 8] =
+    ["acl", "cors", "delete", "lifecycle", "object-lock", "policy", "tagging", "versioning"];
+
+trait RetainContentMd5 {
+    fn retain_content_md5(&mut self);
+}
+
+impl RetainContentMd5 for HeaderMap {
+    fn retain_content_md5(&mut self) {
+        let md5 = self.remove("content-md5");
+        self.clear();
+        if let Some(md5) = md5 {
+            self.insert("content-md5", md5);
+        }
+    }
+}
+
+/// Reads what a client is already sending, within bounds.
+async fn drain(mut body: Incoming) {
+    let mut read = 0;
+    let all = async {
+        while read < LEFTOVER_BYTES_MAX
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+    };
+    // A client that takes longer loses the connection, as it would without.
+    let _ = tokio::time::timeout(LEFTOVER_TIME_MAX, all).await;
+}
+
+fn internal_error() -> Response<s3s::Body> {
+    let mut response = Response::new(s3s::Body::empty());
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Writes an error's XML anew, with what `s3s` leaves out: a message in every case, the resource, the request's id.
+fn reword(
+    head: &mut http::response::Parts,
+    body: &s3s::Body,
+    notes: &Notes,
+    resource: &str,
+    id: &str,
+) -> s3s::Body {
+    let said = body.bytes().unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let code = element(&said, "Code").unwrap_or("InternalError");
+    let message = element(&said, "Message").unwrap_or_else(|| default_message(code));
+    if head.status.is_server_error() {
+        let operation = notes.operation.get().map_or("", String::as_str);
+        tracing::warn!(request = id, operation, code, message, "a request failed");
+    }
+    let xml = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+         <Resource>{}</Resource><RequestId>{id}</RequestId></Error>",
+        escape(resource)
+    );
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    s3s::Body::from(xml)
+}
+
+/// What stands between an element's tags, escapes and all.
+fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let rest = xml.split_once(&format!("<{name}>"))?.1;
+    Some(rest.split_once(&format!("</{name}>"))?.0)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+/// The body of an answer, which counts as under way until it is sent.
+pub(super) struct Answer {
+    body: s3s::Body,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        Body::size_hint(&self.body)
+    }
+}
+
+struct Auth {
+    identity: Identity,
+}
+
+#[async_trait]
+impl S3Auth for Auth {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        let secret = self.identity.secret(access_key).await.map_err(|error| unidentified(&error))?;
+        Ok(SecretKey::from(secret.expose()))
+    }
+}
+
+struct Access {
+    identity: Identity,
+}
+
+#[async_trait]
+impl S3Access for Access {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let operation = cx.s3_op().name().to_owned();
+        if let Some(notes) = cx.extensions_mut().get::<Arc<Notes>>() {
+            let _ = notes.operation.set(operation);
+        }
+        let Some(credentials) = cx.credentials() else { return Err(anonymous()) };
+        let caller = identify(&self.identity, &credentials.access_key, cx.headers()).await?;
+        cx.extensions_mut().insert(caller);
+        Ok(())
+    }
+}
+
+fn anonymous() -> S3Error {
+    s3_error!(
+        AccessDenied,
+        "Anonymous access is not allowed: sign the request (SigV4) with an access key, or use a presigned URL."
+    )
+}
+
+async fn identify(identity: &Identity, access_key: &str, headers: &HeaderMap) -> S3Result<Caller> {
+    let caller = identity.caller(access_key).await.map_err(|error| unidentified(&error))?;
+    for name in ["x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner"] {
+        if let Some(expected) = headers.get(name)
+            && expected.as_bytes() != owner_id(&caller).as_bytes()
+        {
+            return Err(s3_error!(
+                AccessDenied,
+                "{name} is not the owner that your access key belongs to, which is {}.",
+                owner_id(&caller)
+            ));
+        }
+    }
+    Ok(caller)
+}
+
+/// GET and HEAD with a `Range` that names no single range: HTTP has it ignored, `s3s` would refuse it. The signature has
+/// been verified when this is called; the request goes on without the header and without being verified again.
+struct IgnoredRange {
+    service: S3Service,
+    identity: Identity,
+}
+
+#[async_trait]
+impl S3Route for IgnoredRange {
+    fn is_match(
+        &self,
+        method: &Method,
+        _uri: &Uri,
+        headers: &HeaderMap,
+        _extensions: &mut Extensions,
+    ) -> bool {
+        (method == Method::GET || method == Method::HEAD)
+            && headers.get(header::RANGE).is_some_and(|range| {
+                !range.is_empty() && !range.to_str().is_ok_and(|range| Range::parse(range).is_ok())
+            })
+    }
+
+    async fn call(&self, mut request: S3Request<s3s::Body>) -> S3Result<S3Response<s3s::Body>> {
+        let credentials = request.credentials.as_ref().ok_or_else(anonymous)?;
+        let caller = identify(&self.identity, &credentials.access_key, &request.headers).await?;
+        request.extensions.insert(caller);
+        for name in [header::RANGE, header::AUTHORIZATION] {
+            request.headers.remove(name);
+        }
+        let query = request.uri.query().unwrap_or_default().split('&');
+        let is_kept = |pair: &&str| {
+            let name = pair.split('=').next().unwrap_or_default();
+            !name.starts_with("X-Amz-") && !["Signature", "AWSAccessKeyId", "Expires"].contains(&name)
+        };
+        let query: Vec<_> = query.filter(is_kept).collect();
+        let target = format!("{}?{}", request.uri.path(), query.join("&"));
+        let target = target.parse::<Uri>().map_err(|error| s3_error!(error, InvalidURI))?;
+
+        let mut inner = Request::new(request.input);
+        *inner.method_mut() = request.method;
+        *inner.uri_mut() = target;
+        *inner.headers_mut() = request.headers;
+        *inner.extensions_mut() = request.extensions;
+        let response = self.service.call(inner).await.map_err(|_| {
+            custom("InternalError", 500, "We encountered an internal error. Please report the request id.")
+        })?;
+        let (head, body) = response.into_parts();
+        let mut answer = S3Response::with_status(body, head.status);
+        answer.headers = head.headers;
+        Ok(answer)
+    }
+}
+
+/// `bucket.domain` names a bucket; every other host is path-style.
+#[derive(Clone)]
+struct Hosts {
+    /// Each with its leading dot.
+    suffixes: Vec<String>,
+}
+
+impl S3Host for Hosts {
+    fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let bucket = self.suffixes.iter().find_map(|suffix| {
+            let at =
+                name.len().checked_sub(suffix.len()).filter(|&at| at > 0 && name.is_char_boundary(at))?;
+            name[at..].eq_ignore_ascii_case(suffix).then(|| name[..at].to_ascii_lowercase())
+        });
+        let host = VirtualHost::new(host);
+        Ok(match bucket {
+            Some(bucket) => host.with_bucket(bucket),
+            None => host,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> http::request::Parts {
+        let request = Request::builder().method(method).uri(uri);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn a_label_before_a_domain_is_a_bucket() {
+        let hosts = Hosts { suffixes: vec![".s3.example.com".into(), ".pool.lan".into()] };
+        let bucket = |host| hosts.parse_host_header(host).unwrap().bucket().map(str::to_owned);
+        assert_eq!(bucket("photos.s3.example.com"), Some("photos".into()));
+        assert_eq!(bucket("Photos.S3.example.com:9000"), Some("photos".into()));
+        assert_eq!(bucket("my.photos.pool.lan"), Some("my.photos".into()));
+        for path_style in
+            ["s3.example.com", ".s3.example.com", "localhost:9000", "[::1]:9000", "gateway-3", "é.lan"]
+        {
+            assert_eq!(bucket(path_style), None, "{path_style}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_before_it_is_parsed() {
+        let code = |head: http::request::Parts| {
+            refuse_early(&head).err().map(|error| error.code().as_str().to_owned())
+        };
+        assert_eq!(code(head("GET", "/", &[("authorization", "AWS AK:sig")])), Some("InvalidRequest".into()));
+        assert_eq!(code(head("GET", "/", &[("authorization", "AWS4-HMAC-SHA256 Credential=x")])), None);
+        let form = [("content-type", "multipart/form-data; boundary=x")];
+        assert_eq!(code(head("POST", "/b", &form)), Some("NotImplemented".into()));
+        for seconds in ["0", "604801", "-1", "", "99999999999999999999"] {
+            let uri = format!("/b/k?X-Amz-Expires={seconds}");
+            assert_eq!(
+                code(head("GET", &uri, &[])),
+                Some("AuthorizationQueryParametersError".into()),
+                "{seconds}"
+            );
+        }
+        assert_eq!(code(head("GET", "/b/k?X-Amz-Expires=604800", &[])), None);
+    }
+
+    #[test]
+    fn an_errors_xml_is_completed() {
+        let error = s3_error!(NoSuchKey, "It has <no> such key & never had.");
+        let (mut head, body) = error.to_http_response().unwrap().into_parts();
+        let body = reword(&mut head, &body, &Notes::default(), "/b/a&b", "ID");
+        assert_eq!(
+            body.bytes().unwrap(),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>NoSuchKey</Code>\
+             <Message>It has &lt;no&gt; such key &amp; never had.</Message>\
+             <Resource>/b/a&amp;b</Resource><RequestId>ID</RequestId></Error>"
+        );
+        let (mut head, body) = s3_error!(SignatureDoesNotMatch).to_http_response().unwrap().into_parts();
+        let body = reword(&mut head, &body, &Notes::default(), "/", "ID");
+        assert!(contains(&body.bytes().unwrap(), b"<Message>The request signature we calculated"));
+    }
+
+    #[test]
+    fn a_fault_has_a_message() {
+        for fault in [Fault::Truncated, Fault::Stalled(BODY_STALL_MAX)] {
+            assert!(fault.error().message().is_some());
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Making, copying and deleting objects.
+
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt as _};
+use makai_raft::facts::command::{Precondition, Refusal};
+use makai_raft::facts::object::{KEY_BYTES_MAX, ObjectHead};
+use s3s::dto::{Error as FailedDelete, *};
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::body::{Notes, upstream};
+use super::checksums::{Promise, kind, set_checksum};
+use super::errors::refused;
+use super::headers::{
+    copy_from, etag, object_headers, object_tagging, precondition, refuse_acl, refuse_version,
+    source_conditions, timestamp,
+};
+use super::operations::Operations;
+use crate::identity::Caller;
+use crate::objects::ObjectsError;
+
+/// Keys in one batch of deletions, as S3 has it.
+const DELETES_MAX: usize = 1000;
+/// Deletions of one batch under way at once.
+const DELETES_AT_ONCE: usize = 32;
+
+impl Operations {
+    pub(super) async fn put_object(
+        &self,
+        caller: &Caller,
+        mut request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
+        let input = &mut request.input;
+        if input.write_offset_bytes.is_some() {
+            return Err(s3_error!(
+                NotImplemented,
+                "Appending to an object is not implemented: send it whole."
+            ));
+        }
+        let headers = object_headers!(input)?;
+        let precondition = precondition(input.if_match.as_ref(), input.if_none_match.as_ref());
+        let promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
+        let notes = request.extensions.get::<Arc<Notes>>().cloned();
+        let upstream = upstream(input.body.take(), input.content_length, promise, notes)?;
+        let head = self.objects.put(caller, &input.bucket, &input.key, headers, upstream, precondition).await;
+        let head = head.map_err(refused)?;
+        let mut output = PutObjectOutput { e_tag: Some(etag(&head)), ..PutObjectOutput::default() };
+        set_checksum!(output, &head.checksum);
+        output.checksum_type = head.checksum.as_ref().map(kind);
+        Ok(S3Response::new(output))
+    }
+
+    pub(super) async fn copy_object(
+        &self,
+        caller: &Caller,
+        request: S3Request<CopyObjectInput>,
+    ) -> S3Result<S3Response<CopyObjectOutput>> {
+        let input = request.input;
+        let is_customer_key = input.copy_source_sse_customer_algorithm.is_some()
+            || input.copy_source_sse_customer_key.is_some();
+        super::headers::refuse_customer_key(is_customer_key)?;
+        let mut from = copy_from(&input.copy_source, &source_conditions!(input))?;
+        let asked = object_headers!(input)?;
+        let is_replaced = |directive: Option<&str>, name: &str| match directive {
+            None | Some("COPY") => Ok(false),
+            Some("REPLACE") => Ok(true),
+            Some(_) => Err(s3_error!(InvalidArgument, "{name} must be COPY or REPLACE.")),
+        };
+        let new_metadata = is_replaced(
+            input.metadata_directive.as_ref().map(MetadataDirective::as_str),
+            "x-amz-metadata-directive",
+        )?;
+        let new_tags = is_replaced(
+            input.tagging_directive.as_ref().map(TaggingDirective::as_str),
+            "x-amz-tagging-directive",
+        )?;
+        let changes_nothing = !new_metadata
+            && !new_tags
+            && input.storage_class.is_none()
+            && input.website_redirect_location.is_none();
+        if from.bucket == input.bucket && from.key == input.key && changes_nothing {
+            return Err(s3_error!(
+                InvalidRequest,
+                "This copy request is illegal because it is trying to copy an object to itself without changing the \
+                 object's metadata, storage class, website redirect location or encryption attributes."
+            ));
+        }
+        let headers = if changes_nothing {
+            None
+        } else if new_metadata && new_tags {
+            Some(asked)
+        } else {
+            // Some of the source's headers stay: those of the very version that is copied.
+            let source = self.objects.head(caller, &from.bucket, &from.key).await.map_err(refused)?;
+            if from.precondition.if_match.is_empty() {
+                from.precondition.if_match.push(source.etag);
+            }
+            let mut headers = if new_metadata { asked.clone() } else { source.headers.clone() };
+            headers.tagging = if new_tags { asked.tagging } else { source.headers.tagging };
+            if input.storage_class.is_some() {
+                headers.storage_class = asked.storage_class;
+            }
+            if input.website_redirect_location.is_some() {
+                headers.website_redirect = asked.website_redirect;
+            }
+            Some(headers)
+        };
+        // `s3s` has no fields for the conditions on the target.
+        let target = Precondition {
+            if_match: conditions_of(&request.headers, &http::header::IF_MATCH)?,
+            if_none_match: conditions_of(&request.headers, &http::header::IF_NONE_MATCH)?,
+        };
+        let head = self.objects.copy(caller, from, &input.bucket, &input.key, headers, target).await;
+        let head = head.map_err(refused)?;
+        let copy_object_result = Some(copied(&head));
+        Ok(S3Response::new(CopyObjectOutput { copy_object_result, ..CopyObjectOutput::default() }))
+    }
+
+    pub(super) async fn delete_object(
+        &self,
+        caller: &Caller,
+        request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        let precondition = precondition(input.if_match.as_ref(), None);
+        self.objects.delete(caller, &input.bucket, &input.key, precondition).await.map_err(refused)?;
+        Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    pub(super) async fn delete_objects(
+        &self,
+        caller: &Caller,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let input = request.input;
+        let asked = input.delete.objects;
+        if asked.is_empty() || asked.len() > DELETES_MAX {
+            return Err(s3_error!(
+                MalformedXML,
+                "A batch names 1 to {DELETES_MAX} keys; this one names {}.",
+                asked.len()
+            ));
+        }
+        self.objects.bucket(caller, &input.bucket).await.map_err(refused)?;
+        let bucket = input.bucket.as_str();
+        let outcomes = stream::iter(asked)
+            .map(|object| async move {
+                let outcome = self.delete_one(caller, bucket, &object).await;
+                (object, outcome)
+            })
+            .buffered(DELETES_AT_ONCE);
+        let (mut deleted, mut errors) = (Vec::new(), Vec::new());
+        let outcomes: Vec<_> = outcomes.collect().await;
+        for (object, outcome) in outcomes {
+            match outcome {
+                Ok(()) => deleted.push(DeletedObject {
+                    key: Some(object.key),
+                    version_id: object.version_id,
+                    ..DeletedObject::default()
+                }),
+                Err(error) => errors.push(FailedDelete {
+                    code: Some(error.code().as_str().to_owned()),
+                    key: Some(object.key),
+                    message: error.message().map(str::to_owned),
+                    version_id: object.version_id,
+                }),
+            }
+        }
+        let is_quiet = input.delete.quiet == Some(true);
+        Ok(S3Response::new(DeleteObjectsOutput {
+            deleted: (!is_quiet && !deleted.is_empty()).then_some(deleted),
+            errors: (!errors.is_empty()).then_some(errors),
+            request_charged: None,
+        }))
+    }
+
+    async fn delete_one(&self, caller: &Caller, bucket: &str, object: &ObjectIdentifier) -> S3Result<()> {
+        refuse_version(object.version_id.as_ref())?;
+        if object.key.is_empty() {
+            return Err(s3_error!(UserKeyMustBeSpecified, "The key is empty."));
+        }
+        if object.key.len() > KEY_BYTES_MAX {
+            return Err(s3_error!(
+                KeyTooLongError,
+                "Your key is too long: at most {KEY_BYTES_MAX} bytes of UTF-8."
+            ));
+        }
+        let if_match = object.e_tag.as_ref().map(|etag| etag.value().to_owned()).into_iter().collect();
+        let precondition = Precondition { if_match, if_none_match: Vec::new() };
+        match self.objects.delete(caller, bucket, &object.key, precondition).await {
+            // What is gone already is deleted.
+            Ok(_) | Err(ObjectsError::Refused(Refusal::NoSuchKey)) => Ok(()),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    pub(super) async fn put_object_acl(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutObjectAclInput>,
+    ) -> S3Result<S3Response<PutObjectAclOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        let has_grants = input.grant_full_control.is_some()
+            || input.grant_read.is_some()
+            || input.grant_read_acp.is_some()
+            || input.grant_write.is_some()
+            || input.grant_write_acp.is_some()
+            || input.access_control_policy.is_some();
+        refuse_acl(input.acl.as_ref().map(ObjectCannedACL::as_str), has_grants)?;
+        self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+        Ok(S3Response::new(PutObjectAclOutput::default()))
+    }
+
+    pub(super) async fn put_object_tagging(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutObjectTaggingInput>,
+    ) -> S3Result<S3Response<PutObjectTaggingOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        let tags = Some(object_tagging(input.tagging.tag_set)?).filter(|tags| !tags.is_empty());
+        self.objects.set_tagging(caller, &input.bucket, &input.key, tags).await.map_err(refused)?;
+        Ok(S3Response::new(PutObjectTaggingOutput::default()))
+    }
+
+    pub(super) async fn delete_object_tagging(
+        &self,
+        caller: &Caller,
+        request: S3Request<DeleteObjectTaggingInput>,
+    ) -> S3Result<S3Response<DeleteObjectTaggingOutput>> {
+        let input = request.input;
+        refuse_version(input.version_id.as_ref())?;
+        self.objects.set_tagging(caller, &input.bucket, &input.key, None).await.map_err(refused)?;
+        Ok(S3Response::new(DeleteObjectTaggingOutput::default()))
+    }
+}
+
+fn conditions_of(headers: &http::HeaderMap, name: &http::HeaderName) -> S3Result<Vec<String>> {
+    let Some(value) = headers.get(name) else { return Ok(Vec::new()) };
+    let condition = ETagCondition::parse_http_header(value.as_bytes())
+        .map_err(|error| s3_error!(error, InvalidArgument, "{name} is not \"*\" or one quoted ETag."))?;
+    Ok(precondition(Some(&condition), None).if_match)
+}
+
+fn copied(head: &ObjectHead) -> CopyObjectResult {
+    let mut result = CopyObjectResult {
+        e_tag: Some(etag(head)),
+        last_modified: Some(timestamp(head.modified_at)),
+        ..CopyObjectResult::default()
+    };
+    set_checksum!(result, &head.checksum);
+    result.checksum_type = head.checksum.as_ref().map(kind);
+    result
+}
