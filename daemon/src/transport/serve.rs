@@ -177,7 +177,7 @@ async fn serve_control(
     let length = u64::from(head.length);
     let own_share = link.gate.enter(length).await;
     let held = shared.control_gate.enter(length).await;
-    let body = link.read_body(recv, head.length).await?;
+    let body = link.read_body(recv, head.length, head.length).await?;
     link.read_end(recv).await?;
     let answered = shared.handler.control(link.peer, head.kind, body).await;
     drop((own_share, held));
