@@ -129,7 +129,7 @@ pub struct LaneLimits {
     pub connection_window_bytes: u32,
     /// Bytes of requests and answers that one connection makes this node hold.
     pub held_bytes_per_connection: u64,
-    /// The same over all connections of the kind.
+    /// The same over all connections of the kind; for control requests of at most 64 KiB it is a bound of its own.
     pub held_bytes: u64,
 }
 
@@ -355,6 +355,7 @@ struct Shared {
     peers: Peers,
     handshakes: Arc<Semaphore>,
     control_gate: ByteGate,
+    control_small_gate: ByteGate,
     bulk_gate: ByteGate,
     counters: Counters,
     /// Dials and connections.
@@ -421,6 +422,7 @@ impl Transport {
             peers: Peers::default(),
             handshakes: Arc::new(Semaphore::new(config.handshakes_max)),
             control_gate: ByteGate::new(config.control.held_bytes),
+            control_small_gate: ByteGate::new(config.control.held_bytes),
             bulk_gate: ByteGate::new(config.bulk.held_bytes),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
@@ -545,8 +547,9 @@ impl Transport {
             requests_served: count(&counters.requests_served),
             streams_malformed: count(&counters.streams_malformed),
             streams_stalled: count(&counters.streams_stalled),
-            control_held_bytes: shared.control_gate.used_bytes(),
-            control_held_bytes_peak: shared.control_gate.used_bytes_peak(),
+            control_held_bytes: shared.control_gate.used_bytes() + shared.control_small_gate.used_bytes(),
+            control_held_bytes_peak: shared.control_gate.used_bytes_peak()
+                + shared.control_small_gate.used_bytes_peak(),
             bulk_held_bytes: shared.bulk_gate.used_bytes(),
             bulk_held_bytes_peak: shared.bulk_gate.used_bytes_peak(),
         }
