@@ -65,7 +65,8 @@ pub fn key() -> impl Strategy<Value = String> {
 }
 
 fn pick(existing: f64) -> impl Strategy<Value = Pick> {
-    (prop::option::weighted(existing, any::<Index>()), key()).prop_map(|(existing, other)| Pick { existing, other })
+    (prop::option::weighted(existing, any::<Index>()), key())
+        .prop_map(|(existing, other)| Pick { existing, other })
 }
 
 fn precondition() -> impl Strategy<Value = Precondition> {
@@ -84,8 +85,12 @@ fn piece() -> impl Strategy<Value = Piece> {
     let offset = select(vec![0, 0, 0, 1, 3 * MIB]);
     let length = select(vec![1, 100, 5 * MIB, 5 * MIB, 5 * MIB - 1]);
     let rare = prop_oneof![20 => length, 1 => Just(BLOB_BYTES), 1 => Just(0)];
-    (known, age, offset, rare)
-        .prop_map(|(known, age_ms, offset, length)| Piece { known, age_ms, offset, length })
+    (known, age, offset, rare).prop_map(|(known, age_ms, offset, length)| Piece {
+        known,
+        age_ms,
+        offset,
+        length,
+    })
 }
 
 fn bytes() -> impl Strategy<Value = Bytes_> {
@@ -163,7 +168,8 @@ impl Writer {
             },
             Op::Copy { from, from_key, is_stale, bucket, key, headers } => {
                 let from_key = existing(from, from_key);
-                let source = oracle.buckets.get(BUCKETS[*from]).and_then(|bucket| bucket.objects.get(&from_key));
+                let source =
+                    oracle.buckets.get(BUCKETS[*from]).and_then(|bucket| bucket.objects.get(&from_key));
                 let version = source.map_or(1, |object| object.head.version);
                 Command::CopyObject {
                     from_bucket: name(from),
@@ -283,7 +289,12 @@ impl Writer {
                             (self.blobs[self.blobs.len() - 1].clone(), true)
                         }
                     };
-                    extents.push(Extent { blob: blob.id, offset: piece.offset, length: piece.length, part: 0 });
+                    extents.push(Extent {
+                        blob: blob.id,
+                        offset: piece.offset,
+                        length: piece.length,
+                        part: 0,
+                    });
                     if is_given && !blobs.contains(&blob) {
                         blobs.push(blob);
                     }
@@ -333,12 +344,8 @@ fn delimiter() -> impl Strategy<Value = String> {
 pub fn list(bucket: &'static str) -> impl Strategy<Value = ListObjects> {
     let prefix = prop_oneof![2 => Just(String::new()), 3 => key()];
     let after = prop_oneof![2 => Just(String::new()), 3 => key()];
-    (prefix, delimiter(), after, 0..6u32).prop_map(move |(prefix, delimiter, after, entries_max)| ListObjects {
-        bucket: bucket.to_owned(),
-        prefix,
-        delimiter,
-        after,
-        entries_max,
+    (prefix, delimiter(), after, 0..6u32).prop_map(move |(prefix, delimiter, after, entries_max)| {
+        ListObjects { bucket: bucket.to_owned(), prefix, delimiter, after, entries_max }
     })
 }
 
@@ -428,7 +435,10 @@ fn compare(world: &World, oracle: &Oracle, writer: &Writer) -> Result<(), TestCa
         };
         let Ok(Answer::Bucket(found)) = found else { panic!("{found:?}") };
         prop_assert_eq!(found.object_count, expected.objects.len() as u64);
-        prop_assert_eq!(found.object_bytes, expected.objects.values().map(|object| object.head.size).sum::<u64>());
+        prop_assert_eq!(
+            found.object_bytes,
+            expected.objects.values().map(|object| object.head.size).sum::<u64>()
+        );
         let all = ListObjects { bucket: name.to_owned(), entries_max: u32::MAX, ..ListObjects::default() };
         prop_assert_eq!(listed(world, &all), oracle.list(&all));
     }
@@ -531,7 +541,8 @@ fn compare_reads(world: &World, oracle: &Oracle, reads: &Reads) -> Result<(), Te
         for resolved in &answer.extents {
             prop_assert_eq!(resolved.blob.id, resolved.extent.blob);
         }
-        let found: Vec<_> = answer.extents.into_iter().map(|resolved| (resolved.at, resolved.extent)).collect();
+        let found: Vec<_> =
+            answer.extents.into_iter().map(|resolved| (resolved.at, resolved.extent)).collect();
         prop_assert_eq!(found, expected);
     }
 

@@ -187,12 +187,21 @@ impl Oracle {
                 self.bucket(bucket)?.objects.remove(key);
                 Ok(Reply::Deleted { existed: true })
             }
-            Command::CopyObject { from_bucket, from_key, from_version, bucket, key, headers, precondition } => {
+            Command::CopyObject {
+                from_bucket,
+                from_key,
+                from_version,
+                bucket,
+                key,
+                headers,
+                precondition,
+            } => {
                 let from_tenant = self.bucket(from_bucket)?.tenant;
                 if self.bucket(bucket)?.tenant != from_tenant {
                     return invalid();
                 }
-                let source = self.bucket(from_bucket)?.objects.get(from_key).cloned().ok_or(Refusal::NoSuchKey)?;
+                let source =
+                    self.bucket(from_bucket)?.objects.get(from_key).cloned().ok_or(Refusal::NoSuchKey)?;
                 if source.head.version != *from_version {
                     return Err(Refusal::SourceChanged);
                 }
@@ -331,8 +340,7 @@ impl Oracle {
                 Some(known) if known.tenant != tenant => return invalid(),
                 Some(_) => {}
                 None => {
-                    self.blobs
-                        .insert(blob.id, OBlob { new: blob.clone(), tenant, garbage_since: None });
+                    self.blobs.insert(blob.id, OBlob { new: blob.clone(), tenant, garbage_since: None });
                 }
             }
         }
@@ -366,8 +374,17 @@ impl Oracle {
         self.versions += 1;
         let (version, modified_at) = (self.versions, self.now);
         let key = key.to_owned();
-        let head =
-            ObjectHead { key: key.clone(), version, inode: 0, modified_at, size, etag, headers, checksum, part_count };
+        let head = ObjectHead {
+            key: key.clone(),
+            version,
+            inode: 0,
+            modified_at,
+            size,
+            etag,
+            headers,
+            checksum,
+            part_count,
+        };
         self.bucket(bucket)?.objects.insert(key, OObject { head: head.clone(), content });
         Ok(Reply::Object(head))
     }
@@ -379,7 +396,10 @@ impl Oracle {
     }
 }
 
-pub fn naive_list<'a>(heads: impl Iterator<Item = &'a ObjectHead>, list: &ListObjects) -> (Vec<Listed>, bool) {
+pub fn naive_list<'a>(
+    heads: impl Iterator<Item = &'a ObjectHead>,
+    list: &ListObjects,
+) -> (Vec<Listed>, bool) {
     let mut shown: BTreeMap<String, Listed> = BTreeMap::new();
     for head in heads {
         let Some(rest) = head.key.strip_prefix(&list.prefix) else { continue };
