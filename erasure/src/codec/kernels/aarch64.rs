@@ -87,7 +87,7 @@ fn add_product(sum: Vector, input: (Vector, Vector), factor: (Vector, Vector)) -
 fn settle(mut sum: Vector) -> Vector {
     // SAFETY: no instruction at all.
     unsafe {
-        asm!("/* {0} */", inout(vreg) sum, options(pure, nomem, nostack, preserves_flags));
+        asm!("/* {0:v} */", inout(vreg) sum, options(pure, nomem, nostack, preserves_flags));
     }
     sum
 }

@@ -37,10 +37,11 @@ macro_rules! blocks {
                 let mut sums = [[zero(); VECTORS]; ROWS];
                 if is_sum {
                     for row in 0..ROWS {
+                        // SAFETY: row < ROWS, and `at` lies in `from..to` of that output.
+                        let target = unsafe { (*outputs.add(row)).add(at) };
                         for vector in 0..VECTORS {
-                            // SAFETY: row < ROWS, and the vector lies in `from..to` of that output.
-                            sums[row][vector] =
-                                unsafe { load((*outputs.add(row)).add(at).add(vector * VECTOR_BYTES)) };
+                            // SAFETY: VECTORS vectors divide `from..to`, so all of them lie in it.
+                            sums[row][vector] = unsafe { load(target.add(vector * VECTOR_BYTES)) };
                         }
                     }
                 }
@@ -66,7 +67,7 @@ macro_rules! blocks {
                             sums[row][vector] = add_product(sums[row][vector], vectors[vector], factor);
                         }
                     }
-                    if COLUMN % COLUMNS_PER_SUM == COLUMNS_PER_SUM - 1 {
+                    if (COLUMN + 1).is_multiple_of(COLUMNS_PER_SUM) {
                         for row in 0..ROWS {
                             for vector in 0..VECTORS {
                                 sums[row][vector] = settle(sums[row][vector]);
