@@ -136,6 +136,10 @@ fn read(cells: &[&mut [u8]]) -> u64 {
 }
 
 fn main() {
+    // `cargo bench` passes it; `cargo test --all-targets` only wants to know that this compiles.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     println!("{:<26} {:<12} {:>9} {:>16}", "case", "by", "GB/s data", "times the oracle");
     for (data, parity) in [(10, 4), (16, 8), (16, 12), (4, 2)] {
