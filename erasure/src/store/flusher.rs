@@ -86,6 +86,11 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        lock(&self.waiting).finishes.len()
+    }
+
     fn next(&self) -> Option<(Vec<Finish>, Vec<Delete>)> {
         let waiting = lock(&self.waiting);
         let idle = |waiting: &mut Waiting| {

@@ -45,6 +45,8 @@ mod superblock;
 mod writer;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod tests;
