@@ -125,16 +125,8 @@ fn copy(core: &Arc<Core>, key: ShardKey, entry: &Entry) -> Result<Option<Answer>
     let (reply, answer) = oneshot::channel();
     let mut footer = record.footer;
     (footer.stamp, footer.header_crc) = (stamp, header_crc);
-    let finish = Finish {
-        room,
-        footer,
-        body_at: body_at as u16, // At most META_BYTES_MAX.
-        pg: header.pg,
-        opened_at_ms: header.opened_at_ms,
-        copy_of: Some(*entry),
-        permit: None,
-        reply,
-    };
+    footer.body_at = body_at as u16; // At most META_BYTES_MAX.
+    let finish = Finish { room, footer, copy_of: Some(*entry), permit: None, reply };
     match core.queue.finish(finish) {
         Ok(()) => Ok(Some(answer)),
         Err(_) => Err(StoreError::Closed { path: core.dir.clone() }),

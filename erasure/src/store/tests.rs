@@ -146,10 +146,10 @@ async fn the_same_shard_again_changes_nothing_and_another_replaces_it() {
     put(&store, &first, 9000).await.unwrap();
     assert_eq!(store.usage().live_bytes, live_bytes);
     put(&store, &second, 9000).await.unwrap();
-    assert_holds(&store, &[second.clone()]).await;
+    assert_holds(&store, std::slice::from_ref(&second)).await;
     store.close().await;
     let (store, _) = open(&disk);
-    assert_holds(&store, &[second.clone()]).await;
+    assert_holds(&store, std::slice::from_ref(&second)).await;
     store.delete(vec![second.header.key]).await.unwrap();
     store.close().await;
     assert_holds(&open(&disk).0, &[]).await;
@@ -170,7 +170,7 @@ async fn putting_a_damaged_shard_again_mends_it() {
     assert_eq!(store.read(key, 0, 5).await.unwrap(), shard.bytes.slice(..5), "other cells can be read");
     assert!(store.verify(key).await.is_err());
     put(&store, &shard, 90_000).await.unwrap();
-    assert_holds(&store, &[shard.clone()]).await;
+    assert_holds(&store, std::slice::from_ref(&shard)).await;
 
     // Also where nobody has noticed the damage yet.
     let body = store.core.index.get(key).unwrap();
@@ -275,7 +275,7 @@ async fn errors_of_the_device_have_their_types_and_a_failed_sync_ends_the_disk()
     disk.fail(Kind::Read, Errno::IO);
     assert!(matches!(read_all(&store, held.header.key).await, Err(StoreError::Device { .. })));
     disk.mend();
-    assert_holds(&store, &[held.clone()]).await;
+    assert_holds(&store, std::slice::from_ref(&held)).await;
     put(&store, &other, 30_000).await.unwrap();
 
     disk.fail(Kind::Sync, Errno::IO);
@@ -462,29 +462,63 @@ proptest! {
     }
 }
 
-/// A shard's bytes cannot pass for a record, even copied from one: its stamp names its place.
-#[tokio::test]
-async fn a_record_inside_a_shard_is_never_found() {
+/// Shards found after a damaged record whose bytes hold a whole record, stamped with `secret`, at every place
+/// where a record may start.
+async fn found_in_forged_bytes(secret: Secret) -> (u64, usize) {
     let disk = SimDisk::default();
     let (store, _) = open(&disk);
-    let inner = sample(1, 0, 1500);
+    let inner = sample(1, 0, 300);
     let mut outer = sample(2, 0, 60_000);
-    // The customer guesses every other field right, and writes it at every place where a record may start.
-    let stamp = Secret([0; 32]).stamp(0, 512);
-    let (block, _) = format::encode_header(&inner.header, stamp);
+    let body_at = format::body_at(outer.header.scheme, outer.header.len_max);
+    let record_at = format::SEGMENT_HEAD_BYTES;
     let mut bytes = outer.bytes.to_vec();
-    for at in (0..bytes.len() - block.len()).step_by(16) {
-        bytes[at..at + 16].copy_from_slice(&block[at % 64..at % 64 + 16]);
+    let first = (record_at + body_at as u64).next_multiple_of(1024) - record_at - body_at as u64;
+    for at in (first as usize..bytes.len() - 1024).step_by(1024) {
+        let place = record_at + (body_at + at) as u64;
+        let stamp = secret.stamp(0, place);
+        let (header, header_crc) = format::encode_header(&inner.header, stamp);
+        let footer = format::encode_footer(&format::RecordFooter {
+            sequence: 1,
+            durable_through: 1 << 40,
+            blob_plain_len: 300,
+            shard_len: inner.bytes.len() as u64,
+            key: inner.header.key,
+            scheme: inner.header.scheme,
+            stamp,
+            header_crc,
+            pg: inner.header.pg,
+            opened_at_ms: 0,
+            body_at: format::body_at(inner.header.scheme, inner.header.len_max) as u16,
+            roots: inner.footer.roots.clone(),
+            cell_crcs: vec![format::crc32c(&inner.bytes)],
+        });
+        let record = [&header[..], &footer].concat();
+        bytes[at..at + record.len()].copy_from_slice(&record);
     }
     outer.footer.roots[usize::from(outer.header.key.index)] = *blake3::hash(&bytes).as_bytes();
     outer.bytes = bytes.into();
     put(&store, &outer, 9000).await.unwrap();
-    let entry = store.core.index.get(outer.header.key).unwrap();
     let disk = disk.after_kill();
-    disk.flip(&segment_path(&Path::new("/d").join(SEGMENTS), entry.segment), entry.record_at() + 20, 4);
-    let (store, report) = open(&disk);
-    assert_eq!((report.shards, report.damaged.len()), (0, 1));
-    assert_eq!(store.list_after(None, 10), []);
+    let path = segment_path(&Path::new("/d").join(SEGMENTS), 0);
+    disk.flip(&path, record_at + 20, 4);
+    {
+        // Its footer says all that its header said.
+        let (store, report) = open(&disk.after_kill());
+        assert_eq!((report.shards, report.damaged), (1, vec![]));
+        assert_eq!(read_all(&store, outer.header.key).await.unwrap(), outer.bytes);
+        assert_eq!(store.header(outer.header.key).unwrap().pg, outer.header.pg);
+    }
+    disk.flip(&path, record_at + format::HEADER_BYTES as u64 + 90, 4);
+    let (_, report) = open(&disk);
+    (report.shards, report.damaged.len())
+}
+
+/// A shard's bytes cannot pass for a record, whatever they are: only the disk knows the stamps.
+#[tokio::test]
+async fn a_record_inside_a_shard_is_never_found() {
+    assert_eq!(found_in_forged_bytes(Secret([0; 32])).await, (0, 1));
+    let (shards, _) = found_in_forged_bytes(Secret([9; 32])).await;
+    assert_eq!(shards, 1, "with the secret it would be found");
 }
 
 /// On the files of this machine: format, refusals, restart.

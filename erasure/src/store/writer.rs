@@ -162,17 +162,8 @@ impl ShardWriter {
             if is_held(&core, &footer) {
                 return Ok(true);
             }
-            let Draft { room, permit, header, body_at, .. } = *draft;
-            let finish = Finish {
-                room,
-                footer,
-                body_at: body_at as u16, // At most META_BYTES_MAX.
-                pg: header.pg,
-                opened_at_ms: header.opened_at_ms,
-                copy_of: None,
-                permit: Some(permit),
-                reply,
-            };
+            let Draft { room, permit, .. } = *draft;
+            let finish = Finish { room, footer, copy_of: None, permit: Some(permit), reply };
             match core.queue.finish(finish) {
                 Ok(()) => Ok(false),
                 Err(_) => Err(StoreError::Closed { path: core.dir.clone() }),
@@ -311,6 +302,9 @@ impl Draft {
             scheme,
             stamp: self.stamp(),
             header_crc: self.header_crc,
+            pg: self.header.pg,
+            opened_at_ms: self.header.opened_at_ms,
+            body_at: self.body_at as u16, // At most META_BYTES_MAX.
             roots: footer.roots,
             cell_crcs: mem::take(&mut self.cell_crcs),
         })
