@@ -16,6 +16,7 @@ use super::index::Entry;
 use super::janitor::remove_if_dead;
 use super::read::{Fault, Record};
 use super::segment::{Phase, Segment};
+use super::writer::Permit;
 use crate::ids::ShardKey;
 use crate::stripe::ShardHeader;
 
@@ -28,7 +29,7 @@ const COPIES_PER_SYNC: usize = 64;
 
 /// Compacts one segment, if one deserves it. Returns whether there may be more to do.
 pub fn step(core: &Arc<Core>) -> Result<bool, StoreError> {
-    core.check_open()?;
+    let _permit = Permit::take(core)?;
     for (segment, tail) in core.segments.sealed() {
         let live = segment.live_bytes.load(Ordering::Relaxed);
         if live * LIVE_SHARE >= tail {

@@ -521,6 +521,27 @@ async fn a_record_inside_a_shard_is_never_found() {
     assert_eq!(shards, 1, "with the secret it would be found");
 }
 
+/// A writer that outlives the close could still write: nobody else gets the directory before it is gone.
+#[tokio::test]
+async fn a_closed_disk_is_free_when_its_last_writer_is_gone() {
+    let home = tempfile::tempdir().unwrap();
+    ShardStore::format(home.path(), "a", DiskId([1; 16])).unwrap();
+    let open = || ShardStore::open(home.path(), "a", options());
+    let (store, _) = open().unwrap();
+    let shard = sample(1, 0, 90_000);
+    let mut writer = store.begin(shard.header.clone()).await.unwrap();
+    writer.write(shard.bytes.slice(..10_000)).await.unwrap();
+    store.close().await;
+    assert!(matches!(store.begin(shard.header.clone()).await, Err(StoreError::Closed { .. })));
+    assert!(matches!(writer.write(shard.bytes.slice(10_000..)).await, Err(StoreError::Closed { .. })));
+    assert!(matches!(open(), Err(StoreError::Locked { .. })));
+    drop((writer, store));
+    let (store, report) = open().unwrap();
+    assert_eq!(report.shards, 0);
+    put(&store, &shard, 9000).await.unwrap();
+    assert_holds(&store, std::slice::from_ref(&shard)).await;
+}
+
 /// On the files of this machine: format, refusals, restart.
 #[tokio::test]
 async fn a_directory_is_a_disk_of_one_cluster_and_one_process() {
