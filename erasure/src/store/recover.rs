@@ -14,8 +14,8 @@ use super::core::{Core, lock};
 use super::disk::DiskFile;
 use super::error::StoreError;
 use super::format::{
-    DEAD_MARK_BYTES, INDEX_ENTRY_BYTES, INDEX_HEAD_BYTES, IndexEntry, RECORD_ALIGN, RecordFooter,
-    SegmentIndex, parse_index,
+    DEAD_MARK_BYTES, INDEX_ENTRY_BYTES, INDEX_HEAD_BYTES, RECORD_ALIGN, RecordFooter, SegmentIndex,
+    parse_index,
 };
 use super::index::{Entry, Index};
 use super::janitor::{Chore, punch};
@@ -176,8 +176,8 @@ impl Recovery<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        let segment_len = self.core.disk.open(&segment.path).and_then(|file| file.len()).map_err(failed)?;
-        let len = log.len().map_err(failed)?;
+        let segment_len = self.core.disk.open(&segment.path).and_then(|file| file.size()).map_err(failed)?;
+        let len = log.size().map_err(failed)?;
         let records_max = segment_len / RECORD_ALIGN + 1;
         let len_max = INDEX_HEAD_BYTES as u64 + records_max * (INDEX_ENTRY_BYTES + DEAD_MARK_BYTES) as u64;
         if len > len_max {
@@ -196,7 +196,7 @@ impl Recovery<'_> {
     /// Takes a segment by its records.
     fn by_scan(&mut self, segment: &Arc<Segment>) -> Result<(), StoreError> {
         self.report.scanned_segments += 1;
-        let opened = self.core.disk.open(&segment.path).and_then(|file| Ok((file.len()?, file)));
+        let opened = self.core.disk.open(&segment.path).and_then(|file| Ok((file.size()?, file)));
         let (len, file) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -211,16 +211,8 @@ impl Recovery<'_> {
         let (mut unfinished, mut damaged, mut is_unreadable) = (Vec::new(), Vec::new(), false);
         let mut records: Vec<(Candidate, RecordFooter)> = Vec::new();
         let tail = scan(&*file, &self.core.superblock.secret, segment.number, len, |found| match found {
-            Found::Record { at, header, footer, body_at } => {
-                let of = IndexEntry {
-                    key: footer.key,
-                    pg: header.shard.pg,
-                    opened_at_ms: header.shard.opened_at_ms,
-                    sequence: footer.sequence,
-                    at: (at / RECORD_ALIGN) as u32,
-                    len: footer.shard_len as u32,
-                    body_at: body_at as u16,
-                };
+            Found::Record { at, footer } => {
+                let of = footer.index_entry(at);
                 let entry = Entry::new(segment.number, &of);
                 records.push((Candidate { entry, key: of.key, sequence: of.sequence }, footer));
             }
