@@ -361,6 +361,16 @@ impl MetaNode {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn facts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, crate::machine::kv::KvError> {
+        let mut out = BTreeMap::new();
+        self.0.store.frozen()?.for_each_pair(&mut |key, value| {
+            out.insert(key.to_vec(), value.to_vec());
+            std::ops::ControlFlow::Continue(())
+        })?;
+        Ok(out)
+    }
+
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.0.config.node
@@ -408,6 +418,21 @@ impl MetaNode {
                 .map(|(number, matched)| (number, matched.map(|log_id| log_id.index)))
                 .collect(),
             log_bytes: self.0.log.bytes(self.0.config.group).0,
+        }
+    }
+
+    /// Waits until the status is so, looking whenever it may have changed. Never returns if the voter has stopped
+    /// before.
+    pub async fn wait_for(&self, is_so: impl Fn(&MetaStatus) -> bool) {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            metrics.borrow_and_update();
+            if is_so(&self.status()) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 

@@ -130,14 +130,6 @@ impl MetaStore {
         database.clone().ok_or_else(|| KvError("it is closed".into()))
     }
 
-    pub(super) fn config(&self) -> &StoreConfig {
-        &self.0.config
-    }
-
-    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
-        &self.0.disk
-    }
-
     /// Changes whenever entries have been applied: the index after the last one.
     #[must_use]
     pub fn watch_applied(&self) -> watch::Receiver<u64> {
@@ -386,7 +378,7 @@ impl Frozen {
         read_position(&self.meta)
     }
 
-    pub(super) fn for_each_pair(
+    pub(crate) fn for_each_pair(
         &self,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), KvError> {
