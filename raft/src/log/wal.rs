@@ -84,6 +84,7 @@ pub(super) struct Group {
     /// Consecutive.
     pub slots: VecDeque<Slot>,
     cached_bytes: usize,
+    stored_bytes: u64,
     /// Slots at the front that left memory.
     evicted_count: usize,
     /// Of all entries ever pushed in this process.
@@ -103,6 +104,7 @@ impl Group {
 
     pub fn push(&mut self, slot: Slot) {
         self.cached_bytes += slot.len as usize;
+        self.stored_bytes += u64::from(slot.len);
         self.appended_bytes += u64::from(slot.len);
         self.slots.push_back(slot);
     }
@@ -110,10 +112,11 @@ impl Group {
     /// `None`: nothing is kept.
     pub fn truncate_after(&mut self, last_kept: Option<u64>) {
         while self.slots.back().is_some_and(|slot| last_kept.is_none_or(|last| slot.log_id.index > last)) {
-            if let Some(slot) = self.slots.pop_back()
-                && slot.entry.is_some()
-            {
-                self.cached_bytes -= slot.len as usize;
+            if let Some(slot) = self.slots.pop_back() {
+                self.stored_bytes -= u64::from(slot.len);
+                if slot.entry.is_some() {
+                    self.cached_bytes -= slot.len as usize;
+                }
             }
         }
         self.evicted_count = self.evicted_count.min(self.slots.len());
@@ -122,6 +125,7 @@ impl Group {
     pub fn purge(&mut self, upto: LogId) {
         while self.slots.front().is_some_and(|slot| slot.log_id.index <= upto.index) {
             if let Some(slot) = self.slots.pop_front() {
+                self.stored_bytes -= u64::from(slot.len);
                 match slot.entry {
                     Some(_) => self.cached_bytes -= slot.len as usize,
                     None => self.evicted_count -= 1,
@@ -227,7 +231,7 @@ impl Log {
         let Recovered { segments, mut groups, carry, offset, next_frame, spares } =
             recovery::recover(&*disk, &config.dir)?;
         for group in groups.values_mut() {
-            group.appended_bytes = group.slots.iter().map(|slot| u64::from(slot.len)).sum();
+            group.appended_bytes = group.stored_bytes;
             group.evict(config.cache_bytes);
         }
         let cache_bytes = config.cache_bytes;
@@ -284,7 +288,7 @@ impl Log {
     pub fn bytes(&self, group: GroupId) -> (u64, u64) {
         let state = self.state();
         let Some(group) = state.groups.get(&group) else { return (0, 0) };
-        (group.slots.iter().map(|slot| u64::from(slot.len)).sum(), group.appended_bytes)
+        (group.stored_bytes, group.appended_bytes)
     }
 
     /// The first index such that the entries from it on have at most `bytes`.
@@ -327,12 +331,12 @@ impl Log {
         out
     }
 
-    /// The entries are readable on return; `callback` is told when they are durable.
+    /// The entries are readable on return; `done` is told when they are durable.
     pub(super) fn append(
         &self,
         group: GroupId,
         entries: impl IntoIterator<Item = Entry>,
-        callback: IOFlushed<Types>,
+        done: Done,
     ) -> io::Result<()> {
         let mut submissions = Vec::new();
         let mut slots = Vec::new();
@@ -348,7 +352,7 @@ impl Log {
             let len = (RECORD_HEADER_BYTES + payload.len()) as u32;
             slots.push(Slot { log_id, len, stamp: 0, place: None, entry: Some(entry) });
         }
-        current.done = Done::Raft(callback);
+        current.done = done;
         submissions.push(current);
 
         let mut state = self.state();
