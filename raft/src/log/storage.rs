@@ -6,8 +6,8 @@ use std::ops::{Bound, RangeBounds};
 
 use futures::Stream;
 use futures::channel::oneshot;
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
 use super::types::{Entry, LogId, Types, Vote};
 use super::wal::{Done, Found, Log};

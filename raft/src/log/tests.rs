@@ -59,8 +59,12 @@ impl Model {
         for entry in &entries {
             assert_eq!(*entry, entry_of(entry.log_id.index, entry.log_id.leader_id.term), "bytes differ");
         }
-        let entries: Vec<_> = entries.iter().map(|entry| (entry.log_id.index, entry.log_id.leader_id.term)).collect();
-        assert_eq!(last.map(|last| last.index), entries.last().map(|last| last.0).or(purged.map(|purged| purged.index)));
+        let entries: Vec<_> =
+            entries.iter().map(|entry| (entry.log_id.index, entry.log_id.leader_id.term)).collect();
+        assert_eq!(
+            last.map(|last| last.index),
+            entries.last().map(|last| last.0).or(purged.map(|purged| purged.index))
+        );
         Self { vote: log.vote(group), purged, entries }
     }
 }
@@ -109,7 +113,8 @@ impl History {
         let term = self.term;
         let (group, states) = &mut self.groups[which];
         let mut now = states.last().unwrap().clone();
-        let next = now.entries.last().map_or(now.purged.map_or(0, |purged| purged.index + 1), |last| last.0 + 1);
+        let next =
+            now.entries.last().map_or(now.purged.map_or(0, |purged| purged.index + 1), |last| last.0 + 1);
         let mut answer = None;
         match kind {
             0..=5 => {
@@ -167,7 +172,10 @@ fn a_power_cut_keeps_what_was_acknowledged() {
             let log = open(&disk).unwrap();
             for (group, states) in &mut history.groups {
                 let found = Model::of(&log, *group);
-                assert!(states.contains(&found), "seed {seed}, cut {cut}: {found:?} was never so: {states:?}");
+                assert!(
+                    states.contains(&found),
+                    "seed {seed}, cut {cut}: {found:?} was never so: {states:?}"
+                );
                 *states = vec![found];
             }
             let mut acknowledged = vec![0; history.groups.len()];
@@ -212,7 +220,8 @@ fn written() -> (SimDisk, Vec<Model>) {
 
 /// Where frames begin and end in the newest segment, and how many precede it.
 fn frames_of_newest(disk: &SimDisk) -> (PathBuf, Vec<(usize, usize)>, u64) {
-    let path = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-")).max().unwrap();
+    let path =
+        disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-")).max().unwrap();
     let mut out = Vec::new();
     let mut first = 0;
     disk.patch(&path, |bytes| {
@@ -243,7 +252,8 @@ fn a_torn_tail_is_dropped_wherever_it_is_torn() {
         });
         let least = first as usize + whole.count();
         let found = Model::of(&open(&torn).unwrap(), GroupId(0));
-        let is_padding_cut = found == states[least + 1] && frames.iter().any(|(at, end)| *at < cut && cut < *end);
+        let is_padding_cut =
+            found == states[least + 1] && frames.iter().any(|(at, end)| *at < cut && cut < *end);
         assert!(found == states[least] || is_padding_cut, "cut at {cut}");
     }
 }
@@ -283,7 +293,8 @@ fn a_flipped_bit_is_never_read_over() {
 #[test]
 fn a_missing_segment_is_noticed() {
     let (disk, _) = written();
-    let paths: Vec<_> = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-")).collect();
+    let paths: Vec<_> =
+        disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-")).collect();
     assert!(paths.len() > 2);
     disk.remove(&paths[1]).unwrap();
     assert!(matches!(open(&disk), Err(LogError::Corrupt { .. })));

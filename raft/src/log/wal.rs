@@ -228,7 +228,7 @@ impl Log {
         config: LogConfig,
         salt: impl FnMut() -> u64 + Send + 'static,
     ) -> Result<Self, LogError> {
-        let Recovered { segments, mut groups, carry, offset, next_frame, spares } =
+        let Recovered { segments, mut groups, carry, offset, next_frame, spares, .. } =
             recovery::recover(&*disk, &config.dir)?;
         for group in groups.values_mut() {
             group.appended_bytes = group.stored_bytes;
@@ -251,7 +251,11 @@ impl Log {
         };
         if writer.segments.is_empty() {
             let dir = writer.config.dir.clone();
-            writer.rotate(0).map_err(|source| LogError::Io { action: "begin a log in", path: dir, source })?;
+            writer.rotate(0).map_err(|source| LogError::Io {
+                action: "begin a log in",
+                path: dir,
+                source,
+            })?;
         }
         let state = State { groups, next_stamp: 1, ..State::default() };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new(), cache_bytes });
@@ -569,7 +573,9 @@ impl Writer {
         if end.next_multiple_of(SECTOR_BYTES) > self.config.segment_bytes {
             for (&group, carry) in &self.carry {
                 let marks = [(Kind::Vote, &carry.vote), (Kind::Purge, &carry.purge)];
-                for (kind, payload) in marks.into_iter().filter_map(|(kind, payload)| Some((kind, payload.as_ref()?))) {
+                for (kind, payload) in
+                    marks.into_iter().filter_map(|(kind, payload)| Some((kind, payload.as_ref()?)))
+                {
                     format::push_record(&mut frame, group, kind, 0, 0, payload);
                     record_count += 1;
                 }

@@ -18,7 +18,11 @@ fn tenant_key(name: &str) -> Vec<u8> {
 }
 
 /// Applies a batch.
-pub fn apply(edit: &mut dyn Edit, log_index: u64, batch: &Batch) -> Result<Vec<Result<Reply, Refusal>>, KvError> {
+pub fn apply(
+    edit: &mut dyn Edit,
+    log_index: u64,
+    batch: &Batch,
+) -> Result<Vec<Result<Reply, Refusal>>, KvError> {
     let mut out = Vec::new();
     for (i, envelope) in batch.envelopes.iter().enumerate() {
         let seen = [&b"s"[..], &envelope.session.to_be_bytes(), &envelope.serial.to_be_bytes()].concat();

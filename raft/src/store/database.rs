@@ -14,8 +14,8 @@ use super::backend::Backend;
 use super::snapshot;
 use crate::facts::Timestamp;
 use crate::facts::command::Batch;
-use crate::facts::query::{Answer, Query};
 use crate::facts::command::Refusal;
+use crate::facts::query::{Answer, Query};
 use crate::log::disk::Disk;
 use crate::log::types::{Entry, LogId, Replies, SnapshotMeta, StoredMembership};
 use crate::machine;
@@ -43,8 +43,10 @@ pub struct StoreConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("metadata store {path:?}: {why}; if it does not open again, move this voter's directory away and let \
-             it rejoin under a new number")]
+    #[error(
+        "metadata store {path:?}: {why}; if it does not open again, move this voter's directory away and let \
+             it rejoin under a new number"
+    )]
     Database { path: PathBuf, why: String },
     #[error("metadata store {path:?}")]
     Io { path: PathBuf, source: io::Error },
@@ -200,7 +202,11 @@ impl MetaStore {
     ///
     /// # Errors
     /// [`StoreError::BadSnapshot`], or the disk fails; nothing has changed then.
-    pub(super) fn install(&self, meta: &SnapshotMeta, source: &super::SnapshotData) -> Result<(), StoreError> {
+    pub(super) fn install(
+        &self,
+        meta: &SnapshotMeta,
+        source: &super::SnapshotData,
+    ) -> Result<(), StoreError> {
         let path = self.0.config.dir.join(NEW_DATABASE_FILE);
         let failed = |why: String| StoreError::Database { path: path.clone(), why };
         let io = |source| StoreError::Io { path: path.clone(), source };
@@ -223,8 +229,9 @@ impl MetaStore {
                 .stamp
             }
             super::SnapshotData::Received(file) => {
-                let head = snapshot::read(&**file, |key, value| filling.push(key, value).map_err(|error| error.0))
-                    .map_err(StoreError::BadSnapshot)?;
+                let head =
+                    snapshot::read(&**file, |key, value| filling.push(key, value).map_err(|error| error.0))
+                        .map_err(StoreError::BadSnapshot)?;
                 head.check(&self.0.config.cluster_id, meta).map_err(StoreError::BadSnapshot)?;
                 head.stamp
             }
@@ -297,7 +304,10 @@ fn read_position(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Resu
     }
 }
 
-fn write_position(meta: &mut Table<'_, &'static str, &'static [u8]>, position: &Position) -> Result<(), KvError> {
+fn write_position(
+    meta: &mut Table<'_, &'static str, &'static [u8]>,
+    position: &Position,
+) -> Result<(), KvError> {
     let encoded = rmp_serde::to_vec(position).map_err(kv)?;
     meta.insert("position", encoded.as_slice()).map_err(kv)?;
     Ok(())
