@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -279,8 +279,8 @@ impl Log {
     pub(super) fn bounds(&self, group: GroupId) -> (Option<LogId>, Option<LogId>) {
         let state = self.state();
         let Some(group) = state.groups.get(&group) else { return (None, None) };
-        let last = group.slots.back().map(|slot| slot.log_id.clone());
-        (group.purged.clone(), last.or_else(|| group.purged.clone()))
+        let last = group.slots.back().map(|slot| slot.log_id);
+        (group.purged, last.or(group.purged))
     }
 
     pub(super) fn vote(&self, group: GroupId) -> Option<Vote> {
@@ -350,7 +350,7 @@ impl Log {
             if !current.entries.is_empty() && current.records.len() + payload.len() > SUBMISSION_BYTES_MAX {
                 submissions.push(std::mem::replace(&mut current, Submission::new(group)));
             }
-            let log_id = entry.log_id.clone();
+            let log_id = entry.log_id;
             let offset = current.push(Kind::Entry, log_id.index, log_id.leader_id.term, &payload);
             current.entries.push((log_id.index, 0, offset));
             let len = (RECORD_HEADER_BYTES + payload.len()) as u32;
@@ -697,7 +697,7 @@ impl Spares {
     }
 
     /// Takes back a segment's file: to be used again, or to be removed if there is a spare.
-    fn give(&self, path: &PathBuf, is_unread: bool) -> io::Result<()> {
+    fn give(&self, path: &Path, is_unread: bool) -> io::Result<()> {
         let is_wanted = is_unread && self.lock().ready.is_empty();
         if !is_wanted {
             self.disk.remove(path)?;

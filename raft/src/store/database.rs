@@ -85,6 +85,9 @@ impl fmt::Debug for MetaStore {
     }
 }
 
+/// What a scan hands pairs to.
+type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 fn kv(error: impl fmt::Display) -> KvError {
     KvError(error.to_string())
 }
@@ -237,7 +240,7 @@ impl MetaStore {
             }
         };
         let position =
-            Position { applied: meta.last_log_id.clone(), membership: meta.last_membership.clone(), stamp };
+            Position { applied: meta.last_log_id, membership: meta.last_membership.clone(), stamp };
         filling.finish(&position).map_err(|error| failed(error.0))?;
         drop(database);
 
@@ -314,11 +317,11 @@ fn write_position(
 }
 
 fn apply_one(facts: &mut FactsEdit<'_>, position: &mut Position, entry: &Entry) -> Result<Replies, KvError> {
-    let log_id = entry.log_id.clone();
+    let log_id = entry.log_id;
     let replies = match &entry.payload {
         openraft::EntryPayload::Blank => Vec::new(),
         openraft::EntryPayload::Membership(membership) => {
-            position.membership = StoredMembership::new(Some(log_id.clone()), membership.clone());
+            position.membership = StoredMembership::new(Some(log_id), membership.clone());
             Vec::new()
         }
         openraft::EntryPayload::Normal(proposal) => {
@@ -390,7 +393,7 @@ impl Frozen {
 
     pub(crate) fn for_each_pair(
         &self,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), KvError> {
         visit_range(self.facts.iter().map_err(kv)?, visit)
     }
@@ -405,7 +408,7 @@ impl View for Frozen {
         &self,
         from: &[u8],
         to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), KvError> {
         if from >= to {
             return Ok(());
@@ -416,7 +419,7 @@ impl View for Frozen {
 
 fn visit_range(
     range: redb::Range<'_, &'static [u8], &'static [u8]>,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    visit: &mut Visit<'_>,
 ) -> Result<(), KvError> {
     for pair in range {
         let (key, value) = pair.map_err(kv)?;
@@ -438,7 +441,7 @@ impl View for FactsEdit<'_> {
         &self,
         from: &[u8],
         to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), KvError> {
         if from >= to {
             return Ok(());
