@@ -504,6 +504,15 @@ async fn a_failing_disk_is_fatal_to_its_voter_alone() {
     propose_once(&client, "two").await;
 }
 
+/// User and system time of this process so far.
+fn cpu_seconds() -> f64 {
+    // Fields 14 and 15, in clock ticks of which a second has 100.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
+    (ticks(14) + ticks(15)) / 100.0
+}
+
 /// Prints what a cluster of three in this process does; no claim is checked but that all is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement: run alone, in release, with --nocapture"]
@@ -515,6 +524,7 @@ async fn measure() {
         let client = cluster.client(Some(leader));
         propose_once(&client, "warm").await;
         let before = cluster.net.messages.load(Ordering::Relaxed);
+        let cpu_before = cpu_seconds();
         let begun = Instant::now();
         let tasks: Vec<_> = (0..clients)
             .map(|number| {
@@ -535,16 +545,18 @@ async fn measure() {
             took.extend(task.await.unwrap());
         }
         let seconds = begun.elapsed().as_secs_f64();
+        let cpu = cpu_seconds() - cpu_before;
         took.sort();
         let at = |percent: usize| took[(took.len() - 1) * percent / 100].as_micros();
         let entries = cluster.voters[&leader].node.status().last_log.unwrap();
         println!(
-            "{clients} clients: {:.0} writes/s, p50 {} us, p99 {} us, {:.1} commands an entry, {} messages",
+            "{clients} clients: {:.0} writes/s, p50 {} us, p99 {} us, {:.1} commands an entry, {} messages, {:.0} us CPU a write",
             took.len() as f64 / seconds,
             at(50),
             at(99),
             took.len() as f64 / entries as f64,
             cluster.net.messages.load(Ordering::Relaxed) - before,
+            cpu / took.len() as f64 * 1e6,
         );
         let begun = Instant::now();
         let reads = 20_000 / clients.max(20);

@@ -391,10 +391,7 @@ impl Frozen {
         read_position(&self.meta)
     }
 
-    pub(crate) fn for_each_pair(
-        &self,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), KvError> {
+    pub(crate) fn for_each_pair(&self, visit: &mut Visit<'_>) -> Result<(), KvError> {
         visit_range(self.facts.iter().map_err(kv)?, visit)
     }
 }
@@ -404,12 +401,7 @@ impl View for Frozen {
         Ok(self.facts.get(key).map_err(kv)?.map(|value| value.value().to_vec()))
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut Visit<'_>,
-    ) -> Result<(), KvError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), KvError> {
         if from >= to {
             return Ok(());
         }
@@ -437,12 +429,7 @@ impl View for FactsEdit<'_> {
         Ok(self.0.get(key).map_err(kv)?.map(|value| value.value().to_vec()))
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut Visit<'_>,
-    ) -> Result<(), KvError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), KvError> {
         if from >= to {
             return Ok(());
         }
