@@ -25,7 +25,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Error, S3Request, S3Response, S3Result, StdError, s3_error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::body::{Digests, Fault, Inbound, Notes, payload_mismatch};
+use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
 use super::chunked::Framing;
 use super::errors::{custom, default_message, unidentified};
@@ -594,6 +594,7 @@ mod tests {
 
     #[test]
     fn a_fault_has_a_message() {
+        use crate::s3::body::Fault;
         for fault in [Fault::Truncated, Fault::Stalled(BODY_STALL_MAX)] {
             assert!(fault.error().message().is_some());
         }
