@@ -42,7 +42,8 @@ const CLOCK_SKEW_SECONDS_MAX: u32 = 15 * 60;
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 /// How long a client may take to send the next bytes of a body.
 const BODY_STALL_MAX: Duration = Duration::from_secs(60);
-/// What is read of the body of a refused request, so that its answer arrives before the connection closes.
+/// What is read of the body of a refused request while its answer is sent: a connection closed with bytes unread would
+/// be reset, and the answer lost.
 const LEFTOVER_BYTES_MAX: u64 = 1024 * 1024;
 const LEFTOVER_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -159,7 +160,7 @@ impl S3Door {
         let (mut head, body) = response.into_parts();
         let body = if head.status.is_client_error() || head.status.is_server_error() {
             if let Some(leftover) = notes.take_leftover() {
-                drain(leftover).await;
+                tokio::spawn(drain(leftover));
             }
             reword(&mut head, &body, &notes, &resource, &id)
         } else if head.status == StatusCode::NOT_MODIFIED {
@@ -168,6 +169,10 @@ impl S3Door {
         } else {
             body
         };
+        // `s3s` answers HEAD with 200 whatever the range.
+        if head.status == StatusCode::OK && head.headers.contains_key(header::CONTENT_RANGE) {
+            head.status = StatusCode::PARTIAL_CONTENT;
+        }
         head.headers.insert(header::SERVER, SERVER);
         if let Ok(value) = HeaderValue::try_from(&id) {
             head.headers.insert(REQUEST_ID, value);
@@ -196,6 +201,9 @@ impl S3Door {
         };
         head.extensions.insert(Arc::clone(notes));
         let sends_hash = head.headers.get("x-amz-content-sha256").is_some_and(|value| value.len() == 64);
+        let length =
+            head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let length: u64 = length.unwrap_or(0);
         let response = self.inner.service.call(Request::from_parts(head, body)).await.map_err(|error| {
             tracing::error!(error = %StdError::from(error), "an answer could not be written as XML");
             s3_error!(InternalError, "We encountered an internal error. Please report the request id.")
@@ -207,6 +215,12 @@ impl S3Door {
         {
             match notes.fault() {
                 Some(fault) => return Err(fault.error()),
+                None if length > XML_BYTES_MAX as u64 => {
+                    return Err(s3_error!(
+                        MaxMessageLengthExceeded,
+                        "Your request was too big: its XML may have {XML_BYTES_MAX} bytes."
+                    ));
+                }
                 None if sends_hash => return Err(payload_mismatch()),
                 None => {}
             }

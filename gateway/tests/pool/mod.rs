@@ -127,13 +127,13 @@ impl Pool {
         let facts = Arc::new(Facts { state: Mutex::default() });
         facts.propose(Command::InitCluster { cluster_id: "memory".into() }).await.unwrap();
         make_disks(&facts).await;
-        let keys: BTreeMap<_, _> =
-            [("one", "AKONEAKONEAKONEAKONE"), ("two", "AKTWOAKTWOAKTWOAKTWO")].into();
+        let keys: BTreeMap<_, _> = [("one", "AKONEAKONEAKONEAKONE"), ("two", "AKTWOAKTWOAKTWOAKTWO")].into();
         for (tenant, access_key) in &keys {
             make_tenant(&facts, tenant, access_key).await;
         }
         let map = MapView::default();
-        if let Answer::ClusterMap(read) = facts.query(Query::ClusterMap { known_epoch: None }).await.unwrap() {
+        if let Answer::ClusterMap(read) = facts.query(Query::ClusterMap { known_epoch: None }).await.unwrap()
+        {
             map.update(read);
         }
         let identity = Identity::new(facts.clone(), CLUSTER_KEY);
