@@ -387,12 +387,18 @@ impl Link {
         Ok(bytes)
     }
 
-    /// Reads a body of `length` bytes. Memory grows with what has come, not with what was announced.
-    pub(super) async fn read_body(&self, recv: &mut RecvStream, length: u32) -> Result<Bytes, StreamFault> {
+    /// Reads a body of `length` bytes. Up to `trusted` of them are set aside at once, because the caller asked for
+    /// them or has accounted for them; beyond, memory grows with what has come, not with what was announced.
+    pub(super) async fn read_body(
+        &self,
+        recv: &mut RecvStream,
+        length: u32,
+        trusted: u32,
+    ) -> Result<Bytes, StreamFault> {
         const FIRST_BYTES: usize = 64 * 1024;
+        let deadline = self.transfer_deadline(length.into());
+        let mut body = BytesMut::with_capacity(length.min(trusted) as usize);
         let length = length as usize;
-        let deadline = self.transfer_deadline(length as u64);
-        let mut body = BytesMut::with_capacity(length.min(FIRST_BYTES));
         while body.len() < length {
             if body.len() == body.capacity() {
                 body.reserve(body.len().max(FIRST_BYTES).min(length - body.len()));
@@ -445,11 +451,12 @@ impl Link {
         &self,
         recv: &mut RecvStream,
         done_length_max: u32,
+        trusted: u32,
     ) -> Result<(Status, Bytes), StreamFault> {
         let mut head = [0; ANSWER_HEAD_BYTES];
         recv.read_exact(&mut head).await.map_err(StreamFault::from)?;
         let AnswerHead { status, length } = AnswerHead::decode(head, done_length_max)?;
-        let body = self.read_body(recv, length).await?;
+        let body = self.read_body(recv, length, trusted).await?;
         self.read_end(recv).await?;
         self.requests_answered.fetch_add(1, Ordering::Relaxed);
         Ok((status, body))

@@ -42,7 +42,7 @@ use bytes::Bytes;
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, VarInt};
+use quinn::{ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, MtuDiscoveryConfig, VarInt};
 use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Semaphore;
@@ -129,9 +129,14 @@ pub struct LaneLimits {
     pub connection_window_bytes: u32,
     /// Bytes of requests and answers that one connection makes this node hold.
     pub held_bytes_per_connection: u64,
-    /// The same over all connections of the kind.
+    /// The same over all connections of the kind; for control requests of at most 64 KiB it is a bound of its own.
     pub held_bytes: u64,
 }
+
+/// Longest datagram that is searched for: where a path carries more than Ethernet's 1,500 bytes (loopback, jumbo
+/// frames), fewer and longer packets save most of the CPU that bulk costs. Ten of them are what is given to the
+/// system in one call, which fails silently beyond 65,507 bytes.
+const DATAGRAM_BYTES_MAX: u16 = 6500;
 
 const MIB: u32 = 1024 * 1024;
 
@@ -196,6 +201,8 @@ impl TransportConfig {
     fn quic(&self, kind: ConnectionKind) -> Result<quinn::TransportConfig, TransportError> {
         let lane = self.lane(kind);
         let mut quic = quinn::TransportConfig::default();
+        let mut mtu = MtuDiscoveryConfig::default();
+        mtu.upper_bound(DATAGRAM_BYTES_MAX);
         let idle = self.idle_timeout.try_into().map_err(|_| start_error("the idle timeout is too long"))?;
         quic.max_idle_timeout(Some(idle))
             .keep_alive_interval(Some(self.keep_alive))
@@ -206,6 +213,7 @@ impl TransportConfig {
             .send_window(self.send_window_bytes)
             // The default of 333 ms would leave time for a single retry within the connect timeout.
             .initial_rtt(Duration::from_millis(100))
+            .mtu_discovery_config(Some(mtu))
             // Probes only; read and dropped at once.
             .datagram_receive_buffer_size(Some(1024))
             .datagram_send_buffer_size(1024);
@@ -347,6 +355,7 @@ struct Shared {
     peers: Peers,
     handshakes: Arc<Semaphore>,
     control_gate: ByteGate,
+    control_small_gate: ByteGate,
     bulk_gate: ByteGate,
     counters: Counters,
     /// Dials and connections.
@@ -413,6 +422,7 @@ impl Transport {
             peers: Peers::default(),
             handshakes: Arc::new(Semaphore::new(config.handshakes_max)),
             control_gate: ByteGate::new(config.control.held_bytes),
+            control_small_gate: ByteGate::new(config.control.held_bytes),
             bulk_gate: ByteGate::new(config.bulk.held_bytes),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
@@ -544,8 +554,9 @@ impl Transport {
             requests_served: count(&counters.requests_served),
             streams_malformed: count(&counters.streams_malformed),
             streams_stalled: count(&counters.streams_stalled),
-            control_held_bytes: shared.control_gate.used_bytes(),
-            control_held_bytes_peak: shared.control_gate.used_bytes_peak(),
+            control_held_bytes: shared.control_gate.used_bytes() + shared.control_small_gate.used_bytes(),
+            control_held_bytes_peak: shared.control_gate.used_bytes_peak()
+                + shared.control_small_gate.used_bytes_peak(),
             bulk_held_bytes: shared.bulk_gate.used_bytes(),
             bulk_held_bytes_peak: shared.bulk_gate.used_bytes_peak(),
         }
@@ -612,10 +623,12 @@ impl Shared {
         let mut is_second_try = false;
         loop {
             let link = self.link(to, lane, deadline).await?;
+            // Shards come as long as they were asked for; answers of the other kind are mostly short.
+            let trusted = if lane == ConnectionKind::Bulk { answer_bytes_max } else { 4096 };
             let exchange = async {
                 let (mut sending, mut recv) = link.open(kind, body.clone()).await?;
                 sending.finish();
-                link.read_answer(&mut recv, answer_bytes_max).await.map_err(OpenFault::Broken)
+                link.read_answer(&mut recv, answer_bytes_max, trusted).await.map_err(OpenFault::Broken)
             };
             let left = deadline.saturating_duration_since(Instant::now());
             return match link.wait(left, exchange).await {
@@ -672,6 +685,7 @@ fn bind(
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &identity.derived_secret("quic stateless reset"));
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint.cid_generator(|| Box::new(ConnectionIds));
+    endpoint.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(start_error)?;
     Endpoint::new(endpoint, server, socket, Arc::new(quinn::TokioRuntime))
         .map_err(|error| start_error(format!("UDP {address}: {error}")))
 }

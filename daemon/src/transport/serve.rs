@@ -13,6 +13,10 @@ use super::frame::Status;
 use super::link::{Close, Link, Reset, Sending, StreamFault};
 use super::{CONTROL_BYTES_MAX, ConnectionKind, Shared, shards, tls};
 
+/// Control requests up to this never wait behind longer ones: heartbeats and votes behind snapshots, members behind
+/// strangers that announce much and send nothing.
+const SMALL_BODY_BYTES: u32 = 64 * 1024;
+
 /// Takes connections until the endpoint closes.
 pub(super) async fn accept_connections(shared: Arc<Shared>, endpoint: Endpoint) {
     while let Some(incoming) = endpoint.accept().await {
@@ -175,12 +179,19 @@ async fn serve_control(
 ) -> Result<(), StreamFault> {
     let head = link.read_request_head(recv, CONTROL_BYTES_MAX as u32).await?;
     let length = u64::from(head.length);
-    let own_share = link.gate.enter(length).await;
-    let held = shared.control_gate.enter(length).await;
-    let body = link.read_body(recv, head.length).await?;
-    link.read_end(recv).await?;
-    let answered = shared.handler.control(link.peer, head.kind, body).await;
-    drop((own_share, held));
+    let answered = if head.length <= SMALL_BODY_BYTES {
+        // Read before it is accounted for: whoever announces and does not send holds nobody up.
+        let body = link.read_body(recv, head.length, 0).await?;
+        link.read_end(recv).await?;
+        let _held = shared.control_small_gate.enter(length).await;
+        shared.handler.control(link.peer, head.kind, body).await
+    } else {
+        let _own_share = link.gate.enter(length).await;
+        let _held = shared.control_gate.enter(length).await;
+        let body = link.read_body(recv, head.length, head.length).await?;
+        link.read_end(recv).await?;
+        shared.handler.control(link.peer, head.kind, body).await
+    };
     match answered {
         Ok(body) if body.len() <= CONTROL_BYTES_MAX => link.answer(sending, Status::Done, body).await,
         Ok(body) => {

@@ -174,7 +174,8 @@ impl ShardPeers for RemoteShards {
         loop {
             let piece_len = (len - done).min(u64::from(READ_BYTES_MAX));
             let request = ReadRequest { disk, key, offset: offset + done, len: piece_len };
-            let piece = self.ask(node, READ, &request, READ_BYTES_MAX).await?;
+            let piece = self.ask(node, READ, &request, piece_len as u32).await?;
+            // Longer ones do not get through.
             if piece.len() as u64 != piece_len {
                 let told = piece.len();
                 return Err(PeerError::Corrupt(format!("{told} bytes came of the {piece_len} asked for")));
@@ -251,7 +252,7 @@ impl RemoteSink {
 
     async fn answer(&mut self) -> Result<(), PeerError> {
         let peer = self.link.peer;
-        let read = self.link.read_answer(&mut self.recv, 0);
+        let read = self.link.read_answer(&mut self.recv, 0, 0);
         let (status, body) = match self.link.wait(self.answer_max, read).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(fault)) => return Err(transport_error(broken(peer, &fault))),
@@ -307,7 +308,7 @@ pub(super) async fn serve(
 ) -> Result<(), StreamFault> {
     let head = link.read_request_head(recv, REQUEST_BYTES_MAX).await?;
     let held = hold(shared, link, u64::from(head.length)).await;
-    let body = link.read_body(recv, head.length).await?;
+    let body = link.read_body(recv, head.length, head.length).await?;
     let disks = shared.handler.local_shards();
     match head.kind {
         PUT => {
@@ -379,13 +380,13 @@ async fn serve_put(
             }
         };
         let _held = hold(shared, link, u64::from(length)).await;
-        let block = link.read_body(recv, length).await?;
+        let block = link.read_body(recv, length, length).await?;
         if let Err(error) = sink.send(block).await {
             return Ok(Err(error));
         }
     }
     let length = frame::checked_length(link.read_exact(recv).await?, FOOTER_BYTES_MAX)?;
-    let footer = link.read_body(recv, length).await?;
+    let footer = link.read_body(recv, length, length).await?;
     link.read_end(recv).await?;
     Ok(sink.finish(decode(&footer)?).await)
 }

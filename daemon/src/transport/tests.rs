@@ -857,3 +857,26 @@ async fn simultaneous_dials_both_work() {
     assert_eq!((there.unwrap().as_ref(), back.unwrap().as_ref()), (b"1".as_slice(), b"2".as_slice()));
     assert!(a.transport.stats().connections <= 2);
 }
+
+/// Strangers that announce much and send nothing hold up neither members' small requests nor, for long, large ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn announcements_without_bytes_hold_nobody_up() {
+    let mut config = loopback(0);
+    config.control.held_bytes = 8 << 20;
+    config.stall_max = Duration::from_secs(1);
+    let (a, b) = (Node::start().await, Node::with(config, &NodeIdentity::generate().unwrap()).await);
+    a.knows(&b);
+    let stranger = RawPeer::connect(&b, ConnectionKind::Control).await;
+    let mut held = Vec::new();
+    for length in [8 << 20, 60_000, 60_000] {
+        let (mut send, recv) = stranger.connection.open_bi().await.unwrap();
+        send.write_all(&RequestHead { kind: ECHO, length }.encode()).await.unwrap();
+        held.push((send, recv));
+    }
+    until(|| b.transport.stats().control_held_bytes == 8 << 20).await;
+    let begun = Instant::now();
+    assert!(a.ask(&b, ECHO, pattern(60_000)).await.is_ok());
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(a.ask(&b, ECHO, pattern(1 << 20)).await.is_ok());
+    until(|| b.transport.stats().streams_stalled == 3).await;
+}

@@ -16,6 +16,8 @@
 mod read;
 mod rebuild;
 mod write;
+#[cfg(test)]
+mod tests;
 
 pub use read::{BlobSource, READ_WINDOW_BYTES, read_range};
 pub use rebuild::{RebuildSource, Rebuilt, rebuild_shard};

@@ -23,7 +23,7 @@ use crate::facts::object::{
 use crate::facts::query::Answer;
 
 /// How long a completed upload answers a repeated completion.
-pub const COMPLETED_KEPT_MS: u64 = 60 * 60 * 1000;
+const COMPLETED_KEPT_MS: u64 = 60 * 60 * 1000;
 /// Completed uploads that one completion forgets at most: more than it adds, so that they stay few.
 const COMPLETED_SWEEP_MAX: usize = 4;
 const UPLOAD_ID_BYTES_MAX: usize = 128;
@@ -92,7 +92,7 @@ pub fn put_part(
     }
     let bucket = buckets::get(draft, bucket)?;
     let upload = find(draft, &bucket, key, upload_id)?;
-    content::check(new)?;
+    content::check(new, &bucket)?;
     let extents: Vec<Extent> = match &new.content {
         Content::Empty => Vec::new(),
         Content::Inline { .. } => {
@@ -150,6 +150,7 @@ pub fn complete(draft: &mut Draft<'_>, asked: &Complete<'_>) -> Outcome<Reply> {
     let completed = keys::completed(bucket.id, asked.upload_id);
     if let Some(Completed { head }) = read(draft, &completed)?
         && head.key == asked.key
+        && draft.now.millis_since(head.modified_at) <= COMPLETED_KEPT_MS
     {
         return Ok(Reply::Object(head));
     }
