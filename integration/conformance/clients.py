@@ -734,6 +734,8 @@ def multipart(world):
     done = world.s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
     digest = md5(b"".join(hashlib.md5(body).digest() for body in bodies.values()))
     same(done["ETag"], f'"{digest}-3"', "ETag of the whole")
+    again = world.s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+    same(again["ETag"], done["ETag"], "ETag of a repeated completion")
     whole = b"".join(bodies.values())
     true(world.get("multi") == whole, "the bytes differ")
     head = world.s3.head_object(**where)

@@ -14,6 +14,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use makai_ops::metrics as names;
 use ring::rand::{SecureRandom, SystemRandom};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -24,6 +25,7 @@ use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Error, S3Request, S3Response, S3Result, StdError, s3_error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
@@ -142,8 +144,10 @@ impl S3Door {
     }
 
     /// Serves one request.
+    #[expect(clippy::disallowed_methods, reason = "measures the request; decides nothing that is agreed")]
     pub(super) async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let id = self.next_id();
+        let begun = Instant::now();
         let permit = Arc::clone(&self.inner.requests).try_acquire_owned().ok();
         let resource = request.uri().path().to_owned();
         let notes = Arc::new(Notes::default());
@@ -158,11 +162,14 @@ impl S3Door {
             Err(error) => error.to_http_response().unwrap_or_else(|_| internal_error()),
         };
         let (mut head, body) = response.into_parts();
+        let mut code = head.status.as_str().to_owned();
         let body = if head.status.is_client_error() || head.status.is_server_error() {
             if let Some(leftover) = notes.take_leftover() {
                 tokio::spawn(drain(leftover));
             }
-            reword(&mut head, &body, &notes, &resource, &id)
+            let body = reword(&mut head, &body, &notes, &resource, &id);
+            code = error_code(&body).unwrap_or(code);
+            body
         } else if head.status == StatusCode::NOT_MODIFIED {
             head.headers.remove(header::CONTENT_TYPE);
             s3s::Body::empty()
@@ -177,13 +184,11 @@ impl S3Door {
         if let Ok(value) = HeaderValue::try_from(&id) {
             head.headers.insert(REQUEST_ID, value);
         }
-        tracing::debug!(
-            request = id,
-            operation = notes.operation.get().map_or("", String::as_str),
-            status = head.status.as_u16(),
-            "answered"
-        );
-        Ok(Response::from_parts(head, Answer { body, _permit: permit }))
+        let operation = notes.operation.get().cloned().unwrap_or_else(|| "none".into());
+        tracing::debug!(request = id, operation, code, "answered");
+        metrics::counter!(names::GATEWAY_REQUESTS, "door" => "s3", "operation" => operation.clone(), "code" => code)
+            .increment(1);
+        Ok(Response::from_parts(head, Answer { body, begun, operation, _permit: permit }))
     }
 
     async fn call(&self, request: Request<Incoming>, notes: &Arc<Notes>) -> S3Result<Response<s3s::Body>> {
@@ -378,6 +383,11 @@ fn reword(
     s3s::Body::from(xml)
 }
 
+fn error_code(body: &s3s::Body) -> Option<String> {
+    let said = body.bytes()?;
+    Some(element(std::str::from_utf8(&said).ok()?, "Code")?.to_owned())
+}
+
 /// What stands between an element's tags, escapes and all.
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     let rest = xml.split_once(&format!("<{name}>"))?.1;
@@ -391,7 +401,17 @@ fn escape(text: &str) -> String {
 /// The body of an answer, which counts as under way until it is sent.
 pub(super) struct Answer {
     body: s3s::Body,
+    begun: Instant,
+    operation: String,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let operation = std::mem::take(&mut self.operation);
+        metrics::histogram!(names::GATEWAY_REQUEST_SECONDS, "door" => "s3", "operation" => operation)
+            .record(self.begun.elapsed());
+    }
 }
 
 impl Body for Answer {
