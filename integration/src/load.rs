@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -17,9 +17,12 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::s3::{Content, S3};
+use crate::wait;
 
 /// Requests under way at once while a model is checked.
 const CHECKS_AT_ONCE: usize = 8;
+/// A load that makes no progress for so long is stuck.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 /// A read picks a key between this and the newest.
 const KEYS_IN_USE_MAX: usize = 200;
 
@@ -144,6 +147,15 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// # Errors
+    /// A request failed, or an answer was wrong.
+    pub fn is_flawless(&self) -> anyhow::Result<()> {
+        let failures = self.failures();
+        ensure!(self.wrong.is_empty(), "{} wrong answers: {:#?}", self.wrong.len(), first(&self.wrong));
+        ensure!(failures.is_empty(), "{} of {} requests failed: {:#?}", failures.len(), self.requests.len(), first(&failures));
+        Ok(())
+    }
+
     #[must_use]
     pub fn failures(&self) -> Vec<&str> {
         self.requests.iter().filter_map(|done| done.failed.as_deref()).collect()
@@ -174,6 +186,19 @@ impl Outcome {
     }
 }
 
+fn first<T>(all: &[T]) -> &[T] {
+    &all[..all.len().min(5)]
+}
+
+/// The seed of this run: `MAKAI_TEST_SEED`, else a new one; printed, so that a failure can be run again.
+#[must_use]
+pub fn seed() -> u64 {
+    let given = std::env::var("MAKAI_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(rand::random);
+    println!("MAKAI_TEST_SEED={seed}");
+    seed
+}
+
 /// What a load does.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -191,6 +216,7 @@ pub struct LoadOptions {
 /// Clients at work until [`stop`](Load::stop).
 pub struct Load {
     is_over: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
     clients: Vec<JoinHandle<Outcome>>,
 }
 
@@ -198,12 +224,27 @@ impl Load {
     /// Starts the clients; each uses all of `doors` in turn.
     #[must_use]
     pub fn start(doors: &[S3], options: &LoadOptions) -> Self {
-        let is_over = Arc::new(AtomicBool::new(false));
+        let (is_over, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let clients = (0..options.clients).map(|number| {
-            let (doors, options, is_over) = (doors.to_vec(), options.clone(), Arc::clone(&is_over));
-            tokio::spawn(async move { client(number, &doors, &options, &is_over).await })
+            let (doors, options) = (doors.to_vec(), options.clone());
+            let (is_over, done) = (Arc::clone(&is_over), Arc::clone(&done));
+            tokio::spawn(async move { client(number, &doors, &options, &is_over, &done).await })
         });
-        Self { clients: clients.collect(), is_over }
+        Self { clients: clients.collect(), is_over, done }
+    }
+
+    /// Waits until so many more requests have ended.
+    ///
+    /// # Errors
+    /// The load is stuck.
+    pub async fn goes_on(&self, more: usize) -> anyhow::Result<()> {
+        let wanted = self.done.load(Ordering::Relaxed) + more;
+        wait::until("the load goes on", PROGRESS_WITHIN, || async {
+            let done = self.done.load(Ordering::Relaxed);
+            ensure!(done >= wanted, "{done} of {wanted} requests have ended");
+            anyhow::Ok(())
+        })
+        .await
     }
 
     /// Lets each client end the request that it is at.
@@ -223,7 +264,13 @@ impl Load {
     }
 }
 
-async fn client(number: usize, doors: &[S3], options: &LoadOptions, is_over: &AtomicBool) -> Outcome {
+async fn client(
+    number: usize,
+    doors: &[S3],
+    options: &LoadOptions,
+    is_over: &AtomicBool,
+    done: &AtomicUsize,
+) -> Outcome {
     let mut dice = StdRng::seed_from_u64(options.seed.wrapping_add(number as u64));
     let mut outcome = Outcome::default();
     // Keys whose content is certain, and what they hold.
@@ -286,6 +333,7 @@ async fn client(number: usize, doors: &[S3], options: &LoadOptions, is_over: &At
             }
         };
         let has_failed = failed.is_some();
+        done.fetch_add(1, Ordering::Relaxed);
         outcome.requests.push(Done { began, ended: clock::instant(), failed });
         if has_failed && !options.goes_on {
             break;
