@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,17 +17,37 @@ use makai_erasure::{DiskId, ShardKey};
 #[derive(Clone, Default)]
 pub struct LocalDisks {
     stores: Arc<BTreeMap<DiskId, ShardStore>>,
+    damage_count: Arc<AtomicU64>,
 }
 
 impl LocalDisks {
     #[must_use]
     pub fn new(stores: impl IntoIterator<Item = ShardStore>) -> Self {
         let stores = stores.into_iter().map(|store| (store.disk_id(), store)).collect();
-        Self { stores: Arc::new(stores) }
+        Self { stores: Arc::new(stores), damage_count: Arc::default() }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&DiskId, &ShardStore)> {
         self.stores.iter()
+    }
+
+    /// Damaged shards met so far, in reads and scrubs: grows when there is something to mend.
+    #[must_use]
+    pub fn damage_count(&self) -> u64 {
+        self.damage_count.load(Ordering::Relaxed)
+    }
+
+    /// Notes a shard that did not verify.
+    pub fn note_damage(&self, error: &StoreError) {
+        tracing::warn!(%error, "a damaged shard was met; it is rebuilt");
+        self.damage_count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn noted(&self, error: StoreError) -> PeerError {
+        if matches!(error, StoreError::Corrupt { .. }) {
+            self.note_damage(&error);
+        }
+        peer_error(error)
     }
 
     fn store(&self, disk: DiskId) -> Result<&ShardStore, PeerError> {
@@ -78,11 +99,11 @@ impl ShardPeers for LocalDisks {
     }
 
     async fn read(&self, disk: DiskId, key: ShardKey, offset: u64, len: u64) -> Result<Bytes, PeerError> {
-        self.store(disk)?.read(key, offset, len).await.map_err(peer_error)
+        self.store(disk)?.read(key, offset, len).await.map_err(|error| self.noted(error))
     }
 
     async fn footer(&self, disk: DiskId, key: ShardKey) -> Result<ShardFooter, PeerError> {
-        self.store(disk)?.footer(key).await.map_err(peer_error)
+        self.store(disk)?.footer(key).await.map_err(|error| self.noted(error))
     }
 
     async fn delete(&self, disk: DiskId, keys: Vec<ShardKey>) -> Result<(), PeerError> {

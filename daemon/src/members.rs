@@ -25,7 +25,7 @@ use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::query::{Answer, Query};
-use makai_raft::handle::{MetaError, MetaNode, Metadata};
+use makai_raft::handle::{MetaError, MetaNode, Metadata, wire};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -175,6 +175,15 @@ impl Members {
         roster.roles.get(&peer).is_some_and(|roles| wanted.is_empty() || wanted.iter().any(|role| roles.contains(role)))
     }
 
+    /// Whether a peer's role allows this message of agreement: Raft believes what voters say.
+    fn may_send(&self, from: NodeId, message: &[u8]) -> bool {
+        match wire::kind_of(message) {
+            Ok(kind) if kind.is_between_voters() => self.has_role(from, &[Role::Voter]),
+            Ok(_) => self.has_role(from, &[Role::Voter, Role::Gateway]),
+            Err(_) => false,
+        }
+    }
+
     /// Voters to ask, this node first if it is one.
     #[must_use]
     pub fn voters(&self) -> Vec<NodeId> {
@@ -278,7 +287,7 @@ impl PeerHandler for Members {
         let is_member = self.has_role(from, &[]);
         match kind {
             JOIN => encode(&self.join(from, decode(&body)?).await?),
-            META if self.has_role(from, &[Role::Voter, Role::Gateway]) => match self.meta.get() {
+            META if self.may_send(from, &body) => match self.meta.get() {
                 Some(meta) => Ok(meta.serve(from, body).await),
                 None => Err("this node is no voter, or still starting".into()),
             },

@@ -513,7 +513,14 @@ async fn renew(
 }
 
 /// Agreement's way to other nodes.
-struct ControlPeers(Transport);
+pub struct ControlPeers(Transport);
+
+impl ControlPeers {
+    #[must_use]
+    pub fn new(transport: Transport) -> Self {
+        Self(transport)
+    }
+}
 
 #[async_trait]
 impl RaftPeers for ControlPeers {

@@ -10,15 +10,19 @@
 //! | [`placement`] | leader   | groups for every scheme in use, on disks that may be used         |
 //! | [`garbage`]   | leader   | unreferenced blobs forgotten, their shards deleted                |
 //! | [`shards`]    | storage  | every shard that should be on a disk of this node is there        |
+//! | [`compact`]   | storage  | room of dead shards is given back                                 |
 //! | [`orphans`]   | storage  | no shard stays that no fact names                                 |
+//! | [`scrub`]     | storage  | every shard is read back within its period                        |
 //! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
 
+pub mod compact;
 pub mod garbage;
 pub mod health;
 pub mod heartbeat;
 pub mod map;
 pub mod orphans;
 pub mod placement;
+pub mod scrub;
 pub mod sessions;
 pub mod shards;
 pub mod voters;
@@ -91,5 +95,7 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
     if shell.disks.iter().next().is_some() {
         tasks.spawn(shards::run(shell.clone()));
         tasks.spawn(orphans::run(shell.clone()));
+        tasks.spawn(scrub::run(shell.clone()));
+        tasks.spawn(compact::run(shell.clone()));
     }
 }

@@ -86,8 +86,11 @@ struct Round {
 pub async fn run(shell: Shell) {
     let mut round = Round::default();
     let mut begun = clock::instant();
+    let mut damage_seen = 0;
     while shell.pause(shell.interval()).await {
-        if begun.elapsed() > FULL_ROUND_EVERY {
+        let damage = shell.disks.damage_count();
+        if damage != damage_seen || begun.elapsed() > FULL_ROUND_EVERY {
+            damage_seen = damage;
             round.cursors.clear();
             begun = clock::instant();
         }
@@ -99,6 +102,11 @@ pub async fn run(shell: Shell) {
             Err(error) => tracing::debug!(%error, "the blobs of this node's groups were not read; trying again"),
         }
     }
+}
+
+/// Whether the shard is here and, as far as known, whole.
+fn is_sound(store: &ShardStore, key: ShardKey) -> bool {
+    store.header(key).is_some_and(|shard| !shard.is_damaged)
 }
 
 /// Notes what is missing among blobs not looked at yet.
@@ -130,7 +138,7 @@ async fn look_at(
         let Answer::Blobs(blobs) = shell.facts.query(query).await? else { break };
         for blob in &blobs {
             after = after.max(blob.sequence);
-            if !store.contains(ShardKey { blob: blob.id, index }) {
+            if !is_sound(store, ShardKey { blob: blob.id, index }) {
                 let missing = Missing { blob: blob.clone(), due: clock::instant() + MISSING_FOR };
                 round.missing.entry((blob.id, index, disk)).or_insert(missing);
             }
@@ -158,7 +166,7 @@ async fn mend(shell: &Shell, round: &mut Round) {
         let map = shell.map.get();
         let group = map.group(blob.pg).filter(|group| group.disks.get(usize::from(index)) == Some(&disk));
         let here = shell.disks.iter().any(|(own, store)| {
-            *own == disk && store.contains(ShardKey { blob: blob_id, index })
+            *own == disk && is_sound(store, ShardKey { blob: blob_id, index })
         });
         let (Some(group), false) = (group, here) else {
             round.missing.remove(&key);

@@ -15,6 +15,8 @@ pub struct StoredShard {
     pub opened_at_ms: u64,
     /// Bytes of the shard.
     pub len: u64,
+    /// Whether a read or scrub found that it does not verify.
+    pub is_damaged: bool,
 }
 
 /// Where a shard lies. Kept small: there is one for every shard of the disk.
@@ -83,7 +85,7 @@ impl Entry {
 
     pub fn describe(&self, key: ShardKey) -> StoredShard {
         let opened_at_ms = u64::from(self.opened_high) << 32 | u64::from(self.opened_low);
-        StoredShard { key, pg: PgId(self.pg), opened_at_ms, len: self.len() }
+        StoredShard { key, pg: PgId(self.pg), opened_at_ms, len: self.len(), is_damaged: self.is_damaged() }
     }
 }
 

@@ -152,6 +152,7 @@ impl Objects {
         number: u16,
     ) -> Result<Part, ObjectsError> {
         check_part(number)?;
+        let facts = self.recent_bucket(caller, bucket).await?;
         self.upload(caller, bucket, key, upload_id).await?;
         for _ in 0..COPY_TRIES_MAX {
             let source = self.source(caller, &from).await?;
@@ -184,6 +185,7 @@ impl Objects {
                     Content::Extents(cut(&extents, &range))
                 },
                 blobs: Vec::new(),
+                bucket_id: facts.id,
             };
             let command = Command::PutPart {
                 bucket: bucket.into(),

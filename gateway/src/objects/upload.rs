@@ -81,7 +81,7 @@ impl Objects {
         let tenant_key = self.tenant_key(caller).await?;
         let scheme = bucket.scheme.unwrap_or_else(|| self.inner.map.get().default_scheme());
         let mut intake =
-            Intake { objects: self, tenant_key, scheme, extents: Vec::new(), placed: Vec::new() };
+            Intake { objects: self, tenant_key, bucket_id: bucket.id, scheme, extents: Vec::new(), placed: Vec::new() };
         match intake.take_body(upstream, inlining).await {
             Ok(content) => {
                 let placed = intake.placed.iter().map(|blob| (blob.group.clone(), blob.new.id)).collect();
@@ -157,6 +157,7 @@ impl Objects {
 struct Intake<'o> {
     objects: &'o Objects,
     tenant_key: [u8; 32],
+    bucket_id: u64,
     scheme: Scheme,
     extents: Vec<Extent>,
     placed: Vec<PlacedBlob>,
@@ -234,7 +235,7 @@ impl Intake<'_> {
             (_, true) => Content::Extents(std::mem::take(&mut self.extents)),
         };
         let blobs = self.placed.iter().map(|blob| blob.new.clone()).collect();
-        Ok(NewContent { size, etag: hex::encode(md5), checksum, content, blobs })
+        Ok(NewContent { size, etag: hex::encode(md5), checksum, content, blobs, bucket_id: self.bucket_id })
     }
 
     fn inline(&self, mut plain: Vec<u8>) -> Result<Content, ObjectsError> {

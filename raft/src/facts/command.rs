@@ -69,6 +69,10 @@ pub struct NewContent {
     pub content: Content,
     /// Every blob that `content` names and that is not yet known.
     pub blobs: Vec<NewBlob>,
+    /// The bucket that the bytes were sealed for: refused with [`Refusal::NoSuchBucket`] where another one has its name
+    /// now. 0: whichever has the name.
+    #[serde(default)]
+    pub bucket_id: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Outcome, all, scan_records, shift};
 use super::kv::{KvError, View};
 use super::{blobs, keys};
+use crate::facts::bucket::Bucket;
 use crate::facts::command::{NewContent, Refusal};
 use crate::facts::object::{Content, Extent, INLINE_BYTES_MAX, OBJECT_BYTES_MAX, ResolvedExtent};
 use crate::facts::query::EXTENTS_PER_ANSWER_MAX;
@@ -48,8 +49,12 @@ struct Chunk {
     extents: Vec<Extent>,
 }
 
-/// Whether the sizes of `new` agree among themselves; its blobs are checked as they are counted.
-pub fn check(new: &NewContent) -> Result<(), Refusal> {
+/// Whether `new` is meant for this bucket and its sizes agree among themselves; its blobs are checked as they are
+/// counted.
+pub fn check(new: &NewContent, bucket: &Bucket) -> Result<(), Refusal> {
+    if new.bucket_id != 0 && new.bucket_id != bucket.id {
+        return Err(Refusal::NoSuchBucket);
+    }
     let invalid = |why: String| Err(Refusal::Invalid(why));
     if new.size > OBJECT_BYTES_MAX {
         return Err(Refusal::TooLarge(new.size));

@@ -208,7 +208,7 @@ pub fn put(
     let bucket = buckets::get(draft, bucket)?;
     let current = current(draft, &bucket, key)?;
     check_replaces(precondition, &current)?;
-    content::check(new)?;
+    content::check(new, &bucket)?;
     let mut ledger = Ledger::new(bucket.tenant);
     ledger.admit(draft, &new.blobs)?;
     if let Content::Extents(extents) = &new.content {

@@ -92,7 +92,7 @@ pub fn put_part(
     }
     let bucket = buckets::get(draft, bucket)?;
     let upload = find(draft, &bucket, key, upload_id)?;
-    content::check(new)?;
+    content::check(new, &bucket)?;
     let extents: Vec<Extent> = match &new.content {
         Content::Empty => Vec::new(),
         Content::Inline { .. } => {

@@ -3,8 +3,10 @@
 //! Rules of every measurement here: no operation starts after the time is over and all that started are counted,
 //! so that operations and processor time belong together; a row without a success is a failure.
 
+pub mod codec;
 pub mod latency;
 pub mod process;
+pub mod raft;
 pub mod s3;
 
 use std::io::IsTerminal;
@@ -24,11 +26,15 @@ pub struct Args {
 enum What {
     /// Load an S3 endpoint, ours or a peer's: operations per second, latencies, processor time.
     S3(s3::Args),
+    Codec(codec::Args),
+    Raft(raft::Args),
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
         What::S3(args) => s3::run(args).await,
+        What::Codec(args) => codec::run(args).await,
+        What::Raft(args) => raft::run(args).await,
     }
 }
 

@@ -165,6 +165,7 @@ fn content(extents: Vec<Extent>, blobs: Vec<NewBlob>) -> NewContent {
         checksum: None,
         content: if extents.is_empty() { Content::Empty } else { Content::Extents(extents) },
         blobs,
+        bucket_id: 0,
     }
 }
 

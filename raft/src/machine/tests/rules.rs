@@ -447,3 +447,12 @@ fn a_failing_store_fails_the_batch() {
     let mut failing = Failing { kv: world.kv, writes_left: 2 };
     assert_eq!(apply(&mut failing, 1000, &batch), Err(KvError("full".to_owned())));
 }
+
+/// Bytes sealed for a bucket do not land in another one that took its name meanwhile.
+#[test]
+fn content_is_for_one_bucket() {
+    let mut world = World::new();
+    let stray = NewContent { bucket_id: u64::MAX, ..empty() };
+    assert_eq!(world.run(put("aaa", "a", stray)), Err(Refusal::NoSuchBucket));
+    assert!(world.run(put("aaa", "a", empty())).is_ok());
+}
