@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{BoxStream, Stream, StreamExt as _};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use makai_ops::metrics as names;
 use md5::{Digest as _, Md5};
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3ErrorCode, S3Result, StdError, s3_error};
@@ -49,6 +50,10 @@ impl Stall {
     }
 
     /// To be called where one must wait. Ready once the wait has lasted for the limit.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "measures the wait of a shell; decides nothing that is agreed"
+    )]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let deadline = *self.waiting_since.get_or_insert_with(Instant::now) + self.limit;
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -327,6 +332,12 @@ impl Intake {
     }
 }
 
+impl Drop for Intake {
+    fn drop(&mut self) {
+        metrics::counter!(names::GATEWAY_RECEIVED_BYTES).increment(self.seen);
+    }
+}
+
 impl Stream for Intake {
     type Item = Result<Bytes, BodyError>;
 
@@ -394,13 +405,20 @@ fn explain(error: &StdError) -> S3Error {
 /// The body of an answer.
 pub(super) fn outgoing(download: Download) -> StreamingBlob {
     let remaining = download.range.end.saturating_sub(download.range.start);
-    let outgoing = Outgoing { body: download.body, remaining };
+    let outgoing = Outgoing { body: download.body, size: remaining, remaining };
     StreamingBlob::from(s3s::Body::http_body_unsync(outgoing))
 }
 
 struct Outgoing {
     body: BoxStream<'static, Result<Bytes, ObjectsError>>,
+    size: u64,
     remaining: u64,
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        metrics::counter!(names::GATEWAY_SENT_BYTES).increment(self.size - self.remaining);
+    }
 }
 
 impl Body for Outgoing {
@@ -547,6 +565,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "reads the paused clock of this test")]
     async fn only_an_unbroken_wait_is_a_stall() {
         let mut stall = Stall::new(Duration::from_secs(10));
         let begun = Instant::now();

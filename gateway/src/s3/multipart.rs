@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{PARTS_MAX, Part as KnownPart, Upload};
 use makai_raft::facts::query::ENTRIES_PER_ANSWER_MAX;
 use s3s::dto::*;
@@ -20,6 +21,7 @@ use super::headers::{
 use super::listing::{Names, entries_max};
 use super::operations::Operations;
 use crate::identity::Caller;
+use crate::objects::ObjectsError;
 
 /// Pages of uploads that one listing reads in search of entries to show.
 const UPLOAD_PAGES_MAX: usize = 20;
@@ -154,40 +156,12 @@ impl Operations {
             ));
         }
         let claimed = one_of(checksum_fields!(input))?;
-        let upload = self
-            .objects
-            .upload(caller, &input.bucket, &input.key, &input.upload_id)
-            .await
-            .map_err(refused)?;
-        let names_checksums = named.iter().any(|part| !matches!(one_of(checksum_fields!(part)), Ok(None)));
-        let needs_parts = upload.checksum_algorithm.is_some()
-            || claimed.is_some()
-            || names_checksums
-            || input.mpu_object_size.is_some();
-        let checksum = if needs_parts {
-            let known = self.known_parts(caller, &input.bucket, &input.key, &input.upload_id).await?;
-            let mut chosen = Vec::with_capacity(named.len());
-            for (named, (number, _)) in named.iter().zip(&parts) {
-                let Some(part) = known.get(number) else { return Err(invalid_part(*number)) };
-                if let Some((algorithm, value)) = one_of(checksum_fields!(named))?
-                    && let Some(kept) =
-                        part.checksum.as_ref().filter(|kept| kept.algorithm == algorithm.name())
-                    && kept.value != value
-                {
-                    return Err(invalid_part(*number));
-                }
-                chosen.push(part);
-            }
-            let size: u64 = chosen.iter().map(|part| part.size).sum();
-            if let Some(claimed) = input.mpu_object_size.filter(|&claimed| claimed != length(size)) {
-                return Err(s3_error!(
-                    InvalidRequest,
-                    "The provided 'x-amz-mp-object-size' header value {claimed} does not match what was computed: {size}."
-                ));
-            }
-            complete(&upload, chosen.into_iter(), claimed)?
-        } else {
-            None
+        let upload = self.objects.upload(caller, &input.bucket, &input.key, &input.upload_id).await;
+        let checksum = match upload {
+            Ok(upload) => self.check_parts(caller, &input, &upload, named, &parts, claimed).await?,
+            // It may have been completed by this very request, whose answer was lost: the facts remember.
+            Err(ObjectsError::Refused(Refusal::NoSuchUpload)) => None,
+            Err(error) => return Err(refused(error)),
         };
         let target = precondition(input.if_match.as_ref(), input.if_none_match.as_ref());
         let head = self
@@ -205,6 +179,46 @@ impl Operations {
         };
         set_checksum!(output, &head.checksum);
         Ok(S3Response::new(output))
+    }
+
+    /// Holds what the client says of its parts against what is known of them; gives the checksum of the whole.
+    async fn check_parts(
+        &self,
+        caller: &Caller,
+        input: &CompleteMultipartUploadInput,
+        upload: &Upload,
+        named: &[CompletedPart],
+        parts: &[(u16, String)],
+        claimed: Option<(Algorithm, String)>,
+    ) -> S3Result<Option<makai_raft::facts::object::Checksum>> {
+        let names_checksums = named.iter().any(|part| !matches!(one_of(checksum_fields!(part)), Ok(None)));
+        let needs_parts = upload.checksum_algorithm.is_some()
+            || claimed.is_some()
+            || names_checksums
+            || input.mpu_object_size.is_some();
+        if !needs_parts {
+            return Ok(None);
+        }
+        let known = self.known_parts(caller, &input.bucket, &input.key, &input.upload_id).await?;
+        let mut chosen = Vec::with_capacity(named.len());
+        for (named, (number, _)) in named.iter().zip(parts) {
+            let Some(part) = known.get(number) else { return Err(invalid_part(*number)) };
+            if let Some((algorithm, value)) = one_of(checksum_fields!(named))?
+                && let Some(kept) = part.checksum.as_ref().filter(|kept| kept.algorithm == algorithm.name())
+                && kept.value != value
+            {
+                return Err(invalid_part(*number));
+            }
+            chosen.push(part);
+        }
+        let size: u64 = chosen.iter().map(|part| part.size).sum();
+        if let Some(claimed) = input.mpu_object_size.filter(|&claimed| claimed != length(size)) {
+            return Err(s3_error!(
+                InvalidRequest,
+                "The provided 'x-amz-mp-object-size' header value {claimed} does not match what was computed: {size}."
+            ));
+        }
+        complete(upload, chosen.into_iter(), claimed)
     }
 
     /// All parts of an upload, at most [`PARTS_MAX`].

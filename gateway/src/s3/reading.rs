@@ -162,10 +162,7 @@ impl Operations {
             }
         }
         output.expires = input.response_expires.or(output.expires);
-        let status = wanted.is_partial.then_some(http::StatusCode::PARTIAL_CONTENT);
-        let mut response = S3Response::new(output);
-        response.status = status;
-        Ok(response)
+        Ok(S3Response::new(output))
     }
 
     pub(super) async fn get_object_attributes(
@@ -180,8 +177,10 @@ impl Operations {
             last_modified: Some(timestamp(head.modified_at)),
             ..GetObjectAttributesOutput::default()
         };
-        for attribute in input.object_attributes {
-            match attribute.as_str() {
+        // The header may hold several, parted by commas.
+        let attributes = input.object_attributes.iter().flat_map(|header| header.as_str().split(','));
+        for attribute in attributes.map(str::trim) {
+            match attribute {
                 ObjectAttributes::ETAG => output.e_tag = Some(etag(&head)),
                 ObjectAttributes::OBJECT_SIZE => output.object_size = Some(length(head.size)),
                 ObjectAttributes::STORAGE_CLASS => {

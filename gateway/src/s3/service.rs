@@ -14,6 +14,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use makai_ops::metrics as names;
 use ring::rand::{SecureRandom, SystemRandom};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -24,8 +25,9 @@ use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Error, S3Request, S3Response, S3Result, StdError, s3_error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-use super::body::{Digests, Fault, Inbound, Notes, payload_mismatch};
+use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
 use super::chunked::Framing;
 use super::errors::{custom, default_message, unidentified};
@@ -42,7 +44,8 @@ const CLOCK_SKEW_SECONDS_MAX: u32 = 15 * 60;
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 /// How long a client may take to send the next bytes of a body.
 const BODY_STALL_MAX: Duration = Duration::from_secs(60);
-/// What is read of the body of a refused request, so that its answer arrives before the connection closes.
+/// What is read of the body of a refused request while its answer is sent: a connection closed with bytes unread would
+/// be reset, and the answer lost.
 const LEFTOVER_BYTES_MAX: u64 = 1024 * 1024;
 const LEFTOVER_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -141,8 +144,10 @@ impl S3Door {
     }
 
     /// Serves one request.
+    #[expect(clippy::disallowed_methods, reason = "measures the request; decides nothing that is agreed")]
     pub(super) async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let id = self.next_id();
+        let begun = Instant::now();
         let permit = Arc::clone(&self.inner.requests).try_acquire_owned().ok();
         let resource = request.uri().path().to_owned();
         let notes = Arc::new(Notes::default());
@@ -157,28 +162,33 @@ impl S3Door {
             Err(error) => error.to_http_response().unwrap_or_else(|_| internal_error()),
         };
         let (mut head, body) = response.into_parts();
+        let mut code = head.status.as_str().to_owned();
         let body = if head.status.is_client_error() || head.status.is_server_error() {
             if let Some(leftover) = notes.take_leftover() {
-                drain(leftover).await;
+                tokio::spawn(drain(leftover));
             }
-            reword(&mut head, &body, &notes, &resource, &id)
+            let body = reword(&mut head, &body, &notes, &resource, &id);
+            code = error_code(&body).unwrap_or(code);
+            body
         } else if head.status == StatusCode::NOT_MODIFIED {
             head.headers.remove(header::CONTENT_TYPE);
             s3s::Body::empty()
         } else {
             body
         };
+        // `s3s` answers HEAD with 200 whatever the range.
+        if head.status == StatusCode::OK && head.headers.contains_key(header::CONTENT_RANGE) {
+            head.status = StatusCode::PARTIAL_CONTENT;
+        }
         head.headers.insert(header::SERVER, SERVER);
         if let Ok(value) = HeaderValue::try_from(&id) {
             head.headers.insert(REQUEST_ID, value);
         }
-        tracing::debug!(
-            request = id,
-            operation = notes.operation.get().map_or("", String::as_str),
-            status = head.status.as_u16(),
-            "answered"
-        );
-        Ok(Response::from_parts(head, Answer { body, _permit: permit }))
+        let operation = notes.operation.get().cloned().unwrap_or_else(|| "none".into());
+        tracing::debug!(request = id, operation, code, "answered");
+        metrics::counter!(names::GATEWAY_REQUESTS, "door" => "s3", "operation" => operation.clone(), "code" => code)
+            .increment(1);
+        Ok(Response::from_parts(head, Answer { body, begun, operation, _permit: permit }))
     }
 
     async fn call(&self, request: Request<Incoming>, notes: &Arc<Notes>) -> S3Result<Response<s3s::Body>> {
@@ -196,6 +206,9 @@ impl S3Door {
         };
         head.extensions.insert(Arc::clone(notes));
         let sends_hash = head.headers.get("x-amz-content-sha256").is_some_and(|value| value.len() == 64);
+        let length =
+            head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let length: u64 = length.unwrap_or(0);
         let response = self.inner.service.call(Request::from_parts(head, body)).await.map_err(|error| {
             tracing::error!(error = %StdError::from(error), "an answer could not be written as XML");
             s3_error!(InternalError, "We encountered an internal error. Please report the request id.")
@@ -207,6 +220,12 @@ impl S3Door {
         {
             match notes.fault() {
                 Some(fault) => return Err(fault.error()),
+                None if length > XML_BYTES_MAX as u64 => {
+                    return Err(s3_error!(
+                        MaxMessageLengthExceeded,
+                        "Your request was too big: its XML may have {XML_BYTES_MAX} bytes."
+                    ));
+                }
                 None if sends_hash => return Err(payload_mismatch()),
                 None => {}
             }
@@ -364,6 +383,11 @@ fn reword(
     s3s::Body::from(xml)
 }
 
+fn error_code(body: &s3s::Body) -> Option<String> {
+    let said = body.bytes()?;
+    Some(element(std::str::from_utf8(&said).ok()?, "Code")?.to_owned())
+}
+
 /// What stands between an element's tags, escapes and all.
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     let rest = xml.split_once(&format!("<{name}>"))?.1;
@@ -377,7 +401,17 @@ fn escape(text: &str) -> String {
 /// The body of an answer, which counts as under way until it is sent.
 pub(super) struct Answer {
     body: s3s::Body,
+    begun: Instant,
+    operation: String,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let operation = std::mem::take(&mut self.operation);
+        metrics::histogram!(names::GATEWAY_REQUEST_SECONDS, "door" => "s3", "operation" => operation)
+            .record(self.begun.elapsed());
+    }
 }
 
 impl Body for Answer {
@@ -594,6 +628,7 @@ mod tests {
 
     #[test]
     fn a_fault_has_a_message() {
+        use crate::s3::body::Fault;
         for fault in [Fault::Truncated, Fault::Stalled(BODY_STALL_MAX)] {
             assert!(fault.error().message().is_some());
         }
