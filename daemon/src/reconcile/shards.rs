@@ -38,6 +38,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(15);
 #[derive(Debug, Default)]
 pub struct Progress {
     pub looks: AtomicU64,
+    pub scrubs: AtomicU64,
     pub pending: AtomicU64,
     pub rebuilt_shards: AtomicU64,
     pub rebuilt_bytes: AtomicU64,
@@ -49,6 +50,8 @@ pub struct Progress {
 pub struct ProgressNow {
     /// Times that all blobs of this node's groups were looked through: before the first, `pending` says nothing.
     pub looks: u64,
+    /// Times that a disk's shards were all read back.
+    pub scrubs: u64,
     /// Shards known to be missing.
     pub pending: u64,
     pub rebuilt_shards: u64,
@@ -62,6 +65,7 @@ impl Progress {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ProgressNow {
             looks: read(&self.looks),
+            scrubs: read(&self.scrubs),
             pending: read(&self.pending),
             rebuilt_shards: read(&self.rebuilt_shards),
             rebuilt_bytes: read(&self.rebuilt_bytes),
