@@ -1,1 +1,24 @@
-//! In the making.
+//! Does the whole cluster keep its promises?
+//!
+//! ```text
+//! test ─ cluster ─> real daemons: own processes, own sockets, own folders; killed, stopped, started again
+//!      ─ s3 ─> their S3 doors, every byte of an answer checked against what its key implies
+//!      ─ load ─> clients that remember what was acknowledged, and what they were told
+//! ```
+//!
+//! | room        | holds                                                              | touches            |
+//! |-------------|--------------------------------------------------------------------|--------------------|
+//! | [`cluster`] | daemons from configuration files, their lives and deaths           | processes, folders |
+//! | [`ports`]   | ports that nobody else takes while a test holds them               | sockets, lock files |
+//! | [`s3`]      | an S3 client that hides nothing: no retries, every error seen      | network            |
+//! | [`load`]    | many clients at once, and the model of what must be there          | network            |
+//! | [`wait`]    | conditions with deadlines                                          | the clock          |
+//!
+//! In every room: a test waits for what it needs, never for a time; what it started it ends, also when it fails; when
+//! it fails it prints the end of each daemon's log and keeps their folders.
+
+pub mod cluster;
+pub mod load;
+pub mod ports;
+pub mod s3;
+pub mod wait;

@@ -1,5 +1,6 @@
 //! Reads every shard of this node back within the configured period, spread evenly, and has the damaged ones rebuilt.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use makai_erasure::ShardKey;
@@ -33,6 +34,7 @@ async fn scrub_disk(shell: &Shell, store: &ShardStore) {
         let shards = store.list_after(after, BATCH);
         let Some(last) = shards.last() else {
             after = None;
+            shell.progress.scrubs.fetch_add(1, Ordering::Relaxed);
             shell.pause(IDLE).await;
             continue;
         };

@@ -37,6 +37,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(15);
 /// What this node has repaired and has yet to.
 #[derive(Debug, Default)]
 pub struct Progress {
+    pub looks: AtomicU64,
+    pub scrubs: AtomicU64,
     pub pending: AtomicU64,
     pub rebuilt_shards: AtomicU64,
     pub rebuilt_bytes: AtomicU64,
@@ -46,6 +48,11 @@ pub struct Progress {
 /// [`Progress`] at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct ProgressNow {
+    /// Times that all blobs of this node's groups were looked through: before the first, `pending` says nothing.
+    pub looks: u64,
+    /// Times that a disk's shards were all read back.
+    pub scrubs: u64,
+    /// Shards known to be missing.
     pub pending: u64,
     pub rebuilt_shards: u64,
     pub rebuilt_bytes: u64,
@@ -57,6 +64,8 @@ impl Progress {
     pub fn now(&self) -> ProgressNow {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ProgressNow {
+            looks: read(&self.looks),
+            scrubs: read(&self.scrubs),
             pending: read(&self.pending),
             rebuilt_shards: read(&self.rebuilt_shards),
             rebuilt_bytes: read(&self.rebuilt_bytes),
@@ -89,11 +98,13 @@ pub async fn run(shell: Shell) {
             round.cursors.clear();
             begun = clock::instant();
         }
-        if let Err(error) = look(&shell, &mut round).await {
-            tracing::debug!(%error, "the blobs of this node's groups were not read; trying again");
-        }
+        let looked = look(&shell, &mut round).await;
         mend(&shell, &mut round).await;
         shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
+        match looked {
+            Ok(()) => _ = shell.progress.looks.fetch_add(1, Ordering::Relaxed),
+            Err(error) => tracing::debug!(%error, "the blobs of this node's groups were not read; trying again"),
+        }
     }
 }
 

@@ -33,7 +33,8 @@ impl Pattern {
         (mixed ^ (mixed >> 29)).wrapping_mul(SPREAD) ^ self.0
     }
 
-    fn fill(self, offset: u64, out: &mut [u8]) {
+    /// Writes what stands at `offset` into `out`.
+    pub fn fill(self, offset: u64, out: &mut [u8]) {
         let (head, index) = (ragged_head(offset, out.len()), offset.div_ceil(WORD_BYTES));
         let (head, words) = out.split_at_mut(head);
         head.copy_from_slice(self.part(offset, &mut [0; WORD_BYTES as usize], head.len()));

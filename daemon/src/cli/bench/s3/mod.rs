@@ -10,9 +10,9 @@
 //! operation cost in processor time on all of them: the figure that a busy machine changes least.
 
 mod client;
-mod content;
+pub mod content;
 mod report;
-mod sigv4;
+pub mod sigv4;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
