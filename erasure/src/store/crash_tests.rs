@@ -177,7 +177,7 @@ async fn no_power_cut_takes_or_alters_what_was_acknowledged() {
 /// The same over several lives: segments are taken up again, compacted, sealed and cut again.
 #[tokio::test]
 async fn no_row_of_power_cuts_takes_or_alters_what_was_acknowledged() {
-    for seed in 0..60 {
+    for seed in 0..180 {
         let mut rng = StdRng::seed_from_u64(seed);
         let cuts: Vec<u64> = (0..6).map(|_| rng.random_range(5..250)).collect();
         live(seed, &cuts).await;
