@@ -41,9 +41,8 @@ pub fn step(core: &Arc<Core>) -> Result<bool, StoreError> {
             continue;
         }
         let number = segment.number;
-        if core.segments.take_sealed(number).is_none() {
-            continue;
-        }
+        // It may have grown since it was listed.
+        let Some((_, tail)) = core.segments.take_sealed(number) else { continue };
         let moved = move_all(core, &segment);
         core.segments.set_phase(number, Phase::Sealed { tail });
         moved?;

@@ -4,12 +4,16 @@
 //! asked and not answered since.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::sim::SimDisk;
+use super::format::{STATE_AT, STATE_DEAD, STATE_LIVE};
+use super::segment::segment_path;
+use super::sim::{Kind, SimDisk};
+use super::superblock::SEGMENTS;
 use super::tests::{Sample, open, put, read_all, sample};
 use super::{ShardStore, StoreError};
 use crate::ids::ShardKey;
@@ -177,9 +181,80 @@ async fn no_power_cut_takes_or_alters_what_was_acknowledged() {
 /// The same over several lives: segments are taken up again, compacted, sealed and cut again.
 #[tokio::test]
 async fn no_row_of_power_cuts_takes_or_alters_what_was_acknowledged() {
-    for seed in 0..60 {
+    for seed in 0..180 {
         let mut rng = StdRng::seed_from_u64(seed);
         let cuts: Vec<u64> = (0..6).map(|_| rng.random_range(5..250)).collect();
         live(seed, &cuts).await;
+    }
+}
+
+fn first_segment() -> PathBuf {
+    segment_path(&Path::new("/d").join(SEGMENTS), 0)
+}
+
+/// A sealed segment with two small shards, and where the first one's record starts.
+async fn two_sealed_shards() -> (SimDisk, [Sample; 2], u64) {
+    let disk = SimDisk::default();
+    let (store, _) = open(&disk);
+    let samples = [sample(1, 0, 2000), sample(2, 0, 2000)];
+    for sample in &samples {
+        put(&store, sample, 9000).await.unwrap();
+    }
+    let at = store.core.index.get(samples[0].header.key).unwrap().record_at();
+    store.close().await;
+    (disk, samples, at)
+}
+
+/// A crash can leave a death in the record and not in the index file, or the other way round. What the first
+/// start after it says stays so, also when the segment is written again and loses its index file.
+#[tokio::test]
+async fn a_death_that_was_cut_short_does_not_change_its_mind() {
+    for is_deleted in [false, true] {
+        let (disk, [shard, other], at) = two_sealed_shards().await;
+        let key = shard.header.key;
+        if is_deleted {
+            let (store, _) = open(&disk);
+            store.delete(vec![key]).await.unwrap();
+            store.close().await;
+        }
+        disk.flip(&first_segment(), at + STATE_AT, STATE_LIVE ^ STATE_DEAD);
+        let (store, report) = open(&disk);
+        assert_eq!((report.scanned_segments, store.contains(key)), (0, !is_deleted));
+        if !is_deleted {
+            put(&store, &shard, 9000).await.unwrap();
+        }
+        put(&store, &sample(3, 0, 2000), 9000).await.unwrap();
+        let (store, report) = open(&disk.after_kill());
+        assert_eq!((report.scanned_segments, store.contains(key)), (1, !is_deleted));
+        assert_eq!(read_all(&store, other.header.key).await.unwrap(), other.bytes);
+    }
+}
+
+/// What a killed process noted in the cache alone is believed by the next one: then it must last, whether the
+/// segment rests or is taken up again.
+#[tokio::test]
+async fn what_a_start_believed_outlives_a_power_cut() {
+    let (disk, [shard, _], _) = two_sealed_shards().await;
+    let key = shard.header.key;
+    let (store, _) = open(&disk);
+    disk.fail(Kind::Sync, rustix::io::Errno::IO);
+    assert!(matches!(store.delete(vec![key]).await, Err(StoreError::Failed { .. })));
+    let killed = disk.after_kill();
+    for is_taken_up in [false, true] {
+        for seed in 0..60 {
+            let disk = killed.after_kill();
+            let (store, _) = open(&disk);
+            assert!(!store.contains(key));
+            let begun = if is_taken_up {
+                // At any point of taking it up.
+                disk.cut_after(seed % 6);
+                store.begin(sample(3, 0, 2000).header).await.ok()
+            } else {
+                None
+            };
+            let cut = disk.after_cut(seed);
+            assert!(!open(&cut).0.contains(key), "seed {seed}, taken up: {is_taken_up}");
+            drop((begun, store));
+        }
     }
 }

@@ -45,7 +45,7 @@ const SUPERBLOCK_MAGIC: &[u8; 8] = b"MAKAIDSK";
 const DEAD_MARK_MAGIC: &[u8; 4] = b"MKXX";
 /// Offset of the state byte in a header; the two states differ in all their bits.
 pub const STATE_AT: u64 = 4;
-const STATE_LIVE: u8 = 0x5a;
+pub const STATE_LIVE: u8 = 0x5a;
 pub const STATE_DEAD: u8 = 0xa5;
 /// Times are kept in 48 bits.
 pub const OPENED_AT_MS_MAX: u64 = (1 << 48) - 1;

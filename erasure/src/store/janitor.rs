@@ -135,9 +135,14 @@ pub fn remove_if_dead(core: &Core, segment: &Segment) {
         return;
     }
     let Some((_, tail)) = core.segments.take_sealed(segment.number) else { return };
-    if let Err(error) = remove(core, segment) {
-        tracing::warn!(%error, "an empty segment stays");
+    // Nobody else takes it now; it may have been taken up and filled before.
+    let is_dead = segment.live_shards.load(Ordering::Relaxed) == 0;
+    let removed = if is_dead { remove(core, segment) } else { Ok(()) };
+    if !is_dead || removed.is_err() {
         core.segments.set_phase(segment.number, Phase::Sealed { tail });
+    }
+    if let Err(error) = removed {
+        tracing::warn!(%error, "an empty segment stays");
     }
 }
 

@@ -123,15 +123,12 @@ fn list(core: &Core) -> Result<Vec<Arc<Segment>>, StoreError> {
     let is_leftover = |name: &&String| {
         name.ends_with(".idx.tmp") || number(name, ".idx").is_some_and(|found| !segments.contains_key(&found))
     };
-    let mut has_removed = false;
     for name in names.iter().filter(is_leftover) {
         let path = dir.join(name);
         core.disk.remove(&path).map_err(|error| StoreError::io("remove", &path, error))?;
-        has_removed = true;
     }
-    if has_removed {
-        core.disk.sync_dir(&dir).map_err(|error| StoreError::io("sync", &dir, error))?;
-    }
+    // An index file that a killed process removed must not come back, nor one that is believed vanish.
+    core.disk.sync_dir(&dir).map_err(|error| StoreError::io("sync", &dir, error))?;
     Ok(segments.into_values().collect())
 }
 
@@ -176,6 +173,8 @@ impl Recovery<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
+        // A killed process may have noted deaths that only the cache holds: what is believed must last.
+        log.sync().map_err(failed)?;
         let segment_len = self.core.disk.open(&segment.path).and_then(|file| file.size()).map_err(failed)?;
         let len = log.size().map_err(failed)?;
         let records_max = segment_len / RECORD_ALIGN + 1;
@@ -216,6 +215,7 @@ impl Recovery<'_> {
                 let entry = Entry::new(segment.number, &of);
                 records.push((Candidate { entry, key: of.key, sequence: of.sequence }, footer));
             }
+            Found::Dead { .. } => {}
             Found::Unfinished { at, end } => unfinished.push((at, end)),
             Found::Damaged { at, what } => damaged.push((at, what)),
             Found::Unreadable { at } => {

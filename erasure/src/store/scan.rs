@@ -10,16 +10,22 @@ use super::format::{
     Secret, body_at, crc32c, is_dead, parse_record_footer, parse_record_header, record_bytes,
 };
 use super::segment::PAGE;
+use crate::ids::ShardKey;
 use crate::layout::CELL_BYTES;
 
 const WINDOW_BYTES: usize = 64 * 1024;
 
-/// What a scan meets, in the order of the segment. Dead records and holes are passed over.
+/// What a scan meets, in the order of the segment. Holes and abandoned rooms are passed over.
 pub enum Found {
     /// The footer holds; the cells were not looked at.
     Record {
         at: u64,
         footer: RecordFooter,
+    },
+    /// A record that was whole and is dead.
+    Dead {
+        at: u64,
+        key: ShardKey,
     },
     /// A header without a footer: never acknowledged. Its bytes end before `end`.
     Unfinished {
@@ -41,7 +47,7 @@ enum Head {
     Whole(Box<RecordFooter>),
     Dead {
         skip: u64,
-        is_whole: bool,
+        key: Option<ShardKey>,
     },
     Unfinished(RecordHeader),
     Damaged(&'static str),
@@ -84,9 +90,12 @@ pub fn scan(
                 (at, tail, is_expected) = (next, next, true);
                 continue;
             }
-            Head::Dead { skip, is_whole } => {
+            Head::Dead { skip, key } => {
+                if let Some(key) = key {
+                    visit(Found::Dead { at, key });
+                }
                 at += skip;
-                (tail, is_expected) = (at, is_whole);
+                (tail, is_expected) = (at, key.is_some());
                 continue;
             }
             Head::Unfinished(header) => {
@@ -131,12 +140,12 @@ fn read_head(bytes: &[u8], secret: &Secret, segment: u32, at: u64) -> Head {
         (Ok(footer), _) if is_whole(&footer) => {
             if is_dead(bytes) {
                 let skip = record_bytes(usize::from(footer.body_at), footer.shard_len);
-                Head::Dead { skip, is_whole: true }
+                Head::Dead { skip, key: Some(footer.key) }
             } else {
                 Head::Whole(Box::new(footer))
             }
         }
-        (_, Some(_)) if is_dead(bytes) => Head::Dead { skip: RECORD_ALIGN, is_whole: false },
+        (_, Some(_)) if is_dead(bytes) => Head::Dead { skip: RECORD_ALIGN, key: None },
         (Ok(_), Some(_)) => Head::Damaged("the footer is of another record"),
         (Err(FormatError::Version(_)), Some(_)) => Head::Damaged("the footer is of another format version"),
         (Err(_), Some(header)) if rest.iter().take(4).all(|byte| *byte == 0) => Head::Unfinished(header),

@@ -219,13 +219,19 @@ impl SimDisk {
     /// The disk as a next process finds it after this one was killed: the cache survives.
     pub fn after_kill(&self) -> Self {
         let world = lock(&self.0);
-        let copy = |names: &BTreeMap<PathBuf, Arc<Mutex<Inode>>>| -> BTreeMap<PathBuf, Arc<Mutex<Inode>>> {
-            let copied =
-                names.iter().map(|(path, inode)| (path.clone(), Arc::new(Mutex::new(lock(inode).clone()))));
-            copied.collect()
-        };
-        let names = copy(&world.names);
-        Self(Arc::new(Mutex::new(World { durable_names: names.clone(), names, ..World::default() })))
+        let mut copies: BTreeMap<*const Mutex<Inode>, Arc<Mutex<Inode>>> = BTreeMap::new();
+        let mut copy =
+            |names: &BTreeMap<PathBuf, Arc<Mutex<Inode>>>| -> BTreeMap<PathBuf, Arc<Mutex<Inode>>> {
+                let mut copied = BTreeMap::new();
+                for (path, inode) in names {
+                    let fresh = || Arc::new(Mutex::new(lock(inode).clone()));
+                    let inode = copies.entry(Arc::as_ptr(inode)).or_insert_with(fresh);
+                    copied.insert(path.clone(), Arc::clone(inode));
+                }
+                copied
+            };
+        let (names, durable_names) = (copy(&world.names), copy(&world.durable_names));
+        Self(Arc::new(Mutex::new(World { durable_names, names, ..World::default() })))
     }
 
     pub fn files(&self) -> Vec<(PathBuf, u64)> {
