@@ -104,7 +104,7 @@ impl Cluster {
         let (disk, dir): (Arc<dyn Disk>, PathBuf) = match &self._temporary {
             Some(temporary) => (Arc::new(RealDisk), temporary.path().join(number.to_string())),
             None => {
-                let disk = self.sim_disks.entry(number).or_default().clone();
+                let disk = self.sim_disks.entry(number).or_default().mount();
                 (Arc::new(disk), PathBuf::from("/voter"))
             }
         };

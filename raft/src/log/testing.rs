@@ -8,12 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::disk::{Disk, DiskFile};
 use super::format::SECTOR_BYTES;
 
+/// A machine's way to its disk: after a power cut it fails, until the disk is mounted anew.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SimDisk(Arc<Mutex<World>>);
+pub(crate) struct SimDisk {
+    world: Arc<Mutex<World>>,
+    epoch: u64,
+}
 
 #[derive(Debug, Default)]
 struct World {
-    /// Files opened before the last crash are of an earlier epoch, and fail.
+    /// Grows with each crash; what was mounted or opened before fails.
     epoch: u64,
     names: BTreeMap<PathBuf, usize>,
     durable_names: BTreeMap<PathBuf, usize>,
@@ -45,7 +49,17 @@ fn write(bytes: &mut Vec<u8>, offset: u64, new: &[u8]) {
 
 impl SimDisk {
     fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap()
+        self.world.lock().unwrap()
+    }
+
+    /// For the next machine.
+    pub fn mount(&self) -> Self {
+        Self { world: self.world.clone(), epoch: self.world().epoch }
+    }
+
+    fn powered(&self) -> io::Result<MutexGuard<'_, World>> {
+        let world = self.world();
+        if world.epoch == self.epoch { Ok(world) } else { Err(gone()) }
     }
 
     /// Cuts the power. Each sector and each change of length that was not synced survives if `survives`.
@@ -106,7 +120,7 @@ impl SimDisk {
         let names = world.durable_names.clone();
         let files = files.collect();
         let fork = World { names: names.clone(), durable_names: names, files, ..World::default() };
-        Self(Arc::new(Mutex::new(fork)))
+        Self { world: Arc::new(Mutex::new(fork)), epoch: 0 }
     }
 }
 
@@ -116,7 +130,7 @@ fn gone() -> io::Error {
 
 impl Disk for SimDisk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let mut world = self.world();
+        let mut world = self.powered()?;
         let next = world.files.len();
         let id = *world.names.entry(path.to_path_buf()).or_insert(next);
         if id == next {
@@ -126,7 +140,7 @@ impl Disk for SimDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let world = self.world();
+        let world = self.powered()?;
         let names = world.names.keys().filter(|path| path.parent() == Some(dir));
         Ok(names.filter_map(|path| Some(path.file_name()?.to_str()?.to_string())).collect())
     }
@@ -136,19 +150,19 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut world = self.world();
+        let mut world = self.powered()?;
         let id = world.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         world.names.insert(to.to_path_buf(), id);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.world().names.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        self.powered()?.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
         Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut world = self.world();
+        let mut world = self.powered()?;
         world.durable_names.retain(|path, _| path.parent() != Some(dir));
         let names: Vec<_> = world
             .names
@@ -161,7 +175,7 @@ impl Disk for SimDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
-        let mut world = self.world();
+        let mut world = self.powered()?;
         if !world.locked.insert(path.to_path_buf()) {
             return Err(io::ErrorKind::WouldBlock.into());
         }

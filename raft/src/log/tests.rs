@@ -158,7 +158,7 @@ fn sim_config() -> LogConfig {
 }
 
 fn open(disk: &SimDisk) -> Result<Log, LogError> {
-    Log::open(Arc::new(disk.clone()), sim_config(), rand::random)
+    Log::open(Arc::new(disk.mount()), sim_config(), rand::random)
 }
 
 /// After a power cut that keeps any of the unsynced sectors, each group is in a state it was in, not before the

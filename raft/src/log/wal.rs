@@ -144,6 +144,15 @@ impl Group {
         (position < self.slots.len()).then_some(position)
     }
 
+    /// The first segment that is needed once a purge is durable, in segment `current`. What was changed since
+    /// may not become durable: it lets go of nothing.
+    fn floor_after_purge(&self, first_kept: FirstKept, current: u64) -> u64 {
+        let Some((index, stamp)) = first_kept else { return current };
+        let slot = self.position(index).and_then(|position| self.slots.get(position));
+        let place = slot.filter(|slot| slot.stamp == stamp).and_then(|slot| slot.place.as_ref());
+        place.map_or(0, |place| place.segment.sequence)
+    }
+
     fn evict(&mut self, cache_bytes: usize) {
         while self.cached_bytes > cache_bytes {
             match self.slots.get_mut(self.evicted_count) {
@@ -190,10 +199,14 @@ struct Submission {
     /// Index, stamp and offset within `records` of each entry.
     entries: Vec<(u64, u64, usize)>,
     mark: Option<(Kind, Vec<u8>)>,
-    /// Once durable, the group needs no segment before this one; `Some(None)`: before the newest.
-    release: Option<Option<u64>>,
+    /// For a purge: what it leaves first.
+    release: Option<FirstKept>,
     done: Done,
 }
+
+/// Index and stamp of the first entry that a purge leaves, if it leaves any. Where that is, is known once the purge
+/// is durable, since it was submitted before.
+type FirstKept = Option<(u64, u64)>;
 
 /// An entry as it was found.
 pub(super) enum Found {
@@ -409,8 +422,7 @@ impl Log {
         let mut state = self.state();
         let log = state.groups.entry(group).or_default();
         log.purge(upto);
-        let front = log.slots.front().and_then(|slot| slot.place.as_ref());
-        submission.release = Some(front.map(|place| place.segment.sequence));
+        submission.release = Some(log.slots.front().map(|slot| (slot.log_id.index, slot.stamp)));
         self.submit(state, vec![submission])
     }
 
@@ -547,8 +559,9 @@ impl Writer {
                     slot.place = Some(Place { segment: segment.clone(), offset: base + offset as u64 });
                 }
             }
-            if let Some(release) = submission.release {
-                group.release_floor = release.unwrap_or(segment.sequence).max(group.release_floor);
+            if let Some(first_kept) = submission.release {
+                let floor = group.floor_after_purge(first_kept, segment.sequence);
+                group.release_floor = floor.max(group.release_floor);
             }
             group.evict(shared.cache_bytes);
             base += submission.records.len() as u64;

@@ -20,7 +20,7 @@ type Facts = BTreeMap<Vec<u8>, Vec<u8>>;
 
 fn open(disk: &SimDisk, dir: &str) -> MetaStore {
     let config = StoreConfig { dir: PathBuf::from(dir), cluster_id: "one".into(), cache_bytes: 1 << 20 };
-    MetaStore::open(Arc::new(disk.clone()), config).unwrap()
+    MetaStore::open(Arc::new(disk.mount()), config).unwrap()
 }
 
 fn entry(index: u64, at: u64) -> Entry {
@@ -135,7 +135,7 @@ fn a_bad_snapshot_changes_nothing() {
     refused(&[whole.as_slice(), &[0]].concat(), &meta);
     refused(&whole, &SnapshotMeta { last_log_id: Some(entry(3, 3).log_id), ..meta.clone() });
     let config = StoreConfig { dir: "/foreign".into(), cluster_id: "two".into(), cache_bytes: 1 << 20 };
-    let foreign = MetaStore::open(Arc::new(disk.clone()), config).unwrap();
+    let foreign = MetaStore::open(Arc::new(disk.mount()), config).unwrap();
     let installed = foreign.install(&meta, &SnapshotData::Received(file));
     assert!(matches!(installed, Err(StoreError::BadSnapshot(_))));
 }
