@@ -14,7 +14,7 @@ use pool::Pool;
 async fn main() {
     let listen = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     let listen: SocketAddr = listen.parse().expect("an address to listen on, e.g. 127.0.0.1:9000");
-    let pool = Pool::start(listen, S3DoorConfig::default()).await;
+    let pool = Pool::start(listen, S3DoorConfig::default(), None).await;
     println!(
         "--endpoint http://{} --access-key {} --secret-key {}",
         pool.address, pool.access_key, pool.secret_key

@@ -4,13 +4,18 @@ mod pool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use makai_gateway::s3::S3DoorConfig;
 use pool::Pool;
 use ring::{digest, hmac};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// One request, signed as the public description of SigV4 says.
 struct Signed<'a> {
@@ -147,7 +152,7 @@ async fn get(pool: &Pool, path: &str) -> Answer {
 
 /// A pool with the bucket `bucket`.
 async fn start(config: S3DoorConfig) -> Pool {
-    let pool = Pool::start("127.0.0.1:0".parse().unwrap(), config).await;
+    let pool = Pool::start("127.0.0.1:0".parse().unwrap(), config, None).await;
     assert_eq!(put(&pool, "/bucket", b"").await.status, 200);
     pool
 }
@@ -314,4 +319,50 @@ async fn another_tenant_gets_nothing() {
     let answer = send(&pool, copy.header("content-length", 0).by_another_tenant(), b"").await;
     assert_eq!((answer.status, answer.code()), (403, Some("AccessDenied")));
     assert_eq!(get(&pool, "/bucket/key").await.body, b"secret");
+}
+
+#[tokio::test]
+async fn the_door_speaks_http_2_over_tls() {
+    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone());
+    let server = server.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let mut server = server.with_single_cert(vec![certificate.clone()], key).unwrap();
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let pool =
+        Pool::start("127.0.0.1:0".parse().unwrap(), S3DoorConfig::default(), Some(Arc::new(server))).await;
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider);
+    let client = client.with_safe_default_protocol_versions().unwrap();
+    let mut client = client.with_root_certificates(roots).with_no_client_auth();
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(pool.address).await.unwrap();
+    let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+    let stream = TlsConnector::from(Arc::new(client)).connect(name, stream).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+
+    for (method, expected) in [("PUT", 200), ("GET", 200), ("DELETE", 204), ("GET", 404)] {
+        // Of what HTTP/1.1 would send, the signed headers; the host becomes the authority.
+        let head = String::from_utf8(Signed::new(&pool, method, "/bucket").host("localhost").head()).unwrap();
+        let mut request = http::Request::builder().method(method).uri("https://localhost/bucket");
+        for (name, value) in
+            head.lines().filter_map(|line| line.split_once(": ")).filter(|(name, _)| *name != "host")
+        {
+            request = request.header(name, value);
+        }
+        let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), answer.version()),
+            (expected, http::Version::HTTP_2),
+            "{method}"
+        );
+        assert!(answer.headers().contains_key("x-amz-request-id"));
+        answer.into_body().collect().await.unwrap();
+    }
 }

@@ -22,7 +22,9 @@ use makai_raft::handle::{MetaError, Metadata};
 use makai_raft::machine;
 use makai_raft::machine::kv::MemKv;
 use makai_raft::view::MapView;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -126,7 +128,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub async fn start(listen: SocketAddr, config: S3DoorConfig) -> Self {
+    pub async fn start(listen: SocketAddr, config: S3DoorConfig, tls: Option<Arc<ServerConfig>>) -> Self {
         let facts = Arc::new(Facts { state: Mutex::default() });
         facts.propose(Command::InitCluster { cluster_id: "memory".into() }).await.unwrap();
         make_disks(&facts).await;
@@ -147,7 +149,8 @@ impl Pool {
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(serve(door, vec![listener], None, shutdown.clone()));
+        let tls = tls.map(|tls| watch::channel(tls).1);
+        let served = tokio::spawn(serve(door, vec![listener], tls, shutdown.clone()));
         Self {
             address,
             access_key: keys["one"].into(),
