@@ -407,7 +407,7 @@ impl MetaNode {
             leader: leader.map(|node| node.key),
             is_leader: metrics.current_leader == Some(metrics.id),
             last_log: metrics.last_log_index,
-            applied: metrics.last_applied.map(|log_id| log_id.index),
+            applied: self.0.store.watch_applied().borrow().checked_sub(1),
             durable: metrics.snapshot.map(|log_id| log_id.index),
             purged: metrics.purged.map(|log_id| log_id.index),
             voters,
@@ -426,12 +426,18 @@ impl MetaNode {
     /// before.
     pub async fn wait_for(&self, is_so: impl Fn(&MetaStatus) -> bool) {
         let mut metrics = self.0.raft.metrics();
+        let mut applied = self.0.store.watch_applied();
         loop {
             metrics.borrow_and_update();
+            applied.borrow_and_update();
             if is_so(&self.status()) {
                 return;
             }
-            if metrics.changed().await.is_err() {
+            let is_running = tokio::select! {
+                changed = metrics.changed() => changed.is_ok(),
+                changed = applied.changed() => changed.is_ok(),
+            };
+            if !is_running {
                 std::future::pending::<()>().await;
             }
         }
