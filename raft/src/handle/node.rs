@@ -407,7 +407,7 @@ impl MetaNode {
             leader: leader.map(|node| node.key),
             is_leader: metrics.current_leader == Some(metrics.id),
             last_log: metrics.last_log_index,
-            applied: metrics.last_applied.map(|log_id| log_id.index),
+            applied: self.0.store.watch_applied().borrow().checked_sub(1),
             durable: metrics.snapshot.map(|log_id| log_id.index),
             purged: metrics.purged.map(|log_id| log_id.index),
             voters,
@@ -426,12 +426,18 @@ impl MetaNode {
     /// before.
     pub async fn wait_for(&self, is_so: impl Fn(&MetaStatus) -> bool) {
         let mut metrics = self.0.raft.metrics();
+        let mut applied = self.0.store.watch_applied();
         loop {
             metrics.borrow_and_update();
+            applied.borrow_and_update();
             if is_so(&self.status()) {
                 return;
             }
-            if metrics.changed().await.is_err() {
+            let is_running = tokio::select! {
+                changed = metrics.changed() => changed.is_ok(),
+                changed = applied.changed() => changed.is_ok(),
+            };
+            if !is_running {
                 std::future::pending::<()>().await;
             }
         }
@@ -454,7 +460,8 @@ impl MetaNode {
         if status.voters.iter().any(|&(known, _)| known == number) {
             return Ok(());
         }
-        self.0.raft.add_learner(number, VoterNode { key: node }, true).await.map_err(admin_error)?;
+        let learner = VoterNode { key: node };
+        self.as_confirmed_leader(|| self.0.raft.add_learner(number, learner, true)).await?;
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([number]));
         self.change(change).await
     }
@@ -485,10 +492,29 @@ impl MetaNode {
 
     /// Refused where another change came between.
     async fn change(&self, change: ChangeMembers<u64, VoterNode>) -> Result<(), MetaAdminError> {
-        let last_membership_log_id = *self.metrics().membership_config.log_id();
-        let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
-        self.0.raft.change_membership_if(change, false, [precondition]).await.map_err(admin_error)?;
-        Ok(())
+        self.as_confirmed_leader(|| {
+            let last_membership_log_id = *self.metrics().membership_config.log_id();
+            let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
+            self.0.raft.change_membership_if(change.clone(), false, [precondition])
+        })
+        .await
+    }
+
+    /// A leader that no majority has confirmed yet turns changes away, naming nobody: tries again while it leads.
+    async fn as_confirmed_leader<F, T>(&self, attempt: impl Fn() -> F) -> Result<(), MetaAdminError>
+    where
+        F: Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
+    {
+        let until = Instant::now() + Duration::from_millis(self.0.config.request_timeout_ms);
+        loop {
+            match attempt().await.map_err(admin_error) {
+                Err(MetaAdminError::NotLeader(None)) if self.is_leader() && Instant::now() < until => {
+                    tokio::time::sleep(UNCONFIRMED_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
     }
 
     /// Hands the lead to another voter; to the one with the longest log if `to` is `None`. Returns when this
@@ -596,6 +622,8 @@ async fn keep(node: std::sync::Weak<Inner>) {
     }
 }
 
+/// Between two attempts of a leader that waits to be confirmed.
+const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(10);
 const KEEPER_INTERVAL: Duration = Duration::from_millis(250);
 
 fn unavailable(error: impl std::fmt::Display) -> Trouble {

@@ -160,7 +160,8 @@ impl Cluster {
         self.until(first, led).await;
         let leader = self.voters[&first].node.leader().unwrap();
         let number = *self.voters.iter().find(|(_, voter)| voter.node.node() == leader).unwrap().0;
-        self.until(number, |status| status.is_leader || status.leader != Some(leader)).await;
+        self.until(number, |status| status.is_leader || status.leader.is_some_and(|other| other != leader))
+            .await;
         number
     }
 
