@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::parse::{Faults, item_name};
-use crate::sections::{INLINE_BYTES_MAX, LABEL_BYTES_MAX, SCHEME_SHARDS_MAX};
+use crate::sections::LABEL_BYTES_MAX;
 use crate::{NodeConfig, Role};
 
 const KIB: u64 = 1024;
@@ -78,22 +78,6 @@ fn cluster(config: &NodeConfig, faults: &mut Faults) {
             ),
         );
     }
-    if !cluster.default_scheme.is_empty() && !is_scheme(&cluster.default_scheme) {
-        faults.push(
-            "cluster.default_scheme",
-            format!(
-                "is {:?}; write k+m with k at least 1 and k + m at most {SCHEME_SHARDS_MAX}, e.g. \"4+2\", or \
-                 leave it empty",
-                cluster.default_scheme
-            ),
-        );
-    }
-}
-
-fn is_scheme(text: &str) -> bool {
-    let Some((data, parity)) = text.split_once('+') else { return false };
-    let (Ok(data), Ok(parity)) = (data.parse::<u8>(), parity.parse::<u8>()) else { return false };
-    data >= 1 && u16::from(data) + u16::from(parity) <= u16::from(SCHEME_SHARDS_MAX)
 }
 
 fn peers(config: &NodeConfig, faults: &mut Faults) {
@@ -134,11 +118,11 @@ fn is_domain(name: &str) -> bool {
 
 fn doors(config: &NodeConfig, faults: &mut Faults) {
     let s3 = &config.s3;
-    if config.has_role(Role::Gateway) && s3.listen.is_none() && config.grpc.listen.is_none() {
+    if config.has_role(Role::Gateway) && s3.listen.is_none() {
         faults.push_between(
             "s3.listen",
-            &["node.roles", "grpc.listen"],
-            "and grpc.listen are both empty; a gateway needs a door: give one an address, or drop role gateway",
+            &["node.roles"],
+            "is empty; a gateway needs a door: give an address, or drop role gateway",
         );
     }
     let region_is_right = (1..=64).contains(&s3.region.len())
@@ -167,11 +151,7 @@ fn doors(config: &NodeConfig, faults: &mut Faults) {
         ),
         _ => {}
     }
-    let listens = [
-        ("s3.listen", s3.listen),
-        ("grpc.listen", config.grpc.listen),
-        ("console.listen", config.console.listen),
-    ];
+    let listens = [("s3.listen", s3.listen), ("console.listen", config.console.listen)];
     for (index, (key, address)) in listens.iter().enumerate() {
         for (other_key, other) in &listens[..index] {
             if let (Some(address), Some(other)) = (address, other)
@@ -230,7 +210,7 @@ fn nest(a: &Path, b: &Path) -> bool {
 }
 
 fn numbers(config: &NodeConfig, faults: &mut Faults) {
-    let NodeConfig { peers, s3, storage, raft, limits, accounts, .. } = config;
+    let NodeConfig { peers, s3, storage, raft, limits, .. } = config;
     let mut within = |key: &str, value: u64, range: RangeInclusive<u64>| {
         if !range.contains(&value) {
             faults.push(key, format!("is {value}; write {} to {}", range.start(), range.end()));
@@ -258,11 +238,6 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("raft.store_cache_bytes", raft.store_cache_bytes, MIB..=1024 * GIB);
     within("limits.requests_in_flight_max", limits.requests_in_flight_max.into(), 1..=1_000_000);
     within("limits.uploads_in_flight_max", limits.uploads_in_flight_max.into(), 1..=100_000);
-    within("limits.upload_window_bytes", limits.upload_window_bytes, MIB..=GIB);
-    within("limits.read_window_bytes", limits.read_window_bytes, 128 * KIB..=GIB);
-    within("limits.inline_bytes_max", limits.inline_bytes_max, 0..=INLINE_BYTES_MAX);
-    within("limits.page_cache_bytes", limits.page_cache_bytes, 0..=1024 * GIB);
-    within("accounts.epoch_secs", accounts.epoch_secs, 10..=DAY_SECS);
 
     let (heartbeat, min, max) =
         (raft.heartbeat_interval_ms, raft.election_timeout_min_ms, raft.election_timeout_max_ms);

@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Fault};
 pub use sections::{
-    AccountsConfig, ClusterConfig, ConsoleConfig, DiskConfig, GrpcConfig, LimitsConfig, NodeSection,
-    PeersConfig, RaftConfig, Role, S3Config, Secret, StorageConfig,
+    ClusterConfig, ConsoleConfig, DiskConfig, LimitsConfig, NodeSection, PeersConfig, RaftConfig, Role,
+    S3Config, Secret, StorageConfig,
 };
 
 /// A configuration file longer than this is not one.
@@ -47,12 +47,10 @@ pub struct NodeConfig {
     pub cluster: ClusterConfig,
     pub peers: PeersConfig,
     pub s3: S3Config,
-    pub grpc: GrpcConfig,
     pub console: ConsoleConfig,
     pub storage: StorageConfig,
     pub raft: RaftConfig,
     pub limits: LimitsConfig,
-    pub accounts: AccountsConfig,
     /// The directories that this node offers, `[[disk]]` each. Never empty on a storage node once loaded.
     pub disk: Vec<DiskConfig>,
 }

@@ -122,12 +122,10 @@ pub(crate) fn sections(text: &str, faults: &mut Faults) -> NodeConfig {
         cluster: section("cluster", next("cluster"), faults),
         peers: section("peers", next("peers"), faults),
         s3: section("s3", next("s3"), faults),
-        grpc: section("grpc", next("grpc"), faults),
         console: section("console", next("console"), faults),
         storage: section("storage", next("storage"), faults),
         raft: section("raft", next("raft"), faults),
         limits: section("limits", next("limits"), faults),
-        accounts: section("accounts", next("accounts"), faults),
         disk: disks(next(DISK), faults),
     };
     let known: Vec<String> = table_of(&NodeConfig::default()).keys().cloned().collect();

@@ -11,10 +11,6 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes in a name of a node, an owner or a site: they stand in every node's map of the cluster.
 pub const LABEL_BYTES_MAX: usize = 64;
-/// Shards in a stripe, data and parity, as the format allows them.
-pub const SCHEME_SHARDS_MAX: u8 = 64;
-/// Objects in the metadata are copied to every voter and fsynced there: above this a blob is cheaper.
-pub const INLINE_BYTES_MAX: u64 = 4096;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -123,20 +119,11 @@ pub struct ClusterConfig {
     /// Nodes with role voter beyond this many wait as learners. Five keep the facts through two losses;
     /// each further pair costs every write another copy.
     pub voters_max: u8,
-    /// The scheme of buckets that ask for none, `k+m`. Empty: the best that the cluster's failure domains
-    /// carry, which grows with it.
-    pub default_scheme: String,
 }
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self {
-            init: false,
-            join_token: None,
-            join_token_file: None,
-            voters_max: 5,
-            default_scheme: String::new(),
-        }
+        Self { init: false, join_token: None, join_token_file: None, voters_max: 5 }
     }
 }
 
@@ -185,7 +172,7 @@ pub struct S3Config {
     /// PEM private key.
     #[serde(with = "empty_is_none")]
     pub tls_key: Option<PathBuf>,
-    /// Connections beyond this many wait unaccepted: each may hold an upload's window of memory.
+    /// Connections beyond this many wait unaccepted: each may hold an upload's stripes in memory.
     pub connections_max: u32,
 }
 
@@ -199,21 +186,6 @@ impl Default for S3Config {
             tls_key: None,
             connections_max: 1024,
         }
-    }
-}
-
-/// `[grpc]`: the door for administration and jobs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GrpcConfig {
-    /// TCP. Loopback until an operator decides otherwise; empty: none here.
-    #[serde(with = "empty_is_none")]
-    pub listen: Option<SocketAddr>,
-}
-
-impl Default for GrpcConfig {
-    fn default() -> Self {
-        Self { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9001))) }
     }
 }
 
@@ -341,42 +313,13 @@ impl Default for RaftConfig {
 pub struct LimitsConfig {
     /// Requests of all kinds under way at once.
     pub requests_in_flight_max: u32,
-    /// Uploads at once. Times `upload_window_bytes`, it bounds the memory of uploads.
+    /// Uploads at once. Each holds a few stripes in memory, whatever the object's size.
     pub uploads_in_flight_max: u32,
-    /// Plaintext one upload may hold in memory: a few stripes, whatever the object's size.
-    pub upload_window_bytes: u64,
-    /// Plaintext one download reads ahead of its client.
-    pub read_window_bytes: u64,
-    /// Objects up to this size live in the metadata and cost no shard.
-    pub inline_bytes_max: u64,
-    /// Unsealed pages kept in memory for the next reader; 0: none.
-    pub page_cache_bytes: u64,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self {
-            requests_in_flight_max: 1_024,
-            uploads_in_flight_max: 256,
-            upload_window_bytes: 8 * MIB,
-            read_window_bytes: 8 * MIB,
-            inline_bytes_max: INLINE_BYTES_MAX,
-            page_cache_bytes: 256 * MIB,
-        }
-    }
-}
-
-/// `[accounts]`: who used what. Alike on all voters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AccountsConfig {
-    /// The accounting period: one usage record per node each.
-    pub epoch_secs: u64,
-}
-
-impl Default for AccountsConfig {
-    fn default() -> Self {
-        Self { epoch_secs: 60 * 60 }
+        Self { requests_in_flight_max: 1_024, uploads_in_flight_max: 256 }
     }
 }
 

@@ -206,7 +206,8 @@ pub async fn start(
 }
 
 fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Failure> {
-    let body = serde_json::to_vec(value).map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+    let body =
+        serde_json::to_vec(value).map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, error))?;
     let mut response = Response::new(Full::from(body));
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     Ok(response)
@@ -214,7 +215,10 @@ fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Failure> {
 
 /// The value of `name` in a query string of unescaped values.
 fn parameter<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {
-    query?.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name)).map(|(_, value)| value)
+    query?
+        .split('&')
+        .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))
+        .map(|(_, value)| value)
 }
 
 impl Console {
@@ -308,7 +312,8 @@ impl Console {
 
     async fn join_token(&self, request: JoinTokenRequest) -> Result<JoinTokenAnswer, Failure> {
         let map = self.shell.map.get();
-        let (token_id, secret) = (hex::encode(rand::random::<[u8; 8]>()), hex::encode(rand::random::<[u8; 32]>()));
+        let (token_id, secret) =
+            (hex::encode(rand::random::<[u8; 8]>()), hex::encode(rand::random::<[u8; 32]>()));
         let lifetime_ms = request.valid_secs.saturating_mul(1000);
         let token = JoinToken {
             id: token_id.clone(),
@@ -366,7 +371,8 @@ impl Console {
         let facts = &*self.shell.facts;
         let tenant =
             node::create_tenant(facts, &key, &request.name, request.quota_bytes).await.map_err(refused)?;
-        let (access_key_id, secret_access_key) = node::create_key(facts, &key, &tenant).await.map_err(refused)?;
+        let (access_key_id, secret_access_key) =
+            node::create_key(facts, &key, &tenant).await.map_err(refused)?;
         Ok(KeyAnswer { tenant: tenant.name, access_key_id, secret_access_key })
     }
 

@@ -37,10 +37,12 @@ pub async fn start_s3(
     let door = S3DoorConfig {
         region: config.s3.region.clone(),
         domains: config.s3.domains.clone(),
-        ..S3DoorConfig::default()
+        requests_max: config.limits.requests_in_flight_max as usize,
+        connections_max: config.s3.connections_max as usize,
     };
     let door = S3Door::new(objects, identity, door)?;
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (s3.listen)"))?;
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (s3.listen)"))?;
     let address = listener.local_addr()?;
     let tls = match (&config.s3.tls_cert, &config.s3.tls_key) {
         (Some(cert), Some(key)) => {

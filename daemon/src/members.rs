@@ -172,7 +172,10 @@ impl Members {
 
     fn has_role(&self, peer: NodeId, wanted: &[Role]) -> bool {
         let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
-        roster.roles.get(&peer).is_some_and(|roles| wanted.is_empty() || wanted.iter().any(|role| roles.contains(role)))
+        roster
+            .roles
+            .get(&peer)
+            .is_some_and(|roles| wanted.is_empty() || wanted.iter().any(|role| roles.contains(role)))
     }
 
     /// Whether a peer's role allows this message of agreement: Raft believes what voters say.
@@ -188,8 +191,12 @@ impl Members {
     #[must_use]
     pub fn voters(&self) -> Vec<NodeId> {
         let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
-        let mut voters: Vec<NodeId> =
-            roster.roles.iter().filter(|(_, roles)| roles.contains(&Role::Voter)).map(|(id, _)| *id).collect();
+        let mut voters: Vec<NodeId> = roster
+            .roles
+            .iter()
+            .filter(|(_, roles)| roles.contains(&Role::Voter))
+            .map(|(id, _)| *id)
+            .collect();
         voters.sort_by_key(|id| (*id != self.id, *id));
         voters
     }
@@ -244,10 +251,8 @@ impl Members {
     }
 
     async fn answer_facts(&self, query: Query) -> Result<Answer, String> {
-        let is_public = matches!(
-            query,
-            Query::ClusterMap { .. } | Query::BlobsOfGroup { .. } | Query::BlobStates { .. }
-        );
+        let is_public =
+            matches!(query, Query::ClusterMap { .. } | Query::BlobsOfGroup { .. } | Query::BlobStates { .. });
         if !is_public {
             return Err("a storage node may read the map and the blobs of groups only".into());
         }

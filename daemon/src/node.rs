@@ -124,9 +124,7 @@ impl Node {
                 state
             }
             None => match &ticket {
-                Some(ticket) => {
-                    join(&transport, &members, ticket, &facts_of_me, &own_disks, &dir).await?
-                }
+                Some(ticket) => join(&transport, &members, ticket, &facts_of_me, &own_disks, &dir).await?,
                 None => begin(&dir, &members, &cluster_id, &facts_of_me)?,
             },
         };
@@ -190,7 +188,9 @@ impl Node {
                 let objects = objects(&shell, identity.clone());
                 door::start_s3(&shell.config, objects, identity, &stop_doors, &door_tasks).await?
             }
-            (true, None) => bail!("this gateway has no cluster.key; join again with a token that grants the role"),
+            (true, None) => {
+                bail!("this gateway has no cluster.key; join again with a token that grants the role")
+            }
             (false, _) => None,
         };
         let console = console::start(&shell, &stop_doors, &door_tasks).await?;
@@ -381,7 +381,9 @@ async fn ask_to_join(
                     JoinAnswer::Refused(refusal) => bail!("the cluster does not let this node in: {refusal}"),
                     joined @ JoinAnswer::Joined { .. } => return Ok(joined),
                 },
-                Err(error @ (TransportError::WrongPeer { .. } | TransportError::Version { .. })) => return Err(error.into()),
+                Err(error @ (TransportError::WrongPeer { .. } | TransportError::Version { .. })) => {
+                    return Err(error.into());
+                }
                 Err(error) => last = error.to_string(),
             }
         }
@@ -426,7 +428,9 @@ async fn found(
     let command = Command::JoinNode { node: me.clone(), disks: disks.to_vec(), token: None };
     patiently(facts, command).await.context("enter this node into the facts")?;
     let cluster_key = members.cluster_key().context("cluster.key is missing on the cluster's first node")?;
-    let Answer::Tenants(tenants) = facts.query(Query::Tenants).await? else { bail!("the facts list no tenants") };
+    let Answer::Tenants(tenants) = facts.query(Query::Tenants).await? else {
+        bail!("the facts list no tenants")
+    };
     if !credentials_path(dir).exists() {
         let tenant = match tenants.into_iter().find(|tenant| tenant.name == FIRST_TENANT) {
             Some(tenant) => tenant,
@@ -468,8 +472,12 @@ pub async fn create_key(
     tenant: &Tenant,
 ) -> anyhow::Result<(String, String)> {
     let new = identity::new_access_key()?;
-    let sealed_secret =
-        identity::seal_secret(cluster_key, identity::PURPOSE_SECRET, &new.id, new.secret.expose().as_bytes())?;
+    let sealed_secret = identity::seal_secret(
+        cluster_key,
+        identity::PURPOSE_SECRET,
+        &new.id,
+        new.secret.expose().as_bytes(),
+    )?;
     let key = AccessKey {
         id: new.id.clone(),
         tenant: tenant.id,
@@ -542,7 +550,9 @@ fn shard_peers(transport: &Transport, map: &MapView) -> Arc<dyn ShardPeers> {
     };
     let is_up = {
         let (map, transport) = (map.clone(), transport.clone());
-        move |node: NodeId| map.get().node(node).is_some_and(|node| node.is_up) && transport.is_reachable(node)
+        move |node: NodeId| {
+            map.get().node(node).is_some_and(|node| node.is_up) && transport.is_reachable(node)
+        }
     };
     Arc::new(transport.shards(Arc::new(locate), Arc::new(is_up)))
 }

@@ -78,7 +78,8 @@ impl ClusterState {
         }
         let path = state_path(dir);
         let Some(text) = read(&path)? else { return Ok(None) };
-        let damaged = |error: serde_json::Error| StateError::Damaged { path: path.clone(), why: error.to_string() };
+        let damaged =
+            |error: serde_json::Error| StateError::Damaged { path: path.clone(), why: error.to_string() };
         let Versioned { format } = serde_json::from_str(&text).map_err(damaged)?;
         if format > FORMAT {
             return Err(StateError::Newer { path, found: format });
@@ -144,7 +145,9 @@ mod tests {
         assert_eq!(ClusterState::load(dir.path()).unwrap(), Some(state.clone()));
         state.format = FORMAT + 1;
         state.save(dir.path()).unwrap();
-        assert!(matches!(ClusterState::load(dir.path()), Err(StateError::Newer { found, .. }) if found == FORMAT + 1));
+        assert!(
+            matches!(ClusterState::load(dir.path()), Err(StateError::Newer { found, .. }) if found == FORMAT + 1)
+        );
         std::fs::write(dir.path().join("cluster.json"), "{").unwrap();
         assert!(matches!(ClusterState::load(dir.path()), Err(StateError::Damaged { .. })));
     }

@@ -23,7 +23,9 @@ pub struct Ticket {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this is not a join token ({0}); get one with `makai node join-token` on a voter, and copy all of it")]
+#[error(
+    "this is not a join token ({0}); get one with `makai node join-token` on a voter, and copy all of it"
+)]
 pub struct TicketError(String);
 
 impl Ticket {
@@ -40,7 +42,9 @@ impl Ticket {
         if text.len() > TEXT_BYTES_MAX {
             return Err(TicketError(format!("{} bytes long", text.len())));
         }
-        let body = text.strip_prefix(PREFIX).ok_or_else(|| TicketError(format!("it does not begin with {PREFIX}")))?;
+        let body = text
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| TicketError(format!("it does not begin with {PREFIX}")))?;
         let json = BASE64_URL_SAFE_NO_PAD.decode(body).map_err(|error| TicketError(error.to_string()))?;
         serde_json::from_slice(&json).map_err(|error| TicketError(error.to_string()))
     }

@@ -154,7 +154,9 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let leader = match summary.leader {
-        Some(leader) => status.map.nodes.iter().find(|node| node.id == leader).map_or(leader.to_string(), label),
+        Some(leader) => {
+            status.map.nodes.iter().find(|node| node.id == leader).map_or(leader.to_string(), label)
+        }
         None => "none: writes and reads wait for one".into(),
     };
     println!("cluster   {}  (makai {}, codec {})", summary.cluster_id, summary.version, summary.kernel);
@@ -177,7 +179,8 @@ fn label(node: &Node) -> String {
 
 /// The node that is meant by an id, the beginning of one, or a name.
 fn find<'m>(map: &'m ClusterMap, text: &str) -> anyhow::Result<&'m Node> {
-    let is_meant = |node: &&Node| node.name == text || (text.len() >= 4 && node.id.to_string().starts_with(text));
+    let is_meant =
+        |node: &&Node| node.name == text || (text.len() >= 4 && node.id.to_string().starts_with(text));
     let meant: Vec<&Node> = map.nodes.iter().filter(is_meant).collect();
     match meant[..] {
         [node] => Ok(node),
@@ -198,9 +201,8 @@ fn standing(node: &Node) -> &'static str {
 fn print_node(status: &Status, node: &Node) {
     let roles: Vec<String> = node.roles.iter().map(Role::to_string).collect();
     let disks: Vec<_> = status.map.disks.iter().filter(|disk| disk.node == node.id).collect();
-    let heard = |disk: makai_erasure::DiskId| {
-        status.heard.iter().chain(&status.disks).find(|beat| beat.disk == disk)
-    };
+    let heard =
+        |disk: makai_erasure::DiskId| status.heard.iter().chain(&status.disks).find(|beat| beat.disk == disk);
     println!(
         "{:<26} {:<9} {:<8} {:<28} {}",
         label(node),
@@ -267,7 +269,10 @@ pub async fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
             if target.json {
                 print_json(node)?;
             } else {
-                println!("{} is lost; its shards are rebuilt on other disks as far as there are enough", label(node));
+                println!(
+                    "{} is lost; its shards are rebuilt on other disks as far as there are enough",
+                    label(node)
+                );
             }
         }
     }
@@ -285,7 +290,10 @@ pub async fn group(args: GroupArgs) -> anyhow::Result<ExitCode> {
         let nodes = group.disks.iter().map(|disk| {
             let node = status.map.disks.iter().find(|known| known.id == *disk).map(|known| known.node);
             let node = status.map.nodes.iter().find(|known| Some(known.id) == node);
-            node.map_or_else(|| "?".into(), |node| if node.name.is_empty() { label(node) } else { node.name.clone() })
+            node.map_or_else(
+                || "?".into(),
+                |node| if node.name.is_empty() { label(node) } else { node.name.clone() },
+            )
         });
         println!(
             "{:<8} {:<6} v{:<4} {}/{} up  {}",

@@ -46,9 +46,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn start_log(filter: &str, json: bool) {
-    // Agreement tells its every step at the level where a node tells what an operator wants to know.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("openraft=warn,{filter}")));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    // Agreement tells its every step at the level where a node tells what an operator wants to know; the S3 parser
+    // tells each client's mistake as an error, which the door tells again, once and with its request id.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("openraft=warn,s3s=off,{filter}")));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
     if json {
         log.json().init();
     } else {

@@ -34,8 +34,8 @@ const RESERVE_BYTES: u64 = 1 << 30;
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const STOP_WITHIN: Duration = Duration::from_secs(25);
-/// Ports of a node: peers, S3, console; nodes lie this far apart.
-const PORTS_PER_NODE: u16 = 3;
+/// Ports of a node: S3, console; nodes lie this far apart.
+const PORTS_PER_NODE: u16 = 2;
 
 /// Bring up a real cluster of daemon processes on this machine, until Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -151,24 +151,22 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
     let loopback = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let offset = (number - 1).checked_mul(PORTS_PER_NODE);
     let first = offset.and_then(|offset| args.s3_port.checked_add(offset));
-    let first = first.with_context(|| format!("--s3-port {} leaves no ports for {} nodes", args.s3_port, args.nodes))?;
+    let first = first
+        .with_context(|| format!("--s3-port {} leaves no ports for {} nodes", args.s3_port, args.nodes))?;
     let mut config = NodeConfig::parse(&format!("[node]\ndir = {:?}\n", dir.join("data")), dir)
         .map_err(|faults| anyhow::anyhow!("the defaults of a node do not hold: {faults:?}"))?;
     let is_voter = usize::from(number) <= VOTERS_MAX.min(usize::from(args.nodes) | 1);
     config.node.name = name.into();
-    config.node.roles = [Role::Storage, Role::Gateway].into_iter().chain(is_voter.then_some(Role::Voter)).collect();
+    config.node.roles =
+        [Role::Storage, Role::Gateway].into_iter().chain(is_voter.then_some(Role::Voter)).collect();
     config.cluster.init = number == 1;
     config.cluster.join_token_file = (number > 1).then(|| dir.join("join-token"));
     config.cluster.voters_max = VOTERS_MAX as u8;
     config.peers.listen = loopback(free_udp_port()?);
     config.s3.listen = Some(loopback(first));
-    config.console.listen = Some(loopback(first + 2));
-    config.grpc.listen = Some(loopback(first + 1));
-    config.disk = vec![DiskConfig {
-        path: dir.join("disk0"),
-        reserve_bytes: RESERVE_BYTES,
-        capacity_bytes_max: 0,
-    }];
+    config.console.listen = Some(loopback(first + 1));
+    config.disk =
+        vec![DiskConfig { path: dir.join("disk0"), reserve_bytes: RESERVE_BYTES, capacity_bytes_max: 0 }];
     Ok(config)
 }
 
@@ -178,7 +176,8 @@ fn free_udp_port() -> anyhow::Result<u16> {
 }
 
 fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let style =
+        ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
     let bar = ProgressBar::new_spinner().with_style(style);
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
@@ -238,8 +237,9 @@ async fn join_token(dir: &Path, request: &JoinTokenRequest) -> anyhow::Result<St
     let first = dir.parent().context("a node's folder has a parent")?.join("node1");
     let config = NodeConfig::load(&first.join("makai.toml"))?;
     let console = console_of(&config)?;
-    let answer: JoinTokenAnswer =
-        call(&console, Method::POST, "/api/v1/join-token", Some(request)).await.context("make a join token")?;
+    let answer: JoinTokenAnswer = call(&console, Method::POST, "/api/v1/join-token", Some(request))
+        .await
+        .context("make a join token")?;
     Ok(answer.token)
 }
 
@@ -296,11 +296,13 @@ async fn wait_formed(members: &[Member]) -> anyhow::Result<()> {
         match call::<(), Status>(&console, Method::GET, "/api/v1/status", None).await {
             Ok(status) => {
                 let up = status.map.nodes.iter().filter(|node| node.is_up).count();
-                let has_groups = status.map.groups.iter().any(|group| group.scheme.to_string() == status.default_scheme);
+                let has_groups =
+                    status.map.groups.iter().any(|group| group.scheme.to_string() == status.default_scheme);
                 if status.voters.len() == voters.min(VOTERS_MAX) && up == members.len() && has_groups {
                     return Ok(());
                 }
-                last = format!("{} of {voters} voters, {up} of {} nodes up", status.voters.len(), members.len());
+                last =
+                    format!("{} of {voters} voters, {up} of {} nodes up", status.voters.len(), members.len());
             }
             Err(error) => last = error.to_string(),
         }
@@ -311,7 +313,8 @@ async fn wait_formed(members: &[Member]) -> anyhow::Result<()> {
 
 fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
     let first = NodeConfig::load(&members[0].config_path)?;
-    let credentials = std::fs::read(credentials_path(&first.node.dir)).context("read the first credentials")?;
+    let credentials =
+        std::fs::read(credentials_path(&first.node.dir)).context("read the first credentials")?;
     let FirstCredentials { access_key_id, secret_access_key, .. } = serde_json::from_slice(&credentials)?;
     let mut nodes = Vec::new();
     for member in members {
@@ -335,7 +338,9 @@ fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
             secret_access_key,
         },
         console: console_of(&first)?,
-        metrics: MetricsProfile { urls: members.iter().map(|member| format!("http://{}/metrics", member.console)).collect() },
+        metrics: MetricsProfile {
+            urls: members.iter().map(|member| format!("http://{}/metrics", member.console)).collect(),
+        },
         nodes,
     };
     let path = dir.join("profile.json");
@@ -346,7 +351,10 @@ fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
     println!("ready: {} daemons, data in {}", members.len(), dir.display());
     println!();
     println!("  export AWS_ENDPOINT_URL={}", profile.s3.endpoint);
-    println!("  export AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}", profile.s3.access_key_id, profile.s3.secret_access_key);
+    println!(
+        "  export AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}",
+        profile.s3.access_key_id, profile.s3.secret_access_key
+    );
     println!("  export AWS_DEFAULT_REGION={} MAKAI_PROFILE={}", profile.s3.region, path.display());
     println!();
     println!("Try, in another terminal, after those exports:");
@@ -362,7 +370,8 @@ fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
 async fn first_to_end(members: &mut [Member]) -> (String, PathBuf) {
     loop {
         for member in members.iter_mut() {
-            let has_ended = member.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+            let has_ended =
+                member.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
             if has_ended {
                 member.child = None;
                 return (member.name.clone(), member.config_path.clone());
@@ -374,7 +383,9 @@ async fn first_to_end(members: &mut [Member]) -> (String, PathBuf) {
 
 async fn stop_all(members: &mut [Member]) {
     for child in members.iter().filter_map(|member| member.child.as_ref()) {
-        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) =
+            child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw)
+        {
             // It may have ended by itself meanwhile.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }

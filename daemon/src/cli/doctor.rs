@@ -30,6 +30,8 @@ const OPEN_FILES_OF_NODE: u64 = 4_096;
 /// Below this share of a filesystem free, most allocate slowly.
 const FREE_PERCENT_LOW: u64 = 10;
 /// This software is younger than this moment, 1 January 2025.
+/// What one upload may hold in memory: a few stripes.
+const UPLOAD_BYTES: u64 = 8 * 1024 * 1024;
 const CLOCK_EARLIEST_SECS: u64 = 1_735_689_600;
 /// 1 January 2100.
 const CLOCK_LATEST_SECS: u64 = 4_102_444_800;
@@ -277,11 +279,8 @@ fn gib(bytes: u64) -> String {
 
 fn ports(config: &NodeConfig) -> Vec<Finding> {
     let is_gateway = config.has_role(Role::Gateway);
-    let tcp = [
-        ("s3.listen", config.s3.listen.filter(|_| is_gateway)),
-        ("grpc.listen", config.grpc.listen),
-        ("console.listen", config.console.listen),
-    ];
+    let tcp =
+        [("s3.listen", config.s3.listen.filter(|_| is_gateway)), ("console.listen", config.console.listen)];
     let mut findings =
         vec![port("peers.listen", config.peers.listen, UdpSocket::bind(config.peers.listen).map(drop))];
     for (key, address) in tcp {
@@ -331,9 +330,9 @@ fn judge_open_files(limit: Option<u64>, needed: u64) -> Finding {
 
 fn memory(config: &NodeConfig) -> Finding {
     let limits = &config.limits;
-    let windows = u64::from(limits.uploads_in_flight_max).saturating_mul(limits.upload_window_bytes);
+    let windows = u64::from(limits.uploads_in_flight_max).saturating_mul(UPLOAD_BYTES);
     let is_gateway = config.has_role(Role::Gateway);
-    let needed = if is_gateway { windows.saturating_add(limits.page_cache_bytes) } else { 0 };
+    let needed = if is_gateway { windows } else { 0 };
     let available = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available_bytes);
     judge_memory(available, needed)
 }
@@ -346,7 +345,7 @@ fn judge_memory(available: Option<u64>, needed: u64) -> Finding {
         Some(available) => Finding::warn(
             CHECK,
             format!("{} available; a full gateway may take {}", gib(available), gib(needed)),
-            "lower limits.uploads_in_flight_max or limits.page_cache_bytes",
+            "lower limits.uploads_in_flight_max",
         ),
     }
 }
@@ -460,7 +459,7 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let text = format!(
-            "[node]\ndir = {:?}\n[peers]\nlisten = \"127.0.0.1:0\"\n[grpc]\nlisten = \"\"\n[console]\nlisten = \"{}\"\n",
+            "[node]\ndir = {:?}\n[peers]\nlisten = \"127.0.0.1:0\"\n[console]\nlisten = \"{}\"\n",
             folder.path(),
             taken.local_addr().unwrap()
         );

@@ -28,7 +28,7 @@ pub struct Target {
     #[arg(long, env = "MAKAI_PROFILE", value_name = "FILE")]
     profile: Option<PathBuf>,
     /// Configuration of a node on this machine, instead of a profile
-    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]

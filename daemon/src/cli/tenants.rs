@@ -84,7 +84,10 @@ pub async fn tenant(args: TenantArgs) -> anyhow::Result<ExitCode> {
                 for tenant in tenants {
                     let quota = tenant.quota_bytes.map_or_else(|| "no limit".into(), human_bytes);
                     let used = human_bytes(tenant.used_bytes);
-                    println!("{:<24} {:>10} objects {:>12} of {quota}", tenant.name, tenant.used_objects, used);
+                    println!(
+                        "{:<24} {:>10} objects {:>12} of {quota}",
+                        tenant.name, tenant.used_objects, used
+                    );
                 }
             }
         }
@@ -95,7 +98,8 @@ pub async fn tenant(args: TenantArgs) -> anyhow::Result<ExitCode> {
 pub async fn key(args: KeyArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         KeyCommand::Create { tenant, target } => {
-            let key: KeyAnswer = target.call(Method::POST, "/api/v1/keys", Some(&KeyRequest { tenant })).await?;
+            let key: KeyAnswer =
+                target.call(Method::POST, "/api/v1/keys", Some(&KeyRequest { tenant })).await?;
             if target.json { print_json(&key)? } else { print_key(&key) }
         }
         KeyCommand::Ls { tenant, target } => {
@@ -104,7 +108,11 @@ pub async fn key(args: KeyArgs) -> anyhow::Result<ExitCode> {
                 print_json(&keys)?;
             } else {
                 for key in keys {
-                    println!("{}  {}", key.access_key_id, if key.is_enabled { "enabled" } else { "disabled" });
+                    println!(
+                        "{}  {}",
+                        key.access_key_id,
+                        if key.is_enabled { "enabled" } else { "disabled" }
+                    );
                 }
             }
         }

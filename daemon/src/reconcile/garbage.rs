@@ -38,7 +38,8 @@ async fn step(shell: &Shell) -> Result<usize, MetaError> {
     // Readers that began before the blob lost its last reference may still need it.
     let grace_ms = shell.config.storage.orphan_age_secs.saturating_mul(1000);
     let before_ms = clock::now().0.saturating_sub(grace_ms);
-    let Answer::Blobs(blobs) = shell.facts.query(Query::Garbage { before_ms, entries_max: BATCH }).await? else {
+    let Answer::Blobs(blobs) = shell.facts.query(Query::Garbage { before_ms, entries_max: BATCH }).await?
+    else {
         return Ok(0);
     };
     if blobs.is_empty() {
@@ -46,7 +47,9 @@ async fn step(shell: &Shell) -> Result<usize, MetaError> {
     }
     let ids: Vec<BlobId> = blobs.iter().map(|blob| blob.id).collect();
     shell.facts.propose(Command::ForgetBlobs { blobs: ids.clone() }).await?;
-    let Answer::BlobStates(states) = shell.facts.query(Query::BlobStates { ids }).await? else { return Ok(0) };
+    let Answer::BlobStates(states) = shell.facts.query(Query::BlobStates { ids }).await? else {
+        return Ok(0);
+    };
     let map = shell.map.get();
     let mut shards: BTreeMap<DiskId, Vec<ShardKey>> = BTreeMap::new();
     let forgotten = blobs.iter().zip(states).filter(|(_, state)| state.is_none());

@@ -82,7 +82,8 @@ mod tests {
         let start = clock::instant();
         let at = |secs: u64| start + Duration::from_secs(secs);
         let nodes = [node(1, true), node(2, true), node(3, false), node(4, false)];
-        let heard = HashMap::from([(NodeId([1; 32]), at(10)), (NodeId([2; 32]), at(4)), (NodeId([3; 32]), at(9))]);
+        let heard =
+            HashMap::from([(NodeId([1; 32]), at(10)), (NodeId([2; 32]), at(4)), (NodeId([3; 32]), at(9))]);
         let down = (NodeId([2; 32]), false);
         let up = (NodeId([3; 32]), true);
         assert_eq!(transitions(&nodes, &heard, at(0), at(10)), [down, up]);

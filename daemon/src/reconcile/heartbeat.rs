@@ -18,7 +18,8 @@ pub async fn run(shell: Shell) {
         let own_view = shell.members.meta().and_then(makai_raft::handle::MetaNode::leader);
         // A node that may become a voter is none yet: it asks the others who leads.
         let others: Vec<NodeId> = shell.members.voters().into_iter().filter(|id| *id != shell.id).collect();
-        let Some(to) = own_view.or(leader).or_else(|| others.get(next_voter % others.len().max(1)).copied()) else {
+        let Some(to) = own_view.or(leader).or_else(|| others.get(next_voter % others.len().max(1)).copied())
+        else {
             continue;
         };
         let answer = if to == shell.id {

@@ -30,7 +30,9 @@ pub async fn run(shell: Shell) {
 pub async fn refresh(shell: &Shell) -> anyhow::Result<()> {
     let known = shell.map.get();
     let known_epoch = (known.map.epoch > 0).then_some(known.map.epoch);
-    let Answer::ClusterMap(map) = shell.facts.query(Query::ClusterMap { known_epoch }).await? else { return Ok(()) };
+    let Answer::ClusterMap(map) = shell.facts.query(Query::ClusterMap { known_epoch }).await? else {
+        return Ok(());
+    };
     for node in map.nodes.iter().filter(|node| node.id != shell.id && !node.addresses.is_empty()) {
         shell.transport.set_addresses(node.id, node.addresses.clone());
     }

@@ -22,7 +22,9 @@ pub async fn run(shell: Shell) {
             match scan(&shell, store).await {
                 Ok(0) => {}
                 Ok(count) => tracing::info!(%disk, count, "orphan shards deleted"),
-                Err(error) => tracing::debug!(%disk, %error, "orphans were not looked for; trying again later"),
+                Err(error) => {
+                    tracing::debug!(%disk, %error, "orphans were not looked for; trying again later")
+                }
             }
         }
     }

@@ -103,7 +103,9 @@ pub async fn run(shell: Shell) {
         shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
         match looked {
             Ok(()) => _ = shell.progress.looks.fetch_add(1, Ordering::Relaxed),
-            Err(error) => tracing::debug!(%error, "the blobs of this node's groups were not read; trying again"),
+            Err(error) => {
+                tracing::debug!(%error, "the blobs of this node's groups were not read; trying again")
+            }
         }
     }
 }
@@ -169,9 +171,10 @@ async fn mend(shell: &Shell, round: &mut Round) {
         let Some(Missing { blob, .. }) = round.missing.get(&key) else { continue };
         let map = shell.map.get();
         let group = map.group(blob.pg).filter(|group| group.disks.get(usize::from(index)) == Some(&disk));
-        let here = shell.disks.iter().any(|(own, store)| {
-            *own == disk && is_sound(store, ShardKey { blob: blob_id, index })
-        });
+        let here = shell
+            .disks
+            .iter()
+            .any(|(own, store)| *own == disk && is_sound(store, ShardKey { blob: blob_id, index }));
         let (Some(group), false) = (group, here) else {
             round.missing.remove(&key);
             continue;
@@ -217,7 +220,9 @@ async fn mend(shell: &Shell, round: &mut Round) {
                     StripeError::TooFewShards { .. } => {
                         tracing::debug!(blob = %blob_id, shard = index, %error, "not rebuilt; trying again later");
                     }
-                    _ => tracing::warn!(blob = %blob_id, shard = index, %error, "not rebuilt; trying again later"),
+                    _ => {
+                        tracing::warn!(blob = %blob_id, shard = index, %error, "not rebuilt; trying again later")
+                    }
                 }
                 if let Some(missing) = round.missing.get_mut(&key) {
                     missing.due = clock::instant() + RETRY_AFTER;

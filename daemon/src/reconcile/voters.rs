@@ -21,14 +21,16 @@ enum Change {
 /// A lost voter goes first; then, while there is room, the longest-standing candidate that is up comes in.
 fn next_change(nodes: &[Node], voters: &[u64], voters_max: usize) -> Option<Change> {
     let is_candidate = |node: &&Node| node.standing == Standing::Active && node.roles.contains(&Role::Voter);
-    let is_gone = |number: &&u64| !nodes.iter().any(|node| node.number == **number && node.standing != Standing::Lost);
+    let is_gone =
+        |number: &&u64| !nodes.iter().any(|node| node.number == **number && node.standing != Standing::Lost);
     if let Some(gone) = voters.iter().find(is_gone) {
         return Some(Change::Remove(*gone));
     }
     if voters.len() >= voters_max {
         return None;
     }
-    let candidates = nodes.iter().filter(is_candidate).filter(|node| node.is_up && !voters.contains(&node.number));
+    let candidates =
+        nodes.iter().filter(is_candidate).filter(|node| node.is_up && !voters.contains(&node.number));
     candidates.map(|node| node.number).min().map(Change::Add)
 }
 
@@ -82,7 +84,12 @@ mod tests {
     #[test]
     fn voters_come_from_the_role_and_the_lost_go() {
         let voter = |number, is_up| node(number, &[Role::Voter], Standing::Active, is_up);
-        let nodes = [voter(1, true), voter(2, false), voter(3, true), node(4, &[Role::Storage], Standing::Active, true)];
+        let nodes = [
+            voter(1, true),
+            voter(2, false),
+            voter(3, true),
+            node(4, &[Role::Storage], Standing::Active, true),
+        ];
         assert_eq!(next_change(&nodes, &[1], 3), Some(Change::Add(3)));
         assert_eq!(next_change(&nodes, &[1, 3], 3), None, "2 is down and 4 is no voter");
         assert_eq!(next_change(&nodes, &[1], 1), None);

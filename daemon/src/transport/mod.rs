@@ -508,7 +508,8 @@ impl Transport {
     /// fail at once.
     #[must_use]
     pub fn is_reachable(&self, peer: NodeId) -> bool {
-        self.id() == peer || self.shared().peers.get(peer).is_some_and(|peer| !peer.is_paused(ConnectionKind::Bulk))
+        self.id() == peer
+            || self.shared().peers.get(peer).is_some_and(|peer| !peer.is_paused(ConnectionKind::Bulk))
     }
 
     /// Figures of the open connections to `peer`, or `None` where there is none.

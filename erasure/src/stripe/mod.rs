@@ -15,9 +15,9 @@
 
 mod read;
 mod rebuild;
-mod write;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use read::{BlobSource, READ_WINDOW_BYTES, read_range};
 pub use rebuild::{RebuildSource, Rebuilt, rebuild_shard};

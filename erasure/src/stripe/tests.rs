@@ -112,7 +112,12 @@ impl ShardPeers for World {
             Some(Fault::Lies) => return Ok(ShardFooter { blob_plain_len: 1, roots: vec![[0; 32]; 4] }),
             None => {}
         }
-        self.held.lock().unwrap().get(&(disk, key)).map(|(_, _, footer)| footer.clone()).ok_or(PeerError::Missing)
+        self.held
+            .lock()
+            .unwrap()
+            .get(&(disk, key))
+            .map(|(_, _, footer)| footer.clone())
+            .ok_or(PeerError::Missing)
     }
 
     async fn delete(&self, disk: DiskId, keys: Vec<ShardKey>) -> Result<(), PeerError> {
@@ -180,7 +185,12 @@ impl Blob {
 }
 
 fn run<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 fn schemes() -> impl Strategy<Value = Scheme> {

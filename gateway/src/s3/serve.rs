@@ -1,7 +1,7 @@
 //! Listeners and connections.
 //!
 //! HTTP/1.1 and HTTP/2, with TLS or without. Always: `TCP_NODELAY` on every accepted socket; at most
-//! [`CONNECTIONS_MAX`] connections, further ones wait in the kernel's queue; no peer holds a connection without
+//! `connections_max` connections, further ones wait in the kernel's queue; no peer holds a connection without
 //! moving bytes: a handshake, a header, an idle wait, a stalled body and a stalled answer each have their bound.
 
 use std::future::Future;
@@ -28,8 +28,6 @@ use tokio_util::sync::CancellationToken;
 use super::body::Stall;
 use super::service::S3Door;
 
-/// Connections at once, over all listeners of a call.
-pub const CONNECTIONS_MAX: usize = 4096;
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a request's head may take, and how long a connection may be idle.
@@ -73,11 +71,12 @@ pub async fn serve(
     if listeners.is_empty() {
         return Err(ServeError::NoListener);
     }
+    let connections = door.connections_max();
     let server = Server {
         door,
         tls,
         builder: Arc::new(builder()),
-        connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        connections: Arc::new(Semaphore::new(connections)),
     };
     join_all(listeners.into_iter().map(|listener| server.run(listener, &shutdown))).await;
     Ok(())

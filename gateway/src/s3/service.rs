@@ -61,11 +61,13 @@ pub struct S3DoorConfig {
     pub domains: Vec<String>,
     /// Requests under way at once; more are told to slow down.
     pub requests_max: usize,
+    /// Connections at once, over all listeners; more wait unaccepted.
+    pub connections_max: usize,
 }
 
 impl Default for S3DoorConfig {
     fn default() -> Self {
-        Self { region: "us-east-1".into(), domains: Vec::new(), requests_max: 1024 }
+        Self { region: "us-east-1".into(), domains: Vec::new(), requests_max: 1024, connections_max: 4096 }
     }
 }
 
@@ -91,6 +93,7 @@ pub struct S3Door {
 struct Inner {
     service: S3Service,
     requests: Arc<Semaphore>,
+    connections_max: usize,
     id_seed: u64,
     id_count: AtomicU64,
 }
@@ -137,10 +140,17 @@ impl S3Door {
         let inner = Inner {
             service: service.build(),
             requests,
+            connections_max: config.connections_max.clamp(1, Semaphore::MAX_PERMITS),
             id_seed: u64::from_be_bytes(seed),
             id_count: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Connections that may be open at once.
+    #[must_use]
+    pub fn connections_max(&self) -> usize {
+        self.inner.connections_max
     }
 
     /// Serves one request.

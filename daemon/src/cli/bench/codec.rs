@@ -42,7 +42,11 @@ struct Row {
 }
 
 /// Data bytes per second of `work`, which handles `bytes` each time.
-fn rate(seconds: u64, bytes: usize, mut work: impl FnMut(usize) -> anyhow::Result<()>) -> anyhow::Result<f64> {
+fn rate(
+    seconds: u64,
+    bytes: usize,
+    mut work: impl FnMut(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<f64> {
     let whole = Duration::from_secs(seconds);
     let begun = stopwatch();
     let mut rounds = 0;
@@ -71,7 +75,8 @@ fn measure(scheme: Scheme, seconds: u64) -> anyhow::Result<Row> {
     let encode_cold_gb_per_sec = rate(seconds, data * cell, &mut encode)?;
     let encode_hot_gb_per_sec = rate(seconds, data * cell, |_| encode(0))?;
     let mut lost = vec![0; cell];
-    let cells: Vec<(usize, &[u8])> = memory[..stripe].chunks_exact(cell).enumerate().skip(1).take(data).collect();
+    let cells: Vec<(usize, &[u8])> =
+        memory[..stripe].chunks_exact(cell).enumerate().skip(1).take(data).collect();
     let rebuild_hot_gb_per_sec = match cells.len() == data {
         true => rate(seconds, data * cell, |_| Ok(codec.rebuild(&cells, &mut [(0, &mut lost[..])])?))?,
         false => 0.0,

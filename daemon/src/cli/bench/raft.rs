@@ -73,7 +73,8 @@ struct Voter {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(format!("makai-bench-raft-{}", std::process::id())));
+    let dir =
+        args.dir.clone().unwrap_or_else(|| PathBuf::from(format!("makai-bench-raft-{}", std::process::id())));
     std::fs::create_dir_all(&dir).with_context(|| format!("make {dir:?}"))?;
     let measured = measure(&args, &dir).await;
     std::fs::remove_dir_all(&dir).with_context(|| format!("delete {dir:?}"))?;
@@ -135,7 +136,8 @@ async fn start(count: u64, dir: &std::path::Path) -> anyhow::Result<Vec<Voter>> 
         let handler: Arc<dyn PeerHandler> = Arc::<Members>::clone(&members);
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let transport =
-            Transport::start(TransportConfig { listen, ..TransportConfig::default() }, &identity, handler).await?;
+            Transport::start(TransportConfig { listen, ..TransportConfig::default() }, &identity, handler)
+                .await?;
         parts.push((dir, members, transport));
     }
     let known: Vec<KnownPeer> = parts
@@ -175,7 +177,11 @@ async fn form(voters: &[Voter], facts: &dyn Metadata) -> anyhow::Result<()> {
         voters[0].meta.add_voter(number, voter.transport.id()).await?;
     }
     facts.propose(Command::InitCluster { cluster_id: "bench".into() }).await?;
-    let tenant = Command::CreateTenant { name: "bench".into(), wrapped_key: Bytes::from(vec![0; 60]), quota_bytes: None };
+    let tenant = Command::CreateTenant {
+        name: "bench".into(),
+        wrapped_key: Bytes::from(vec![0; 60]),
+        quota_bytes: None,
+    };
     let Reply::Tenant(tenant) = facts.propose(tenant).await? else { bail!("no tenant was made") };
     facts.propose(Command::CreateBucket { name: "bench".into(), tenant: tenant.id, scheme: None }).await?;
     Ok(())
