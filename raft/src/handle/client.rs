@@ -23,7 +23,7 @@ const QUEUE_LEN_MAX: usize = 16_384;
 const COMMANDS_PER_REQUEST_MAX: usize = 1024;
 const BYTES_PER_REQUEST_MAX: usize = 1 << 20;
 /// Requests in flight; commands that come meanwhile share the next one.
-const REQUESTS_IN_FLIGHT_MAX: usize = 8;
+const REQUESTS_IN_FLIGHT_MAX: usize = 2;
 /// Pauses between attempts: doubling from the first to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(300);

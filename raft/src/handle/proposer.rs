@@ -23,7 +23,7 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 const PROPOSAL_BYTES_MAX: usize = 1 << 20;
 const PROPOSAL_COMMANDS_MAX: usize = 4096;
 /// Proposals in flight: enough that replication never idles, few enough that batches grow under load.
-const IN_FLIGHT_MAX: usize = 4;
+const IN_FLIGHT_MAX: usize = 2;
 
 struct Ask {
     envelopes: Vec<Envelope>,
