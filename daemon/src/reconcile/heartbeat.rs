@@ -29,6 +29,8 @@ pub async fn run(shell: Shell) {
         match answer {
             Ok(answer) => {
                 leader = answer.leader;
+                // Who knows of none, as this node itself before it votes, is not asked for ever.
+                next_voter += usize::from(leader.is_none());
                 if answer.map_epoch > shell.map.get().map.epoch {
                     shell.map_changed.notify_one();
                 }
