@@ -46,7 +46,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn start_log(filter: &str, json: bool) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
+    // Agreement tells its every step at the level where a node tells what an operator wants to know.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("openraft=warn,{filter}")));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
     if json {
         log.json().init();

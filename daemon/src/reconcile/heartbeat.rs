@@ -16,8 +16,9 @@ pub async fn run(shell: Shell) {
     while shell.pause(BEAT_EVERY).await {
         let beat = Heartbeat { disks: disk_beats(&shell) };
         let own_view = shell.members.meta().and_then(makai_raft::handle::MetaNode::leader);
-        let voters = shell.members.voters();
-        let Some(to) = own_view.or(leader).or_else(|| voters.get(next_voter % voters.len().max(1)).copied()) else {
+        // A node that may become a voter is none yet: it asks the others who leads.
+        let others: Vec<NodeId> = shell.members.voters().into_iter().filter(|id| *id != shell.id).collect();
+        let Some(to) = own_view.or(leader).or_else(|| others.get(next_voter % others.len().max(1)).copied()) else {
             continue;
         };
         let answer = if to == shell.id {
@@ -29,7 +30,6 @@ pub async fn run(shell: Shell) {
         match answer {
             Ok(answer) => {
                 leader = answer.leader;
-                // Who knows of none, as this node itself before it votes, is not asked for ever.
                 next_voter += usize::from(leader.is_none());
                 if answer.map_epoch > shell.map.get().map.epoch {
                     shell.map_changed.notify_one();

@@ -68,7 +68,21 @@ pub(super) fn mul(a: u8, b: u8) -> u8 {
 
 /// Multiplication by `c` as the 8x8 bit matrix that `gf2p8affineqb` takes: byte 7 - i holds, for every bit of
 /// the operand, whether it flips bit i of the product.
-pub(super) const fn affine(c: u8) -> u64 {
+pub(super) fn affine(c: u8) -> u64 {
+    AFFINE[usize::from(c)]
+}
+
+static AFFINE: [u64; 256] = {
+    let mut table = [0; 256];
+    let mut c = 0;
+    while c < 256 {
+        table[c] = affine_matrix(c as u8);
+        c += 1;
+    }
+    table
+};
+
+const fn affine_matrix(c: u8) -> u64 {
     let mut matrix = 0;
     let mut bit = 0;
     let mut column = c; // c * 2^bit

@@ -16,6 +16,7 @@ use super::index::Entry;
 use super::janitor::remove_if_dead;
 use super::read::{Fault, Record};
 use super::segment::{Phase, Segment};
+use super::writer::Permit;
 use crate::ids::ShardKey;
 use crate::stripe::ShardHeader;
 
@@ -28,7 +29,7 @@ const COPIES_PER_SYNC: usize = 64;
 
 /// Compacts one segment, if one deserves it. Returns whether there may be more to do.
 pub fn step(core: &Arc<Core>) -> Result<bool, StoreError> {
-    core.check_open()?;
+    let _permit = Permit::take(core)?;
     for (segment, tail) in core.segments.sealed() {
         let live = segment.live_bytes.load(Ordering::Relaxed);
         if live * LIVE_SHARE >= tail {
@@ -40,9 +41,8 @@ pub fn step(core: &Arc<Core>) -> Result<bool, StoreError> {
             continue;
         }
         let number = segment.number;
-        if core.segments.take_sealed(number).is_none() {
-            continue;
-        }
+        // It may have grown since it was listed.
+        let Some((_, tail)) = core.segments.take_sealed(number) else { continue };
         let moved = move_all(core, &segment);
         core.segments.set_phase(number, Phase::Sealed { tail });
         moved?;
@@ -125,16 +125,8 @@ fn copy(core: &Arc<Core>, key: ShardKey, entry: &Entry) -> Result<Option<Answer>
     let (reply, answer) = oneshot::channel();
     let mut footer = record.footer;
     (footer.stamp, footer.header_crc) = (stamp, header_crc);
-    let finish = Finish {
-        room,
-        footer,
-        body_at: body_at as u16, // At most META_BYTES_MAX.
-        pg: header.pg,
-        opened_at_ms: header.opened_at_ms,
-        copy_of: Some(*entry),
-        permit: None,
-        reply,
-    };
+    footer.body_at = body_at as u16; // At most META_BYTES_MAX.
+    let finish = Finish { room, footer, copy_of: Some(*entry), permit: None, reply };
     match core.queue.finish(finish) {
         Ok(()) => Ok(Some(answer)),
         Err(_) => Err(StoreError::Closed { path: core.dir.clone() }),

@@ -72,7 +72,7 @@ impl Core {
     /// The disk failed, or was closed.
     pub fn check_open(&self) -> Result<(), StoreError> {
         self.check_working()?;
-        if self.closed.load(Ordering::Acquire) {
+        if self.closed.load(Ordering::SeqCst) {
             return Err(StoreError::Closed { path: self.dir.clone() });
         }
         Ok(())
@@ -86,7 +86,7 @@ impl Core {
     }
 
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.closed.store(true, Ordering::SeqCst);
     }
 
     /// After a sync that failed nobody knows what the device holds: the kernel may have dropped the pages and

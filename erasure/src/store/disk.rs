@@ -46,7 +46,7 @@ pub trait DiskFile: Send + Sync {
     /// Gives the blocks of a range back; it reads as zeros. Nothing happens where the filesystem cannot.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
     fn set_len(&self, len: u64) -> io::Result<()>;
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     /// Bytes of the device that the file holds.
     fn allocated(&self) -> io::Result<u64>;
     /// The first byte at or after `offset` that is not in a hole; `None` where only holes follow.
@@ -138,7 +138,7 @@ impl DiskFile for File {
         File::set_len(self, len)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

@@ -15,23 +15,18 @@ use tokio::sync::oneshot;
 use super::core::{Core, lock};
 use super::disk::DiskFile;
 use super::error::StoreError;
-use super::format::{
-    HEADER_BYTES, IndexEntry, RECORD_ALIGN, RecordFooter, STATE_AT, STATE_DEAD, encode_footer,
-};
+use super::format::{HEADER_BYTES, RecordFooter, STATE_AT, STATE_DEAD, encode_footer};
 use super::index::Entry;
 use super::janitor::Chore;
 use super::segment::Room;
 use super::writer::Permit;
-use crate::ids::{PgId, ShardKey};
+use crate::ids::ShardKey;
 
 /// A record whose cells are written and whose footer is not.
 pub struct Finish {
     pub room: Room,
     /// All but `sequence` and `durable_through`.
     pub footer: RecordFooter,
-    pub body_at: u16,
-    pub pg: PgId,
-    pub opened_at_ms: u64,
     /// The record that this is a copy of: it counts only while that one is current.
     pub copy_of: Option<Entry>,
     /// Held until the answer: it bounds what waits.
@@ -86,6 +81,11 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        lock(&self.waiting).finishes.len()
+    }
+
     fn next(&self) -> Option<(Vec<Finish>, Vec<Delete>)> {
         let waiting = lock(&self.waiting);
         let idle = |waiting: &mut Waiting| {
@@ -128,16 +128,7 @@ fn commit(core: &Core, mut finishes: Vec<Finish>, sequence: &mut u64, durable_th
         let reply = finish.reply;
         match write_footer(core, finish.room, finish.footer, finish.copy_of, sequence, durable_through) {
             Ok((room, footer)) => {
-                let of = IndexEntry {
-                    key: footer.key,
-                    pg: finish.pg,
-                    opened_at_ms: finish.opened_at_ms,
-                    sequence: footer.sequence,
-                    at: (room.at / RECORD_ALIGN) as u32, // Segments are far below 2 TiB.
-                    len: footer.shard_len as u32,        // Shards are below 65 MiB.
-                    body_at: finish.body_at,
-                };
-                let entry = Entry::new(room.segment.number, &of);
+                let entry = Entry::new(room.segment.number, &footer.index_entry(room.at));
                 written.push(Written {
                     key: footer.key,
                     entry,

@@ -26,7 +26,7 @@ pub const RECORD_ALIGN: u64 = 512;
 /// Where a segment's first record lies.
 pub const SEGMENT_HEAD_BYTES: u64 = 512;
 pub const HEADER_BYTES: usize = 64;
-const FOOTER_FIXED_BYTES: usize = 80;
+const FOOTER_FIXED_BYTES: usize = 88;
 const BODY_ALIGN: usize = 16;
 /// The most that a record's header and footer take together.
 pub const META_BYTES_MAX: usize = 6336;
@@ -45,7 +45,7 @@ const SUPERBLOCK_MAGIC: &[u8; 8] = b"MAKAIDSK";
 const DEAD_MARK_MAGIC: &[u8; 4] = b"MKXX";
 /// Offset of the state byte in a header; the two states differ in all their bits.
 pub const STATE_AT: u64 = 4;
-const STATE_LIVE: u8 = 0x5a;
+pub const STATE_LIVE: u8 = 0x5a;
 pub const STATE_DEAD: u8 = 0xa5;
 /// Times are kept in 48 bits.
 pub const OPENED_AT_MS_MAX: u64 = (1 << 48) - 1;
@@ -125,9 +125,20 @@ pub fn body_at(scheme: Scheme, len_max: u64) -> usize {
     (HEADER_BYTES + footer_bytes(scheme.shard_count(), cells_of(len_max))).next_multiple_of(BODY_ALIGN)
 }
 
+fn is_body_at(body_at: u16) -> bool {
+    let body_at = usize::from(body_at);
+    (HEADER_BYTES..=META_BYTES_MAX).contains(&body_at) && body_at.is_multiple_of(BODY_ALIGN)
+}
+
 /// Bytes of a segment that a record takes, up to where the next may start.
 pub fn record_bytes(body_at: usize, body_len: u64) -> u64 {
     (body_at as u64 + body_len).next_multiple_of(RECORD_ALIGN)
+}
+
+/// Whether a header's state byte says dead, even where the rest of the header is damaged. The states differ in
+/// all eight bits, so that a few flipped ones change no state.
+pub fn is_dead(header: &[u8]) -> bool {
+    header.get(STATE_AT as usize).is_some_and(|state| (state ^ STATE_DEAD).count_ones() < 4)
 }
 
 /// The head of a record.
@@ -135,7 +146,6 @@ pub fn record_bytes(body_at: usize, body_len: u64) -> u64 {
 pub struct RecordHeader {
     pub shard: ShardHeader,
     pub stamp: u64,
-    pub is_dead: bool,
     /// The block's checksum, by which its footer names it.
     pub crc: u32,
 }
@@ -175,8 +185,6 @@ pub fn parse_record_header(bytes: &[u8]) -> Result<RecordHeader, FormatError> {
     if get_u16(block, 6) != FORMAT_VERSION {
         return Err(FormatError::Version(get_u16(block, 6)));
     }
-    // The states differ in all eight bits, so that a few flipped ones change no state.
-    let is_dead = (block[4] ^ STATE_DEAD).count_ones() < 4;
     let shard = ShardHeader {
         key: ShardKey { blob: BlobId(get_array(block, 16)), index: block[5] },
         pg: PgId(get_u32(block, 32)),
@@ -185,7 +193,7 @@ pub fn parse_record_header(bytes: &[u8]) -> Result<RecordHeader, FormatError> {
         opened_at_ms: get_u64(block, 48),
     };
     check_header(&shard).map_err(|_| FormatError::Value)?;
-    Ok(RecordHeader { shard, stamp: get_u64(block, 8), is_dead, crc })
+    Ok(RecordHeader { shard, stamp: get_u64(block, 8), crc })
 }
 
 /// What the format can hold; the message is for whoever asked.
@@ -203,7 +211,7 @@ pub fn check_header(shard: &ShardHeader) -> Result<(), String> {
     Ok(())
 }
 
-/// What closes a record.
+/// What closes a record. It says all that the header says and a reader needs: a damaged header costs nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordFooter {
     /// The disk's count of finished shards: of two records of one key, the higher is the later.
@@ -217,8 +225,27 @@ pub struct RecordFooter {
     pub stamp: u64,
     /// The checksum of the header it closes.
     pub header_crc: u32,
+    pub pg: PgId,
+    pub opened_at_ms: u64,
+    /// Where the shard's bytes start, from the record's start.
+    pub body_at: u16,
     pub roots: Vec<Root>,
     pub cell_crcs: Vec<u32>,
+}
+
+impl RecordFooter {
+    /// What the index of the segment says of the record at `at`.
+    pub fn index_entry(&self, at: u64) -> IndexEntry {
+        IndexEntry {
+            key: self.key,
+            pg: self.pg,
+            opened_at_ms: self.opened_at_ms,
+            sequence: self.sequence,
+            at: (at / RECORD_ALIGN) as u32, // Segments are far below 2 TiB.
+            len: self.shard_len as u32,     // Shards are below 65 MiB.
+            body_at: self.body_at,
+        }
+    }
 }
 
 pub fn encode_footer(footer: &RecordFooter) -> Vec<u8> {
@@ -236,7 +263,9 @@ pub fn encode_footer(footer: &RecordFooter) -> Vec<u8> {
     block.extend_from_slice(&footer.stamp.to_le_bytes());
     block.extend_from_slice(&footer.key.blob.0);
     block.extend_from_slice(&[footer.scheme.data, footer.scheme.parity]);
-    block.extend_from_slice(&[0; FOOTER_FIXED_BYTES - 74]);
+    block.extend_from_slice(&footer.body_at.to_le_bytes());
+    block.extend_from_slice(&footer.pg.0.to_le_bytes());
+    block.extend_from_slice(&footer.opened_at_ms.to_le_bytes());
     for root in &footer.roots {
         block.extend_from_slice(root);
     }
@@ -277,7 +306,10 @@ pub fn parse_record_footer(bytes: &[u8]) -> Result<RecordFooter, FormatError> {
         .is_some_and(|layout| layout.shard_len() == shard_len)
         && cells_of(shard_len) == cells
         && scheme.shard_count() == roots
-        && usize::from(fixed[7]) < roots;
+        && usize::from(fixed[7]) < roots
+        && is_body_at(get_u16(fixed, 74))
+        && usize::from(get_u16(fixed, 74)) >= HEADER_BYTES + footer_bytes(roots, cells)
+        && get_u64(fixed, 80) <= OPENED_AT_MS_MAX;
     if !is_sane {
         return Err(FormatError::Value);
     }
@@ -291,6 +323,9 @@ pub fn parse_record_footer(bytes: &[u8]) -> Result<RecordFooter, FormatError> {
         key: ShardKey { blob: BlobId(get_array(fixed, 56)), index: fixed[7] },
         stamp: get_u64(fixed, 48),
         header_crc: get_u32(fixed, 8),
+        body_at: get_u16(fixed, 74),
+        pg: PgId(get_u32(fixed, 76)),
+        opened_at_ms: get_u64(fixed, 80),
         roots: root_bytes.as_chunks().0.to_vec(),
         cell_crcs: crc_bytes.as_chunks().0.iter().map(|raw| u32::from_le_bytes(*raw)).collect(),
     })
@@ -411,11 +446,8 @@ pub fn parse_index(file: &[u8], stamp: u64) -> Result<SegmentIndex, FormatError>
             sequence: get_u64(raw, 24),
         };
         let end = u64::from(entry.at) * RECORD_ALIGN + u64::from(entry.body_at) + u64::from(entry.len);
-        let is_sane = end <= index.tail
-            && usize::from(entry.body_at) <= META_BYTES_MAX
-            && usize::from(entry.body_at) > HEADER_BYTES
-            && usize::from(entry.body_at).is_multiple_of(BODY_ALIGN)
-            && entry.opened_at_ms <= OPENED_AT_MS_MAX;
+        let is_sane =
+            end <= index.tail && is_body_at(entry.body_at) && entry.opened_at_ms <= OPENED_AT_MS_MAX;
         if !is_sane {
             return Err(FormatError::Value);
         }

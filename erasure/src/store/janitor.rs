@@ -9,10 +9,7 @@ use std::sync::mpsc;
 use super::core::{Core, lock};
 use super::disk::DiskFile;
 use super::error::StoreError;
-use super::format::{
-    HEADER_BYTES, IndexEntry, RECORD_ALIGN, STATE_AT, STATE_DEAD, SegmentIndex, encode_dead_mark,
-    encode_index,
-};
+use super::format::{HEADER_BYTES, STATE_AT, STATE_DEAD, SegmentIndex, encode_dead_mark, encode_index};
 use super::scan::{Found, scan};
 use super::segment::{Marks, PAGE, Phase, Segment};
 
@@ -99,19 +96,11 @@ fn seal(core: &Core, segment: &Segment, tail: u64) -> Result<(), StoreError> {
 
     let mut index = SegmentIndex { tail, ..SegmentIndex::default() };
     scan(&*file, &core.superblock.secret, number, tail, |found| {
-        let Found::Record { at, header, footer, body_at } = found else { return };
+        let Found::Record { at, footer } = found else { return };
         let current = core.index.get(footer.key);
         if current.is_some_and(|entry| entry.segment == number && entry.record_at() == at) {
             index.durable_through = index.durable_through.max(footer.sequence);
-            index.entries.push(IndexEntry {
-                key: footer.key,
-                pg: header.shard.pg,
-                opened_at_ms: header.shard.opened_at_ms,
-                sequence: footer.sequence,
-                at: (at / RECORD_ALIGN) as u32,
-                len: footer.shard_len as u32,
-                body_at: body_at as u16,
-            });
+            index.entries.push(footer.index_entry(at));
         }
     });
     let path = segment.index_path();
@@ -146,9 +135,14 @@ pub fn remove_if_dead(core: &Core, segment: &Segment) {
         return;
     }
     let Some((_, tail)) = core.segments.take_sealed(segment.number) else { return };
-    if let Err(error) = remove(core, segment) {
-        tracing::warn!(%error, "an empty segment stays");
+    // Nobody else takes it now; it may have been taken up and filled before.
+    let is_dead = segment.live_shards.load(Ordering::Relaxed) == 0;
+    let removed = if is_dead { remove(core, segment) } else { Ok(()) };
+    if !is_dead || removed.is_err() {
         core.segments.set_phase(segment.number, Phase::Sealed { tail });
+    }
+    if let Err(error) = removed {
+        tracing::warn!(%error, "an empty segment stays");
     }
 }
 

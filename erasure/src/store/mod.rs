@@ -45,6 +45,8 @@ mod superblock;
 mod writer;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod tests;
@@ -287,8 +289,8 @@ impl ShardStore {
         self.blocking(compact::step).await
     }
 
-    /// Ends the store: what waits is made durable, segments get their index, the directory is free again.
-    /// Writers that have not finished get [`StoreError::Closed`].
+    /// Ends the store: what waits is made durable, segments get their index. Writers that have not
+    /// finished get [`StoreError::Closed`]. The directory is free once no handle's writer is left.
     pub async fn close(&self) {
         self.core.close();
         self.core.queue.stop();
@@ -302,7 +304,10 @@ impl ShardStore {
             threads.core.segments.retire_all(&threads.core);
             threads.core.chore(Chore::Stop);
             let has_sealed = join(&threads.janitor);
-            *lock(&threads.core.dir_lock) = None;
+            // A writer that is still there may be writing: then the directory is free when the last one goes.
+            if threads.core.writers.load(Ordering::SeqCst) == 0 {
+                *lock(&threads.core.dir_lock) = None;
+            }
             has_flushed && has_sealed
         });
         if !matches!(ended.await, Ok(true)) {

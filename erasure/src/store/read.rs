@@ -49,6 +49,7 @@ impl Record {
         let footer = parse_record_footer(footer).map_err(|_| damaged("the footer fails its checksum"))?;
         let is_its_own = footer.key == key
             && footer.shard_len == entry.len()
+            && usize::from(footer.body_at) == entry.body_at()
             && footer.stamp == core.superblock.secret.stamp(entry.segment, entry.record_at());
         if !is_its_own {
             return Err(damaged("the footer is of another record"));

@@ -14,8 +14,8 @@ use super::core::{Core, lock};
 use super::disk::DiskFile;
 use super::error::StoreError;
 use super::format::{
-    DEAD_MARK_BYTES, INDEX_ENTRY_BYTES, INDEX_HEAD_BYTES, IndexEntry, RECORD_ALIGN, RecordFooter,
-    SegmentIndex, parse_index,
+    DEAD_MARK_BYTES, INDEX_ENTRY_BYTES, INDEX_HEAD_BYTES, RECORD_ALIGN, RecordFooter, SegmentIndex,
+    parse_index,
 };
 use super::index::{Entry, Index};
 use super::janitor::{Chore, punch};
@@ -123,15 +123,12 @@ fn list(core: &Core) -> Result<Vec<Arc<Segment>>, StoreError> {
     let is_leftover = |name: &&String| {
         name.ends_with(".idx.tmp") || number(name, ".idx").is_some_and(|found| !segments.contains_key(&found))
     };
-    let mut has_removed = false;
     for name in names.iter().filter(is_leftover) {
         let path = dir.join(name);
         core.disk.remove(&path).map_err(|error| StoreError::io("remove", &path, error))?;
-        has_removed = true;
     }
-    if has_removed {
-        core.disk.sync_dir(&dir).map_err(|error| StoreError::io("sync", &dir, error))?;
-    }
+    // An index file that a killed process removed must not come back, nor one that is believed vanish.
+    core.disk.sync_dir(&dir).map_err(|error| StoreError::io("sync", &dir, error))?;
     Ok(segments.into_values().collect())
 }
 
@@ -176,8 +173,10 @@ impl Recovery<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        let segment_len = self.core.disk.open(&segment.path).and_then(|file| file.len()).map_err(failed)?;
-        let len = log.len().map_err(failed)?;
+        // A killed process may have noted deaths that only the cache holds: what is believed must last.
+        log.sync().map_err(failed)?;
+        let segment_len = self.core.disk.open(&segment.path).and_then(|file| file.size()).map_err(failed)?;
+        let len = log.size().map_err(failed)?;
         let records_max = segment_len / RECORD_ALIGN + 1;
         let len_max = INDEX_HEAD_BYTES as u64 + records_max * (INDEX_ENTRY_BYTES + DEAD_MARK_BYTES) as u64;
         if len > len_max {
@@ -196,7 +195,7 @@ impl Recovery<'_> {
     /// Takes a segment by its records.
     fn by_scan(&mut self, segment: &Arc<Segment>) -> Result<(), StoreError> {
         self.report.scanned_segments += 1;
-        let opened = self.core.disk.open(&segment.path).and_then(|file| Ok((file.len()?, file)));
+        let opened = self.core.disk.open(&segment.path).and_then(|file| Ok((file.size()?, file)));
         let (len, file) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -211,19 +210,12 @@ impl Recovery<'_> {
         let (mut unfinished, mut damaged, mut is_unreadable) = (Vec::new(), Vec::new(), false);
         let mut records: Vec<(Candidate, RecordFooter)> = Vec::new();
         let tail = scan(&*file, &self.core.superblock.secret, segment.number, len, |found| match found {
-            Found::Record { at, header, footer, body_at } => {
-                let of = IndexEntry {
-                    key: footer.key,
-                    pg: header.shard.pg,
-                    opened_at_ms: header.shard.opened_at_ms,
-                    sequence: footer.sequence,
-                    at: (at / RECORD_ALIGN) as u32,
-                    len: footer.shard_len as u32,
-                    body_at: body_at as u16,
-                };
+            Found::Record { at, footer } => {
+                let of = footer.index_entry(at);
                 let entry = Entry::new(segment.number, &of);
                 records.push((Candidate { entry, key: of.key, sequence: of.sequence }, footer));
             }
+            Found::Dead { .. } => {}
             Found::Unfinished { at, end } => unfinished.push((at, end)),
             Found::Damaged { at, what } => damaged.push((at, what)),
             Found::Unreadable { at } => {

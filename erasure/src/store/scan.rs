@@ -7,21 +7,25 @@ use std::io;
 use super::disk::DiskFile;
 use super::format::{
     FormatError, HEADER_BYTES, META_BYTES_MAX, RECORD_ALIGN, RecordFooter, RecordHeader, SEGMENT_HEAD_BYTES,
-    Secret, body_at, crc32c, parse_record_footer, parse_record_header, record_bytes,
+    Secret, body_at, crc32c, is_dead, parse_record_footer, parse_record_header, record_bytes,
 };
 use super::segment::PAGE;
+use crate::ids::ShardKey;
 use crate::layout::CELL_BYTES;
 
 const WINDOW_BYTES: usize = 64 * 1024;
 
-/// What a scan meets, in the order of the segment. Dead records and holes are passed over.
+/// What a scan meets, in the order of the segment. Holes and abandoned rooms are passed over.
 pub enum Found {
-    /// Header and footer hold; the cells were not looked at.
+    /// The footer holds; the cells were not looked at.
     Record {
         at: u64,
-        header: RecordHeader,
         footer: RecordFooter,
-        body_at: usize,
+    },
+    /// A record that was whole and is dead.
+    Dead {
+        at: u64,
+        key: ShardKey,
     },
     /// A header without a footer: never acknowledged. Its bytes end before `end`.
     Unfinished {
@@ -40,10 +44,10 @@ pub enum Found {
 
 /// Why the bytes of a record's head make no record.
 enum Head {
-    Whole(RecordHeader, Box<RecordFooter>, usize),
+    Whole(Box<RecordFooter>),
     Dead {
         skip: u64,
-        is_whole: bool,
+        key: Option<ShardKey>,
     },
     Unfinished(RecordHeader),
     Damaged(&'static str),
@@ -80,15 +84,18 @@ pub fn scan(
         };
         is_unreadable = false;
         match head {
-            Head::Whole(header, footer, body_at) if at + body_at as u64 + footer.shard_len <= len => {
-                let next = at + record_bytes(body_at, footer.shard_len);
-                visit(Found::Record { at, header, footer: *footer, body_at });
+            Head::Whole(footer) if at + u64::from(footer.body_at) + footer.shard_len <= len => {
+                let next = at + record_bytes(usize::from(footer.body_at), footer.shard_len);
+                visit(Found::Record { at, footer: *footer });
                 (at, tail, is_expected) = (next, next, true);
                 continue;
             }
-            Head::Dead { skip, is_whole } => {
+            Head::Dead { skip, key } => {
+                if let Some(key) = key {
+                    visit(Found::Dead { at, key });
+                }
                 at += skip;
-                (tail, is_expected) = (at, is_whole);
+                (tail, is_expected) = (at, key.is_some());
                 continue;
             }
             Head::Unfinished(header) => {
@@ -117,46 +124,34 @@ pub fn scan(
 }
 
 fn read_head(bytes: &[u8], secret: &Secret, segment: u32, at: u64) -> Head {
-    let header = match parse_record_header(bytes) {
-        Ok(header) => header,
-        Err(FormatError::Magic | FormatError::Short) => {
-            let is_zero = bytes.iter().take(HEADER_BYTES).all(|byte| *byte == 0);
-            return Head::Nothing { is_zero };
-        }
-        // A shard's own bytes can look like this: only the place where a record is expected counts.
-        Err(_) => return Head::Nothing { is_zero: false },
-    };
-    if header.stamp != secret.stamp(segment, at) {
-        return Head::Nothing { is_zero: false };
+    let rest = bytes.get(HEADER_BYTES..).unwrap_or_default();
+    let (header, footer) = (parse_record_header(bytes).ok(), parse_record_footer(rest));
+    if header.is_none() && footer.is_err() {
+        return Head::Nothing { is_zero: bytes.iter().take(HEADER_BYTES).all(|byte| *byte == 0) };
     }
-    let rest = &bytes[HEADER_BYTES..];
-    let footer = parse_record_footer(rest);
-    let is_dead = header.is_dead;
-    match footer {
-        Ok(footer) if is_footer_of(&footer, &header) => {
-            let body_at = body_at(header.shard.scheme, header.shard.len_max);
-            if is_dead {
-                Head::Dead { skip: record_bytes(body_at, footer.shard_len), is_whole: true }
+    // A shard's own bytes can look like a record: the stamp tells.
+    let stamp = secret.stamp(segment, at);
+    let header = header.filter(|header| header.stamp == stamp);
+    let header_crc = header.as_ref().map(|header| header.crc);
+    let is_whole = |footer: &RecordFooter| {
+        footer.stamp == stamp && header_crc.is_none_or(|crc| footer.header_crc == crc)
+    };
+    match (footer, header) {
+        (Ok(footer), _) if is_whole(&footer) => {
+            if is_dead(bytes) {
+                let skip = record_bytes(usize::from(footer.body_at), footer.shard_len);
+                Head::Dead { skip, key: Some(footer.key) }
             } else {
-                Head::Whole(header, Box::new(footer), body_at)
+                Head::Whole(Box::new(footer))
             }
         }
-        _ if is_dead => Head::Dead { skip: RECORD_ALIGN, is_whole: false },
-        Ok(_) => Head::Damaged("the footer is of another record"),
-        Err(FormatError::Version(_)) => Head::Damaged("the footer is of another format version"),
-        Err(_) if rest.iter().take(4).all(|byte| *byte == 0) => Head::Unfinished(header),
-        Err(_) => Head::Damaged("the footer fails its checksum"),
+        (_, Some(_)) if is_dead(bytes) => Head::Dead { skip: RECORD_ALIGN, key: None },
+        (Ok(_), Some(_)) => Head::Damaged("the footer is of another record"),
+        (Err(FormatError::Version(_)), Some(_)) => Head::Damaged("the footer is of another format version"),
+        (Err(_), Some(header)) if rest.iter().take(4).all(|byte| *byte == 0) => Head::Unfinished(header),
+        (Err(_), Some(_)) => Head::Damaged("the footer fails its checksum"),
+        (_, None) => Head::Nothing { is_zero: false },
     }
-}
-
-/// Whether a footer closes the record of this header, and the two agree.
-fn is_footer_of(footer: &RecordFooter, header: &RecordHeader) -> bool {
-    let shard = &header.shard;
-    footer.key == shard.key
-        && footer.stamp == header.stamp
-        && footer.header_crc == header.crc
-        && footer.scheme == shard.scheme
-        && footer.shard_len <= shard.len_max
 }
 
 struct Window<'f> {

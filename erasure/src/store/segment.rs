@@ -18,8 +18,11 @@ use std::sync::{Arc, Mutex};
 use super::core::{Core, lock};
 use super::disk::DiskFile;
 use super::error::StoreError;
-use super::format::{RECORD_ALIGN, SEGMENT_HEAD_BYTES, encode_segment_head};
+use super::format::{
+    RECORD_ALIGN, SEGMENT_HEAD_BYTES, STATE_AT, STATE_DEAD, STATE_LIVE, encode_segment_head,
+};
 use super::janitor::Chore;
+use super::scan::{Found, scan};
 
 /// Writers that share one segment before another is opened: a file takes one write at a time.
 const WRITERS_PER_SEGMENT: usize = 8;
@@ -337,7 +340,7 @@ impl Segments {
                 continue;
             }
             let number = segment.number;
-            return match self.reopen(core, &segment, capacity) {
+            return match self.reopen(core, &segment, tail, capacity) {
                 Ok(file) => {
                     self.set_open(&segment, file, tail, capacity);
                     Ok(())
@@ -397,10 +400,12 @@ impl Segments {
         &self,
         core: &Core,
         segment: &Arc<Segment>,
+        tail: u64,
         capacity: u64,
     ) -> Result<Arc<dyn DiskFile>, StoreError> {
         let file = self.file(core, segment)?;
         let mut marks = lock(&segment.marks);
+        self.settle_states(core, segment, &*file, tail)?;
         let index_path = segment.index_path();
         // The index goes first: an index that knows less than its segment would hide acknowledged shards.
         match core.disk.remove(&index_path) {
@@ -417,6 +422,37 @@ impl Segments {
         }
         file.sync().map_err(|error| core.fail("sync", &segment.path, &error))?;
         Ok(file)
+    }
+
+    /// Makes the records say what the index file said. A death that a crash cut short may be in one and not in
+    /// the other: as long as there is an index file it decides, and after it the records alone.
+    fn settle_states(
+        &self,
+        core: &Core,
+        segment: &Segment,
+        file: &dyn DiskFile,
+        tail: u64,
+    ) -> Result<(), StoreError> {
+        let mut wrong = Vec::new();
+        scan(file, &core.superblock.secret, segment.number, tail, |found| {
+            let (at, key, is_dead) = match found {
+                Found::Record { at, footer } => (at, footer.key, false),
+                Found::Dead { at, key } => (at, key, true),
+                _ => return,
+            };
+            let current = core.index.get(key);
+            let is_live =
+                current.is_some_and(|entry| entry.segment == segment.number && entry.record_at() == at);
+            if is_live == is_dead {
+                wrong.push((at, if is_live { STATE_LIVE } else { STATE_DEAD }));
+            }
+        });
+        for (at, state) in &wrong {
+            file.write_at(&[*state], at + STATE_AT)
+                .map_err(|error| StoreError::io("write to", &segment.path, error))?;
+        }
+        // Also where nothing was wrong: a killed process may have left it in the cache alone.
+        file.sync().map_err(|error| core.fail("sync", &segment.path, &error))
     }
 
     fn take_reopenable(&self) -> Option<(Arc<Segment>, u64)> {

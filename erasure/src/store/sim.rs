@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -36,6 +36,7 @@ struct World {
     is_off: bool,
     failing: Option<(Kind, i32)>,
     free: Option<u64>,
+    gate: Option<Arc<Gate>>,
 }
 
 #[derive(Default, Clone)]
@@ -48,6 +49,34 @@ struct Inode {
 
 #[derive(Clone, Default)]
 pub struct SimDisk(Arc<Mutex<World>>);
+
+/// While it lives, file syncs wait.
+pub struct SyncGate {
+    gate: Arc<Gate>,
+    world: Arc<Mutex<World>>,
+}
+
+#[derive(Default)]
+struct Gate {
+    /// Whether it is shut, and how many syncs wait.
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl SyncGate {
+    pub fn wait_for_one(&self) {
+        let state = lock(&self.gate.state);
+        drop(self.gate.changed.wait_while(state, |(_, waiting)| *waiting == 0));
+    }
+}
+
+impl Drop for SyncGate {
+    fn drop(&mut self) {
+        lock(&self.world).gate = None;
+        lock(&self.gate.state).0 = false;
+        self.gate.changed.notify_all();
+    }
+}
 
 struct SimFile {
     world: Arc<Mutex<World>>,
@@ -154,6 +183,12 @@ impl SimDisk {
         lock(&self.0).failing = Some((kind, errno.raw_os_error()));
     }
 
+    pub fn hold_syncs(&self) -> SyncGate {
+        let gate = Arc::new(Gate { state: Mutex::new((true, 0)), changed: Condvar::new() });
+        lock(&self.0).gate = Some(Arc::clone(&gate));
+        SyncGate { gate, world: Arc::clone(&self.0) }
+    }
+
     pub fn mend(&self) {
         lock(&self.0).failing = None;
     }
@@ -184,13 +219,19 @@ impl SimDisk {
     /// The disk as a next process finds it after this one was killed: the cache survives.
     pub fn after_kill(&self) -> Self {
         let world = lock(&self.0);
-        let copy = |names: &BTreeMap<PathBuf, Arc<Mutex<Inode>>>| -> BTreeMap<PathBuf, Arc<Mutex<Inode>>> {
-            let copied =
-                names.iter().map(|(path, inode)| (path.clone(), Arc::new(Mutex::new(lock(inode).clone()))));
-            copied.collect()
-        };
-        let names = copy(&world.names);
-        Self(Arc::new(Mutex::new(World { durable_names: names.clone(), names, ..World::default() })))
+        let mut copies: BTreeMap<*const Mutex<Inode>, Arc<Mutex<Inode>>> = BTreeMap::new();
+        let mut copy =
+            |names: &BTreeMap<PathBuf, Arc<Mutex<Inode>>>| -> BTreeMap<PathBuf, Arc<Mutex<Inode>>> {
+                let mut copied = BTreeMap::new();
+                for (path, inode) in names {
+                    let fresh = || Arc::new(Mutex::new(lock(inode).clone()));
+                    let inode = copies.entry(Arc::as_ptr(inode)).or_insert_with(fresh);
+                    copied.insert(path.clone(), Arc::clone(inode));
+                }
+                copied
+            };
+        let (names, durable_names) = (copy(&world.names), copy(&world.durable_names));
+        Self(Arc::new(Mutex::new(World { durable_names, names, ..World::default() })))
     }
 
     pub fn files(&self) -> Vec<(PathBuf, u64)> {
@@ -294,6 +335,13 @@ impl DiskFile for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let gate = lock(&self.world).gate.clone();
+        if let Some(gate) = gate {
+            let mut state = lock(&gate.state);
+            state.1 += 1;
+            gate.changed.notify_all();
+            drop(gate.changed.wait_while(state, |(is_shut, _)| *is_shut));
+        }
         let mut world = lock(&self.world);
         world.change(Kind::Sync)?;
         world.syncs += 1;
@@ -332,7 +380,7 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(lock(&self.inode).data.len() as u64)
     }
 

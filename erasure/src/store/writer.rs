@@ -26,13 +26,19 @@ const PIECE_BYTES: u64 = 256 * 1024;
 pub struct Permit(Arc<Core>);
 
 impl Permit {
-    fn take(core: &Arc<Core>) -> Result<Self, StoreError> {
+    /// Whoever holds one may write to segments: a closing store keeps its directory until all are back. So the
+    /// permit comes first and the look whether the store is open second.
+    pub fn take(core: &Arc<Core>) -> Result<Self, StoreError> {
         let writers_max = core.options.writers_max;
-        let taken = core.writers.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |open| {
+        let taken = core.writers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
             (open < writers_max).then_some(open + 1)
         });
         match taken {
-            Ok(_) => Ok(Self(Arc::clone(core))),
+            Ok(_) => {
+                let permit = Self(Arc::clone(core));
+                core.check_open()?;
+                Ok(permit)
+            }
             Err(_) => Err(StoreError::Busy { writers_max }),
         }
     }
@@ -40,7 +46,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.writers.fetch_sub(1, Ordering::AcqRel);
+        self.0.writers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -80,7 +86,6 @@ struct Draft {
 
 impl ShardWriter {
     pub(super) async fn begin(core: &Arc<Core>, header: ShardHeader) -> Result<Self, StoreError> {
-        core.check_open()?;
         check_header(&header).map_err(|why| StoreError::Refused { key: header.key, why })?;
         let permit = Permit::take(core)?;
         let body_at = body_at(header.scheme, header.len_max);
@@ -162,17 +167,8 @@ impl ShardWriter {
             if is_held(&core, &footer) {
                 return Ok(true);
             }
-            let Draft { room, permit, header, body_at, .. } = *draft;
-            let finish = Finish {
-                room,
-                footer,
-                body_at: body_at as u16, // At most META_BYTES_MAX.
-                pg: header.pg,
-                opened_at_ms: header.opened_at_ms,
-                copy_of: None,
-                permit: Some(permit),
-                reply,
-            };
+            let Draft { room, permit, .. } = *draft;
+            let finish = Finish { room, footer, copy_of: None, permit: Some(permit), reply };
             match core.queue.finish(finish) {
                 Ok(()) => Ok(false),
                 Err(_) => Err(StoreError::Closed { path: core.dir.clone() }),
@@ -311,6 +307,9 @@ impl Draft {
             scheme,
             stamp: self.stamp(),
             header_crc: self.header_crc,
+            pg: self.header.pg,
+            opened_at_ms: self.header.opened_at_ms,
+            body_at: self.body_at as u16, // At most META_BYTES_MAX.
             roots: footer.roots,
             cell_crcs: mem::take(&mut self.cell_crcs),
         })

@@ -80,14 +80,8 @@ impl Objects {
             .ok_or_else(|| ObjectsError::SlowDown("too many uploads are under way".into()))?;
         let tenant_key = self.tenant_key(caller).await?;
         let scheme = bucket.scheme.unwrap_or_else(|| self.inner.map.get().default_scheme());
-        let mut intake = Intake {
-            objects: self,
-            tenant_key,
-            bucket_id: bucket.id,
-            scheme,
-            extents: Vec::new(),
-            placed: Vec::new(),
-        };
+        let mut intake =
+            Intake { objects: self, tenant_key, bucket_id: bucket.id, scheme, extents: Vec::new(), placed: Vec::new() };
         match intake.take_body(upstream, inlining).await {
             Ok(content) => {
                 let placed = intake.placed.iter().map(|blob| (blob.group.clone(), blob.new.id)).collect();

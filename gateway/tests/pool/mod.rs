@@ -12,7 +12,7 @@ use makai_erasure::stripe::{PeerError, ShardFooter, ShardHeader, ShardPeers, Sha
 use makai_erasure::{DiskId, NodeId, PgId, ShardKey};
 use makai_gateway::identity::{Identity, PURPOSE_SECRET, new_tenant_key, seal_secret};
 use makai_gateway::objects::{Objects, ObjectsOptions};
-use makai_gateway::s3::{S3Door, S3DoorConfig, serve};
+use makai_gateway::s3::{S3Door, S3DoorConfig, ServeError, serve};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{Disk, Group, Node, Role, Standing};
 use makai_raft::facts::command::{Batch, Command, Envelope, Reply};
@@ -22,7 +22,10 @@ use makai_raft::handle::{MetaError, Metadata};
 use makai_raft::machine;
 use makai_raft::machine::kv::MemKv;
 use makai_raft::view::MapView;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const CLUSTER_KEY: [u8; 32] = [42; 32];
@@ -120,10 +123,12 @@ pub struct Pool {
     pub other_access_key: String,
     pub other_secret_key: String,
     pub shutdown: CancellationToken,
+    /// Ends when the door has closed.
+    pub served: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Pool {
-    pub async fn start(listen: SocketAddr) -> Self {
+    pub async fn start(listen: SocketAddr, config: S3DoorConfig, tls: Option<Arc<ServerConfig>>) -> Self {
         let facts = Arc::new(Facts { state: Mutex::default() });
         facts.propose(Command::InitCluster { cluster_id: "memory".into() }).await.unwrap();
         make_disks(&facts).await;
@@ -140,12 +145,12 @@ impl Pool {
         let peers = Arc::new(Disks { shards: Shards::default() });
         let options = ObjectsOptions::default();
         let objects = Objects::new(facts, peers, map, identity.clone(), Arc::new(now), options);
-        let config = S3DoorConfig { domains: vec!["s3.test".into()], ..S3DoorConfig::default() };
         let door = S3Door::new(objects, identity, config).unwrap();
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        tokio::spawn(serve(door, vec![listener], None, shutdown.clone()));
+        let tls = tls.map(|tls| watch::channel(tls).1);
+        let served = tokio::spawn(serve(door, vec![listener], tls, shutdown.clone()));
         Self {
             address,
             access_key: keys["one"].into(),
@@ -153,6 +158,7 @@ impl Pool {
             other_access_key: keys["two"].into(),
             other_secret_key: secret("two"),
             shutdown,
+            served,
         }
     }
 }

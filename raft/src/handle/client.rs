@@ -137,7 +137,11 @@ impl Metadata for MetaClient {
         let deadline = Instant::now() + Duration::from_millis(self.shared.config.deadline_ms);
         let mut search = Search::new(&self.shared);
         loop {
-            let to = if search.attempts == 0 { self.shared.local_key().or_else(|| search.next()) } else { search.next() };
+            let to = if search.attempts == 0 {
+                self.shared.local_key().or_else(|| search.next())
+            } else {
+                search.next()
+            };
             search.attempts += 1;
             let trouble = match to {
                 None => Trouble::Unavailable("no voter is known".into()),
@@ -261,7 +265,12 @@ impl Shared {
         left.min(Duration::from_millis(self.config.attempt_timeout_ms))
     }
 
-    async fn propose_once(&self, to: NodeId, envelopes: &[Envelope], deadline: Instant) -> Result<Results, Trouble> {
+    async fn propose_once(
+        &self,
+        to: NodeId,
+        envelopes: &[Envelope],
+        deadline: Instant,
+    ) -> Result<Results, Trouble> {
         let timeout = self.attempt_timeout(deadline);
         if let Some(local) = self.local.as_ref().filter(|local| local.node() == to) {
             return match tokio::time::timeout(timeout, local.propose(envelopes.to_vec())).await {
@@ -311,7 +320,9 @@ impl<'a> Search<'a> {
         if let Some(hint) = self.hint.take() {
             return Some(hint);
         }
-        if let Some(leader) = self.shared.local.as_ref().and_then(MetaNode::leader).filter(|_| self.attempts < 2) {
+        if let Some(leader) =
+            self.shared.local.as_ref().and_then(MetaNode::leader).filter(|_| self.attempts < 2)
+        {
             return Some(leader);
         }
         let voters = self.shared.voters.borrow();
@@ -320,7 +331,12 @@ impl<'a> Search<'a> {
     }
 
     /// Learns from a failure and waits, or says that the time is over.
-    async fn pause(&mut self, trouble: Trouble, asked: Option<NodeId>, deadline: Instant) -> Result<(), MetaError> {
+    async fn pause(
+        &mut self,
+        trouble: Trouble,
+        asked: Option<NodeId>,
+        deadline: Instant,
+    ) -> Result<(), MetaError> {
         let pause = match &trouble {
             Trouble::NotLeader(Some(leader)) if Some(*leader) != asked => {
                 self.hint = Some(*leader);

@@ -41,7 +41,12 @@ impl Incoming {
         Self { disk, dir, cluster_id, current: Mutex::new(None) }
     }
 
-    pub async fn piece(&self, raft: &Raft<Types, RaftMachine>, from: NodeId, piece: SnapshotPiece) -> SnapshotAnswer {
+    pub async fn piece(
+        &self,
+        raft: &Raft<Types, RaftMachine>,
+        from: NodeId,
+        piece: SnapshotPiece,
+    ) -> SnapshotAnswer {
         if let Some(vote) = higher_vote(raft, &piece.vote) {
             return SnapshotAnswer::HigherVote(vote);
         }
@@ -92,7 +97,12 @@ impl Incoming {
         SnapshotAnswer::Received
     }
 
-    pub async fn end(&self, raft: &Raft<Types, RaftMachine>, from: NodeId, end: SnapshotEnd) -> SnapshotAnswer {
+    pub async fn end(
+        &self,
+        raft: &Raft<Types, RaftMachine>,
+        from: NodeId,
+        end: SnapshotEnd,
+    ) -> SnapshotAnswer {
         if let Some(vote) = higher_vote(raft, &end.vote) {
             return SnapshotAnswer::HigherVote(vote);
         }
@@ -162,7 +172,9 @@ fn install(
         };
         let result = match checked.await {
             Err(why) => Err(why),
-            Ok(()) if end.meta.last_log_id.as_ref().is_some_and(|last| last.leader_id > end.vote.leader_id) => {
+            Ok(())
+                if end.meta.last_log_id.as_ref().is_some_and(|last| last.leader_id > end.vote.leader_id) =>
+            {
                 Err("it is newer than its sender's term".into())
             }
             Ok(()) => {

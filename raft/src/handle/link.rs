@@ -11,7 +11,8 @@ use makai_erasure::NodeId;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
 use serde::Serialize;
@@ -132,10 +133,11 @@ fn refused(why: &str) -> StreamingError<Types> {
 fn read_ahead(cluster_id: String, view: Arc<Frozen>) -> mpsc::Receiver<Result<Bytes, String>> {
     let (sender, pieces) = mpsc::channel(SNAPSHOT_PIECES_AHEAD);
     tokio::task::spawn_blocking(move || {
-        let result = snapshot::write(&cluster_id, &view, &mut |piece| match sender.blocking_send(Ok(piece)) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        });
+        let result =
+            snapshot::write(&cluster_id, &view, &mut |piece| match sender.blocking_send(Ok(piece)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            });
         if let Err(error) = result {
             drop(sender.blocking_send(Err(error.to_string())));
         }

@@ -349,7 +349,8 @@ impl MetaNode {
 
     async fn leader_read_index(&self) -> Result<u64, Trouble> {
         let timeout = Duration::from_millis(self.0.config.request_timeout_ms);
-        let linearizer = tokio::time::timeout(timeout, self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex));
+        let linearizer =
+            tokio::time::timeout(timeout, self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex));
         match linearizer.await {
             Err(_) => Err(Trouble::Unavailable("no majority confirmed this leader in time".into())),
             Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
@@ -359,6 +360,16 @@ impl MetaNode {
             }
             Ok(Err(other)) => Err(unavailable(other)),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn facts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, crate::machine::kv::KvError> {
+        let mut out = BTreeMap::new();
+        self.0.store.frozen()?.for_each_pair(&mut |key, value| {
+            out.insert(key.to_vec(), value.to_vec());
+            std::ops::ControlFlow::Continue(())
+        })?;
+        Ok(out)
     }
 
     #[must_use]
@@ -396,7 +407,7 @@ impl MetaNode {
             leader: leader.map(|node| node.key),
             is_leader: metrics.current_leader == Some(metrics.id),
             last_log: metrics.last_log_index,
-            applied: metrics.last_applied.map(|log_id| log_id.index),
+            applied: self.0.store.watch_applied().borrow().checked_sub(1),
             durable: metrics.snapshot.map(|log_id| log_id.index),
             purged: metrics.purged.map(|log_id| log_id.index),
             voters,
@@ -408,6 +419,27 @@ impl MetaNode {
                 .map(|(number, matched)| (number, matched.map(|log_id| log_id.index)))
                 .collect(),
             log_bytes: self.0.log.bytes(self.0.config.group).0,
+        }
+    }
+
+    /// Waits until the status is so, looking whenever it may have changed. Never returns if the voter has stopped
+    /// before.
+    pub async fn wait_for(&self, is_so: impl Fn(&MetaStatus) -> bool) {
+        let mut metrics = self.0.raft.metrics();
+        let mut applied = self.0.store.watch_applied();
+        loop {
+            metrics.borrow_and_update();
+            applied.borrow_and_update();
+            if is_so(&self.status()) {
+                return;
+            }
+            let is_running = tokio::select! {
+                changed = metrics.changed() => changed.is_ok(),
+                changed = applied.changed() => changed.is_ok(),
+            };
+            if !is_running {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
@@ -428,7 +460,8 @@ impl MetaNode {
         if status.voters.iter().any(|&(known, _)| known == number) {
             return Ok(());
         }
-        self.0.raft.add_learner(number, VoterNode { key: node }, true).await.map_err(admin_error)?;
+        let learner = VoterNode { key: node };
+        self.as_confirmed_leader(|| self.0.raft.add_learner(number, learner, true)).await?;
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([number]));
         self.change(change).await
     }
@@ -459,10 +492,29 @@ impl MetaNode {
 
     /// Refused where another change came between.
     async fn change(&self, change: ChangeMembers<u64, VoterNode>) -> Result<(), MetaAdminError> {
-        let last_membership_log_id = *self.metrics().membership_config.log_id();
-        let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
-        self.0.raft.change_membership_if(change, false, [precondition]).await.map_err(admin_error)?;
-        Ok(())
+        self.as_confirmed_leader(|| {
+            let last_membership_log_id = *self.metrics().membership_config.log_id();
+            let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
+            self.0.raft.change_membership_if(change.clone(), false, [precondition])
+        })
+        .await
+    }
+
+    /// A leader that no majority has confirmed yet turns changes away, naming nobody: tries again while it leads.
+    async fn as_confirmed_leader<F, T>(&self, attempt: impl Fn() -> F) -> Result<(), MetaAdminError>
+    where
+        F: Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
+    {
+        let until = Instant::now() + Duration::from_millis(self.0.config.request_timeout_ms);
+        loop {
+            match attempt().await.map_err(admin_error) {
+                Err(MetaAdminError::NotLeader(None)) if self.is_leader() && Instant::now() < until => {
+                    tokio::time::sleep(UNCONFIRMED_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
     }
 
     /// Hands the lead to another voter; to the one with the longest log if `to` is `None`. Returns when this
@@ -474,7 +526,8 @@ impl MetaNode {
         let status = self.leading()?;
         let is_voter = |number: &u64| status.voters.iter().any(|(known, _)| known == number);
         let best = || {
-            let others = status.matched.iter().filter(|(number, _)| *number != status.number && is_voter(number));
+            let others =
+                status.matched.iter().filter(|(number, _)| *number != status.number && is_voter(number));
             others.max_by_key(|(_, matched)| *matched).map(|(number, _)| *number)
         };
         let Some(to) = to.or_else(best).filter(|number| is_voter(number) && *number != status.number) else {
@@ -483,7 +536,8 @@ impl MetaNode {
         let unconfirmed = |why: String| MetaAdminError::Unconfirmed(why);
         self.0.raft.trigger().transfer_leader(to).await.map_err(|fatal| unconfirmed(fatal.to_string()))?;
         let timeout = Duration::from_millis(self.0.config.election_timeout_max_ms * 2);
-        let moved = |metrics: &RaftMetrics<Types>| metrics.current_leader.is_some_and(|leader| leader != metrics.id);
+        let moved =
+            |metrics: &RaftMetrics<Types>| metrics.current_leader.is_some_and(|leader| leader != metrics.id);
         let waited = self.0.raft.wait(Some(timeout)).metrics(moved, "another leads").await;
         waited.map(|_| ()).map_err(|error| unconfirmed(error.to_string()))
     }
@@ -568,6 +622,8 @@ async fn keep(node: std::sync::Weak<Inner>) {
     }
 }
 
+/// Between two attempts of a leader that waits to be confirmed.
+const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(10);
 const KEEPER_INTERVAL: Duration = Duration::from_millis(250);
 
 fn unavailable(error: impl std::fmt::Display) -> Trouble {
@@ -660,7 +716,8 @@ fn identify(disk: &dyn Disk, config: &MetaConfig) -> Result<(), MetaStartError> 
         let len = file.len().map_err(io)?.min(4096);
         let mut bytes = vec![0; len as usize];
         file.read_at(0, &mut bytes).map_err(io)?;
-        let body = bytes.strip_prefix(IDENTITY_MAGIC).ok_or_else(|| wrong("no voter of this release".into()))?;
+        let body =
+            bytes.strip_prefix(IDENTITY_MAGIC).ok_or_else(|| wrong("no voter of this release".into()))?;
         let found: Identity = rmp_serde::from_slice(body).map_err(|error| wrong(error.to_string()))?;
         return if found == expected { Ok(()) } else { Err(wrong(format!("{found:?}"))) };
     }

@@ -111,7 +111,10 @@ pub(super) fn encode(kind: u8, group: GroupId, body: &impl Serialize) -> Result<
     out.extend_from_slice(&group.0.to_le_bytes());
     rmp_serde::encode::write(&mut out, body).map_err(|error| Trouble::Malformed(error.to_string()))?;
     if out.len() > MESSAGE_BYTES_MAX {
-        return Err(Trouble::Malformed(format!("it has {} bytes, {MESSAGE_BYTES_MAX} are allowed", out.len())));
+        return Err(Trouble::Malformed(format!(
+            "it has {} bytes, {MESSAGE_BYTES_MAX} are allowed",
+            out.len()
+        )));
     }
     Ok(Bytes::from(out))
 }

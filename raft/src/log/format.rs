@@ -117,7 +117,14 @@ impl Kind {
 }
 
 /// Appends a record to `out`.
-pub(super) fn push_record(out: &mut Vec<u8>, group: GroupId, kind: Kind, index: u64, term: u64, payload: &[u8]) {
+pub(super) fn push_record(
+    out: &mut Vec<u8>,
+    group: GroupId,
+    kind: Kind,
+    index: u64,
+    term: u64,
+    payload: &[u8],
+) {
     out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     out.extend_from_slice(&crc32c(payload).to_le_bytes());
     out.extend_from_slice(&group.0.to_le_bytes());

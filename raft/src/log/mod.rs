@@ -26,9 +26,9 @@ pub mod types;
 mod wal;
 
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::LogError;
 use super::disk::Disk;
 use super::format::{self, Kind, RECORD_HEADER_BYTES, Record, SECTOR_BYTES, SegmentHeader};
 use super::types::{Entry, LogId, Vote};
 use super::wal::{Carry, Group, Place, Segment, Slot};
-use super::LogError;
 use crate::facts::GroupId;
 
 pub(super) struct Recovered {
@@ -18,6 +18,8 @@ pub(super) struct Recovered {
     /// Where the next frame goes in the newest segment.
     pub offset: u64,
     pub next_frame: u64,
+    /// Up to where a purge must reach, for the log to be whole.
+    purged_until: BTreeMap<GroupId, u64>,
     /// Files that may be used for segments.
     pub spares: Vec<PathBuf>,
 }
@@ -50,6 +52,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
         carry: BTreeMap::new(),
         offset: 0,
         next_frame: 0,
+        purged_until: BTreeMap::new(),
         spares,
     };
     for (i, &sequence) in sequences.iter().enumerate() {
@@ -58,7 +61,8 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
         let len = file.len().map_err(io("measure log segment", &path))?;
         let mut bytes = vec![0; len as usize];
         file.read_at(0, &mut bytes).map_err(io("read log segment", &path))?;
-        let corrupt = |offset: usize, why: String| LogError::Corrupt { path: path.clone(), offset: offset as u64, why };
+        let corrupt =
+            |offset: usize, why: String| LogError::Corrupt { path: path.clone(), offset: offset as u64, why };
         let header = SegmentHeader::decode(&bytes).map_err(|why| corrupt(0, why))?;
         if header.sequence != sequence || sequence != sequences[0] + i as u64 {
             return Err(corrupt(0, "a segment before it is missing".into()));
@@ -94,6 +98,13 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
         }
         out.segments.insert(sequence, segment);
     }
+    for (id, until) in &out.purged_until {
+        let purged = out.groups.get(id).and_then(|group| group.purged.as_ref());
+        if purged.is_none_or(|purged| purged.index < *until) {
+            let why = format!("entries up to {until} of group {} are missing", id.0);
+            return Err(LogError::Corrupt { path: dir.to_path_buf(), offset: 0, why });
+        }
+    }
     for group in out.groups.values_mut() {
         group.release_floor = match group.slots.front().and_then(|slot| slot.place.as_ref()) {
             Some(place) => place.segment.sequence,
@@ -114,8 +125,13 @@ impl Recovered {
                     return Ok(());
                 }
                 let expected = group.next_index().unwrap_or(record.index);
-                if entry.log_id.index != record.index || record.index != expected {
+                if entry.log_id.index != record.index || record.index < expected {
                     return Err(format!("entry {} where {expected} was expected", record.index));
+                }
+                if record.index > expected {
+                    // What is between was in segments that were let go: a purge further on says so.
+                    group.truncate_after(None);
+                    self.purged_until.insert(record.group, record.index - 1);
                 }
                 let len = RECORD_HEADER_BYTES + record.payload.len();
                 group.push(Slot {

@@ -6,8 +6,8 @@ use std::ops::{Bound, RangeBounds};
 
 use futures::Stream;
 use futures::channel::oneshot;
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
 use super::types::{Entry, LogId, Types, Vote};
 use super::wal::{Done, Found, Log};
@@ -112,7 +112,7 @@ impl RaftLogStorage<Types> for GroupStorage {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        self.log.append(self.group, entries, callback)
+        self.log.append(self.group, entries, Done::Raft(callback))
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -84,6 +84,7 @@ pub(super) struct Group {
     /// Consecutive.
     pub slots: VecDeque<Slot>,
     cached_bytes: usize,
+    stored_bytes: u64,
     /// Slots at the front that left memory.
     evicted_count: usize,
     /// Of all entries ever pushed in this process.
@@ -103,6 +104,7 @@ impl Group {
 
     pub fn push(&mut self, slot: Slot) {
         self.cached_bytes += slot.len as usize;
+        self.stored_bytes += u64::from(slot.len);
         self.appended_bytes += u64::from(slot.len);
         self.slots.push_back(slot);
     }
@@ -110,10 +112,11 @@ impl Group {
     /// `None`: nothing is kept.
     pub fn truncate_after(&mut self, last_kept: Option<u64>) {
         while self.slots.back().is_some_and(|slot| last_kept.is_none_or(|last| slot.log_id.index > last)) {
-            if let Some(slot) = self.slots.pop_back()
-                && slot.entry.is_some()
-            {
-                self.cached_bytes -= slot.len as usize;
+            if let Some(slot) = self.slots.pop_back() {
+                self.stored_bytes -= u64::from(slot.len);
+                if slot.entry.is_some() {
+                    self.cached_bytes -= slot.len as usize;
+                }
             }
         }
         self.evicted_count = self.evicted_count.min(self.slots.len());
@@ -122,6 +125,7 @@ impl Group {
     pub fn purge(&mut self, upto: LogId) {
         while self.slots.front().is_some_and(|slot| slot.log_id.index <= upto.index) {
             if let Some(slot) = self.slots.pop_front() {
+                self.stored_bytes -= u64::from(slot.len);
                 match slot.entry {
                     Some(_) => self.cached_bytes -= slot.len as usize,
                     None => self.evicted_count -= 1,
@@ -138,6 +142,15 @@ impl Group {
         let first = self.slots.front()?.log_id.index;
         let position = usize::try_from(index.checked_sub(first)?).ok()?;
         (position < self.slots.len()).then_some(position)
+    }
+
+    /// The first segment that is needed once a purge is durable, in segment `current`. What was changed since
+    /// may not become durable: it lets go of nothing.
+    fn floor_after_purge(&self, first_kept: FirstKept, current: u64) -> u64 {
+        let Some((index, stamp)) = first_kept else { return current };
+        let slot = self.position(index).and_then(|position| self.slots.get(position));
+        let place = slot.filter(|slot| slot.stamp == stamp).and_then(|slot| slot.place.as_ref());
+        place.map_or(0, |place| place.segment.sequence)
     }
 
     fn evict(&mut self, cache_bytes: usize) {
@@ -186,10 +199,14 @@ struct Submission {
     /// Index, stamp and offset within `records` of each entry.
     entries: Vec<(u64, u64, usize)>,
     mark: Option<(Kind, Vec<u8>)>,
-    /// Once durable, the group needs no segment before this one; `Some(None)`: before the newest.
-    release: Option<Option<u64>>,
+    /// For a purge: what it leaves first.
+    release: Option<FirstKept>,
     done: Done,
 }
+
+/// Index and stamp of the first entry that a purge leaves, if it leaves any. Where that is, is known once the purge
+/// is durable, since it was submitted before.
+type FirstKept = Option<(u64, u64)>;
 
 /// An entry as it was found.
 pub(super) enum Found {
@@ -224,10 +241,10 @@ impl Log {
         config: LogConfig,
         salt: impl FnMut() -> u64 + Send + 'static,
     ) -> Result<Self, LogError> {
-        let Recovered { segments, mut groups, carry, offset, next_frame, spares } =
+        let Recovered { segments, mut groups, carry, offset, next_frame, spares, .. } =
             recovery::recover(&*disk, &config.dir)?;
         for group in groups.values_mut() {
-            group.appended_bytes = group.slots.iter().map(|slot| u64::from(slot.len)).sum();
+            group.appended_bytes = group.stored_bytes;
             group.evict(config.cache_bytes);
         }
         let cache_bytes = config.cache_bytes;
@@ -247,7 +264,11 @@ impl Log {
         };
         if writer.segments.is_empty() {
             let dir = writer.config.dir.clone();
-            writer.rotate(0).map_err(|source| LogError::Io { action: "begin a log in", path: dir, source })?;
+            writer.rotate(0).map_err(|source| LogError::Io {
+                action: "begin a log in",
+                path: dir,
+                source,
+            })?;
         }
         let state = State { groups, next_stamp: 1, ..State::default() };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new(), cache_bytes });
@@ -271,8 +292,8 @@ impl Log {
     pub(super) fn bounds(&self, group: GroupId) -> (Option<LogId>, Option<LogId>) {
         let state = self.state();
         let Some(group) = state.groups.get(&group) else { return (None, None) };
-        let last = group.slots.back().map(|slot| slot.log_id.clone());
-        (group.purged.clone(), last.or_else(|| group.purged.clone()))
+        let last = group.slots.back().map(|slot| slot.log_id);
+        (group.purged, last.or(group.purged))
     }
 
     pub(super) fn vote(&self, group: GroupId) -> Option<Vote> {
@@ -284,7 +305,7 @@ impl Log {
     pub fn bytes(&self, group: GroupId) -> (u64, u64) {
         let state = self.state();
         let Some(group) = state.groups.get(&group) else { return (0, 0) };
-        (group.slots.iter().map(|slot| u64::from(slot.len)).sum(), group.appended_bytes)
+        (group.stored_bytes, group.appended_bytes)
     }
 
     /// The first index such that the entries from it on have at most `bytes`.
@@ -327,12 +348,12 @@ impl Log {
         out
     }
 
-    /// The entries are readable on return; `callback` is told when they are durable.
+    /// The entries are readable on return; `done` is told when they are durable.
     pub(super) fn append(
         &self,
         group: GroupId,
         entries: impl IntoIterator<Item = Entry>,
-        callback: IOFlushed<Types>,
+        done: Done,
     ) -> io::Result<()> {
         let mut submissions = Vec::new();
         let mut slots = Vec::new();
@@ -342,13 +363,13 @@ impl Log {
             if !current.entries.is_empty() && current.records.len() + payload.len() > SUBMISSION_BYTES_MAX {
                 submissions.push(std::mem::replace(&mut current, Submission::new(group)));
             }
-            let log_id = entry.log_id.clone();
+            let log_id = entry.log_id;
             let offset = current.push(Kind::Entry, log_id.index, log_id.leader_id.term, &payload);
             current.entries.push((log_id.index, 0, offset));
             let len = (RECORD_HEADER_BYTES + payload.len()) as u32;
             slots.push(Slot { log_id, len, stamp: 0, place: None, entry: Some(entry) });
         }
-        current.done = Done::Raft(callback);
+        current.done = done;
         submissions.push(current);
 
         let mut state = self.state();
@@ -401,8 +422,7 @@ impl Log {
         let mut state = self.state();
         let log = state.groups.entry(group).or_default();
         log.purge(upto);
-        let front = log.slots.front().and_then(|slot| slot.place.as_ref());
-        submission.release = Some(front.map(|place| place.segment.sequence));
+        submission.release = Some(log.slots.front().map(|slot| (slot.log_id.index, slot.stamp)));
         self.submit(state, vec![submission])
     }
 
@@ -539,8 +559,9 @@ impl Writer {
                     slot.place = Some(Place { segment: segment.clone(), offset: base + offset as u64 });
                 }
             }
-            if let Some(release) = submission.release {
-                group.release_floor = release.unwrap_or(segment.sequence).max(group.release_floor);
+            if let Some(first_kept) = submission.release {
+                let floor = group.floor_after_purge(first_kept, segment.sequence);
+                group.release_floor = floor.max(group.release_floor);
             }
             group.evict(shared.cache_bytes);
             base += submission.records.len() as u64;
@@ -565,7 +586,9 @@ impl Writer {
         if end.next_multiple_of(SECTOR_BYTES) > self.config.segment_bytes {
             for (&group, carry) in &self.carry {
                 let marks = [(Kind::Vote, &carry.vote), (Kind::Purge, &carry.purge)];
-                for (kind, payload) in marks.into_iter().filter_map(|(kind, payload)| Some((kind, payload.as_ref()?))) {
+                for (kind, payload) in
+                    marks.into_iter().filter_map(|(kind, payload)| Some((kind, payload.as_ref()?)))
+                {
                     format::push_record(&mut frame, group, kind, 0, 0, payload);
                     record_count += 1;
                 }
@@ -687,7 +710,7 @@ impl Spares {
     }
 
     /// Takes back a segment's file: to be used again, or to be removed if there is a spare.
-    fn give(&self, path: &PathBuf, is_unread: bool) -> io::Result<()> {
+    fn give(&self, path: &Path, is_unread: bool) -> io::Result<()> {
         let is_wanted = is_unread && self.lock().ready.is_empty();
         if !is_wanted {
             self.disk.remove(path)?;

@@ -14,8 +14,8 @@ use super::backend::Backend;
 use super::snapshot;
 use crate::facts::Timestamp;
 use crate::facts::command::Batch;
-use crate::facts::query::{Answer, Query};
 use crate::facts::command::Refusal;
+use crate::facts::query::{Answer, Query};
 use crate::log::disk::Disk;
 use crate::log::types::{Entry, LogId, Replies, SnapshotMeta, StoredMembership};
 use crate::machine;
@@ -43,8 +43,10 @@ pub struct StoreConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("metadata store {path:?}: {why}; if it does not open again, move this voter's directory away and let \
-             it rejoin under a new number")]
+    #[error(
+        "metadata store {path:?}: {why}; if it does not open again, move this voter's directory away and let \
+             it rejoin under a new number"
+    )]
     Database { path: PathBuf, why: String },
     #[error("metadata store {path:?}")]
     Io { path: PathBuf, source: io::Error },
@@ -82,6 +84,9 @@ impl fmt::Debug for MetaStore {
         write!(f, "MetaStore({:?})", self.0.config.dir)
     }
 }
+
+/// What a scan hands pairs to.
+type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
 fn kv(error: impl fmt::Display) -> KvError {
     KvError(error.to_string())
@@ -128,14 +133,6 @@ impl MetaStore {
     fn database(&self) -> Result<Arc<Database>, KvError> {
         let database = self.0.database.read().unwrap_or_else(PoisonError::into_inner);
         database.clone().ok_or_else(|| KvError("it is closed".into()))
-    }
-
-    pub(super) fn config(&self) -> &StoreConfig {
-        &self.0.config
-    }
-
-    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
-        &self.0.disk
     }
 
     /// Changes whenever entries have been applied: the index after the last one.
@@ -208,7 +205,11 @@ impl MetaStore {
     ///
     /// # Errors
     /// [`StoreError::BadSnapshot`], or the disk fails; nothing has changed then.
-    pub(super) fn install(&self, meta: &SnapshotMeta, source: &super::SnapshotData) -> Result<(), StoreError> {
+    pub(super) fn install(
+        &self,
+        meta: &SnapshotMeta,
+        source: &super::SnapshotData,
+    ) -> Result<(), StoreError> {
         let path = self.0.config.dir.join(NEW_DATABASE_FILE);
         let failed = |why: String| StoreError::Database { path: path.clone(), why };
         let io = |source| StoreError::Io { path: path.clone(), source };
@@ -231,14 +232,15 @@ impl MetaStore {
                 .stamp
             }
             super::SnapshotData::Received(file) => {
-                let head = snapshot::read(&**file, |key, value| filling.push(key, value).map_err(|error| error.0))
-                    .map_err(StoreError::BadSnapshot)?;
+                let head =
+                    snapshot::read(&**file, |key, value| filling.push(key, value).map_err(|error| error.0))
+                        .map_err(StoreError::BadSnapshot)?;
                 head.check(&self.0.config.cluster_id, meta).map_err(StoreError::BadSnapshot)?;
                 head.stamp
             }
         };
         let position =
-            Position { applied: meta.last_log_id.clone(), membership: meta.last_membership.clone(), stamp };
+            Position { applied: meta.last_log_id, membership: meta.last_membership.clone(), stamp };
         filling.finish(&position).map_err(|error| failed(error.0))?;
         drop(database);
 
@@ -305,18 +307,21 @@ fn read_position(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Resu
     }
 }
 
-fn write_position(meta: &mut Table<'_, &'static str, &'static [u8]>, position: &Position) -> Result<(), KvError> {
+fn write_position(
+    meta: &mut Table<'_, &'static str, &'static [u8]>,
+    position: &Position,
+) -> Result<(), KvError> {
     let encoded = rmp_serde::to_vec(position).map_err(kv)?;
     meta.insert("position", encoded.as_slice()).map_err(kv)?;
     Ok(())
 }
 
 fn apply_one(facts: &mut FactsEdit<'_>, position: &mut Position, entry: &Entry) -> Result<Replies, KvError> {
-    let log_id = entry.log_id.clone();
+    let log_id = entry.log_id;
     let replies = match &entry.payload {
         openraft::EntryPayload::Blank => Vec::new(),
         openraft::EntryPayload::Membership(membership) => {
-            position.membership = StoredMembership::new(Some(log_id.clone()), membership.clone());
+            position.membership = StoredMembership::new(Some(log_id), membership.clone());
             Vec::new()
         }
         openraft::EntryPayload::Normal(proposal) => {
@@ -386,10 +391,7 @@ impl Frozen {
         read_position(&self.meta)
     }
 
-    pub(super) fn for_each_pair(
-        &self,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), KvError> {
+    pub(crate) fn for_each_pair(&self, visit: &mut Visit<'_>) -> Result<(), KvError> {
         visit_range(self.facts.iter().map_err(kv)?, visit)
     }
 }
@@ -399,12 +401,7 @@ impl View for Frozen {
         Ok(self.facts.get(key).map_err(kv)?.map(|value| value.value().to_vec()))
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), KvError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), KvError> {
         if from >= to {
             return Ok(());
         }
@@ -414,7 +411,7 @@ impl View for Frozen {
 
 fn visit_range(
     range: redb::Range<'_, &'static [u8], &'static [u8]>,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    visit: &mut Visit<'_>,
 ) -> Result<(), KvError> {
     for pair in range {
         let (key, value) = pair.map_err(kv)?;
@@ -432,12 +429,7 @@ impl View for FactsEdit<'_> {
         Ok(self.0.get(key).map_err(kv)?.map(|value| value.value().to_vec()))
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), KvError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), KvError> {
         if from >= to {
             return Ok(());
         }

@@ -55,7 +55,10 @@ impl RaftMachine {
         work: impl FnOnce(&MetaStore) -> Result<T, E> + Send + 'static,
     ) -> io::Result<T> {
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || work(&store)).await.map_err(io::Error::other)?.map_err(io::Error::other)
+        tokio::task::spawn_blocking(move || work(&store))
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)
     }
 }
 

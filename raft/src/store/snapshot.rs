@@ -112,8 +112,14 @@ pub(crate) fn read(
     mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), String>,
 ) -> Result<Head, String> {
     let len = file.len().map_err(|error| error.to_string())?;
-    let mut input =
-        Input { file, at: 0, len, buffer: Vec::new(), used: 0, digest: Digest::new(CrcAlgorithm::Crc32Iscsi) };
+    let mut input = Input {
+        file,
+        at: 0,
+        len,
+        buffer: Vec::new(),
+        used: 0,
+        digest: Digest::new(CrcAlgorithm::Crc32Iscsi),
+    };
     if input.take(8)? != MAGIC {
         return Err("it is no snapshot".into());
     }

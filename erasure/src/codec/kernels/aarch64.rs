@@ -1,6 +1,6 @@
 //! The kernel of aarch64: two `tbl` of 16 bytes per product.
 
-use std::arch::aarch64::*;
+use std::arch::{aarch64::*, asm};
 
 use super::{Block, COLUMNS_MAX, Call, Family, Kernel, STEP_BYTES, Table};
 
@@ -15,6 +15,7 @@ static FAMILY: Family =
 type Vector = uint8x16_t;
 const VECTOR_BYTES: usize = 16;
 const TABLE: Table = Table::Nibbles;
+const COLUMNS_PER_SUM: usize = 1;
 /// Of no use: the hardware follows the streams, and stable Rust has no prefetch for this architecture.
 const PREFETCH_BYTES: usize = 0;
 
@@ -79,6 +80,16 @@ unsafe fn coefficient(at: *const u8) -> (Vector, Vector) {
 #[target_feature(enable = "neon")]
 fn add_product(sum: Vector, input: (Vector, Vector), factor: (Vector, Vector)) -> Vector {
     veorq_u8(veorq_u8(sum, vqtbl1q_u8(factor.0, input.0)), vqtbl1q_u8(factor.1, input.1))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn settle(mut sum: Vector) -> Vector {
+    // SAFETY: no instruction at all.
+    unsafe {
+        asm!("/* {0:v} */", inout(vreg) sum, options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
 }
 
 blocks!("neon", 4, 4, 4, 1 2 3 4);

@@ -16,7 +16,9 @@ macro_rules! for_each_column {
 /// The blocks of one family, made from the operations in the module `$ops`:
 ///
 /// - `Vector`, `Input` (a vector ready to be multiplied), `Coefficient` and `VECTOR_BYTES`,
-/// - `zero`, `load`, `store`, `store_past_caches`, `prefetch`, `input`, `coefficient` and `add_product`.
+/// - `zero`, `load`, `store`, `store_past_caches`, `prefetch`, `input`, `coefficient` and `add_product`,
+/// - `settle`, which changes nothing, but keeps the compiler from re-ordering a sum into a tree that needs more
+///   registers than there are: applied every COLUMNS_PER_SUM columns.
 ///
 /// `block::<COLUMNS, ROWS, VECTORS, PREFETCH>` takes VECTORS vectors of every input per step, and keeps their sums
 /// for all rows in registers.
@@ -35,10 +37,11 @@ macro_rules! blocks {
                 let mut sums = [[zero(); VECTORS]; ROWS];
                 if is_sum {
                     for row in 0..ROWS {
+                        // SAFETY: row < ROWS, and `at` lies in `from..to` of that output.
+                        let target = unsafe { (*outputs.add(row)).add(at) };
                         for vector in 0..VECTORS {
-                            // SAFETY: row < ROWS, and the vector lies in `from..to` of that output.
-                            sums[row][vector] =
-                                unsafe { load((*outputs.add(row)).add(at + vector * VECTOR_BYTES)) };
+                            // SAFETY: VECTORS vectors divide `from..to`, so all of them lie in it.
+                            sums[row][vector] = unsafe { load(target.add(vector * VECTOR_BYTES)) };
                         }
                     }
                 }
@@ -48,20 +51,27 @@ macro_rules! blocks {
                     if PREFETCH {
                         for vector in 0..VECTORS {
                             if vector * VECTOR_BYTES % 64 == 0 {
-                                prefetch(source.wrapping_add(at + vector * VECTOR_BYTES + PREFETCH_BYTES));
+                                prefetch(source.wrapping_add(at).wrapping_add(vector * VECTOR_BYTES + PREFETCH_BYTES));
                             }
                         }
                     }
                     let mut vectors = [input(zero()); VECTORS];
                     for vector in 0..VECTORS {
                         // SAFETY: the vector lies in `from..to` of that input.
-                        vectors[vector] = input(unsafe { load(source.add(at + vector * VECTOR_BYTES)) });
+                        vectors[vector] = input(unsafe { load(source.add(at).add(vector * VECTOR_BYTES)) });
                     }
                     for row in 0..ROWS {
                         // SAFETY: COLUMN < COLUMNS and row < ROWS: the table is one of the block's.
                         let factor = unsafe { coefficient(tables.add((COLUMN * ROWS + row) * TABLE.bytes())) };
                         for vector in 0..VECTORS {
                             sums[row][vector] = add_product(sums[row][vector], vectors[vector], factor);
+                        }
+                    }
+                    if (COLUMN + 1).is_multiple_of(COLUMNS_PER_SUM) {
+                        for row in 0..ROWS {
+                            for vector in 0..VECTORS {
+                                sums[row][vector] = settle(sums[row][vector]);
+                            }
                         }
                     }
                 });
@@ -71,7 +81,7 @@ macro_rules! blocks {
                         // caches are asked for only where `from` of every output is aligned for them, and so is
                         // every multiple of the vector's size from there.
                         unsafe {
-                            let target = (*outputs.add(row)).add(at + vector * VECTOR_BYTES);
+                            let target = (*outputs.add(row)).add(at).add(vector * VECTOR_BYTES);
                             if is_past_caches {
                                 store_past_caches(target, sums[row][vector]);
                             } else {
@@ -80,7 +90,8 @@ macro_rules! blocks {
                         }
                     }
                 }
-                at += VECTORS * VECTOR_BYTES;
+                // Cannot wrap: `to` is the end of a slice.
+                at = at.wrapping_add(VECTORS * VECTOR_BYTES);
             }
         }
 

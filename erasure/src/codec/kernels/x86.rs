@@ -71,11 +71,21 @@ macro_rules! ymm_memory {
         fn prefetch(at: *const u8) {
             _mm_prefetch::<_MM_HINT_T0>(at.cast());
         }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn settle(mut sum: Vector) -> Vector {
+            // SAFETY: no instruction at all.
+            unsafe {
+                asm!("/* {0} */", inout(ymm_reg) sum, options(pure, nomem, nostack, preserves_flags));
+            }
+            sum
+        }
     };
 }
 
 mod avx512gfni {
-    use std::arch::x86_64::*;
+    use std::arch::{asm, x86_64::*};
 
     use super::super::{Block, COLUMNS_MAX, Call, Family, PREFETCH_BYTES, STEP_BYTES, Table};
 
@@ -91,6 +101,8 @@ mod avx512gfni {
     type Vector = __m512i;
     const VECTOR_BYTES: usize = 64;
     const TABLE: Table = Table::Affine;
+    /// Two, since one instruction adds two products to a sum.
+    const COLUMNS_PER_SUM: usize = 2;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,gfni")]
@@ -153,11 +165,21 @@ mod avx512gfni {
         _mm512_xor_si512(sum, _mm512_gf2p8affine_epi64_epi8::<0>(input, factor))
     }
 
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,gfni")]
+    fn settle(mut sum: Vector) -> Vector {
+        // SAFETY: no instruction at all.
+        unsafe {
+            asm!("/* {0} */", inout(zmm_reg) sum, options(pure, nomem, nostack, preserves_flags));
+        }
+        sum
+    }
+
     blocks!("avx512f,avx512bw,gfni", 8, 2, 1, 1 2 3 4 5 6 7 8);
 }
 
 mod avx2gfni {
-    use std::arch::x86_64::*;
+    use std::arch::{asm, x86_64::*};
 
     use super::super::{Block, COLUMNS_MAX, Call, Family, PREFETCH_BYTES, STEP_BYTES, Table};
 
@@ -173,6 +195,7 @@ mod avx2gfni {
     type Vector = __m256i;
     const VECTOR_BYTES: usize = 32;
     const TABLE: Table = Table::Affine;
+    const COLUMNS_PER_SUM: usize = 1;
 
     ymm_memory!("avx2,gfni");
 
@@ -201,7 +224,7 @@ mod avx2gfni {
 }
 
 mod avx2 {
-    use std::arch::x86_64::*;
+    use std::arch::{asm, x86_64::*};
 
     use super::super::{Block, COLUMNS_MAX, Call, Family, PREFETCH_BYTES, STEP_BYTES, Table};
 
@@ -217,6 +240,7 @@ mod avx2 {
     type Vector = __m256i;
     const VECTOR_BYTES: usize = 32;
     const TABLE: Table = Table::Nibbles;
+    const COLUMNS_PER_SUM: usize = 1;
 
     ymm_memory!("avx2");
 
@@ -255,7 +279,7 @@ mod avx2 {
 }
 
 mod ssse3 {
-    use std::arch::x86_64::*;
+    use std::arch::{asm, x86_64::*};
 
     use super::super::{Block, COLUMNS_MAX, Call, Family, PREFETCH_BYTES, STEP_BYTES, Table};
 
@@ -271,6 +295,7 @@ mod ssse3 {
     type Vector = __m128i;
     const VECTOR_BYTES: usize = 16;
     const TABLE: Table = Table::Nibbles;
+    const COLUMNS_PER_SUM: usize = 1;
 
     #[inline]
     #[target_feature(enable = "ssse3")]
@@ -336,6 +361,16 @@ mod ssse3 {
     fn add_product(sum: Vector, input: (Vector, Vector), factor: (Vector, Vector)) -> Vector {
         let (low, high) = (_mm_shuffle_epi8(factor.0, input.0), _mm_shuffle_epi8(factor.1, input.1));
         _mm_xor_si128(_mm_xor_si128(sum, low), high)
+    }
+
+    #[inline]
+    #[target_feature(enable = "ssse3")]
+    fn settle(mut sum: Vector) -> Vector {
+        // SAFETY: no instruction at all.
+        unsafe {
+            asm!("/* {0} */", inout(xmm_reg) sum, options(pure, nomem, nostack, preserves_flags));
+        }
+        sum
     }
 
     blocks!("ssse3", 4, 2, 2, 1 2 3 4);
