@@ -134,6 +134,7 @@ impl Node {
         let text = format!("[node]\ndir = {:?}\n", dir.join("data"));
         let mut config = NodeConfig::parse(&text, &dir).map_err(|faults| anyhow!("{faults:?}"))?;
         config.node.name = name.into();
+        config.node.log = "info,openraft=warn".into();
         config.node.roles = BTreeSet::from_iter(roles.iter().copied());
         config.peers.listen = peers;
         config.peers.advertise = vec![peers.to_string()];

@@ -205,7 +205,11 @@ impl S3 {
         let uri = if query.is_empty() { path } else { format!("{path}?{query}") };
         let request = Request::builder().method(ask.method.clone()).uri(format!("http://{}{uri}", self.host));
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        Ok(request.header(header::AUTHORIZATION, authorization).body(Full::from(ask.body.clone()))?)
+        let request = request.header(header::AUTHORIZATION, authorization);
+        // As S3's clients do: hyper says nothing of an empty body.
+        let is_upload = matches!(ask.method, Method::PUT | Method::POST);
+        let request = if is_upload { request.header(header::CONTENT_LENGTH, ask.body.len()) } else { request };
+        Ok(request.body(Full::from(ask.body.clone()))?)
     }
 
     /// # Errors

@@ -134,7 +134,7 @@ fn wire(door: &S3, ask: &Ask<'_>, length: Option<usize>) -> anyhow::Result<Strin
     let (head, _) = door.sign(ask, unix_secs())?.into_parts();
     let target = head.uri.path_and_query().context("a path")?;
     let mut text = format!("{} {target} HTTP/1.1\r\n", head.method);
-    for (name, value) in &head.headers {
+    for (name, value) in head.headers.iter().filter(|(name, _)| *name != http::header::CONTENT_LENGTH) {
         text += &format!("{name}: {}\r\n", value.to_str()?);
     }
     if let Some(length) = length {

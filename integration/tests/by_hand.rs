@@ -11,6 +11,7 @@ use http::Method;
 use makai::console::{JoinTokenAnswer, JoinTokenRequest};
 use makai::ticket::Ticket;
 use makai_config::{NodeConfig, Role, Secret};
+use makai_raft::facts::cluster::Role as FactRole;
 use makai_integration::cluster::{Cluster, ClusterOptions, Node, makai};
 use makai_integration::load::Model;
 use makai_integration::s3::Content;
@@ -186,7 +187,7 @@ async fn tokens_are_refused(cluster: &Cluster) -> anyhow::Result<()> {
     is_refused(&mut node("second", &storage, &text)?, 1, &["token is unknown, expired or used up"]).await?;
     first.stop().await?;
 
-    let request = JoinTokenRequest { roles: vec!["storage".parse()?], valid_secs: 1, uses: 1 };
+    let request = JoinTokenRequest { roles: vec![FactRole::Storage], valid_secs: 1, uses: 1 };
     let answer: Option<JoinTokenAnswer> =
         cluster.nodes[0].console(Method::POST, "/api/v1/join-token", Some(&request)).await?;
     let short = answer.context("no token")?.token;
