@@ -99,7 +99,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             (name, config) = first_to_end(&mut members) => {
-                eprintln!("{name} has ended; start it again with: makai daemon --config {}", config.display());
+                eprintln!(
+                    "{name} has ended; start it again with: {} daemon --config {}",
+                    this_program(),
+                    config.display()
+                );
             }
         }
     }
@@ -360,10 +364,15 @@ fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
     println!("Try, in another terminal, after those exports:");
     println!("  aws s3 mb s3://demo && aws s3 cp README.md s3://demo/");
     println!("  aws s3 ls s3://demo");
-    println!("  makai status");
+    println!("  {} status", this_program());
     println!();
     println!("Ctrl-C stops all daemons; what they store stays.");
     Ok(())
+}
+
+/// How this program is called from a shell.
+fn this_program() -> String {
+    std::env::current_exe().map_or_else(|_| "makai".into(), |path| path.display().to_string())
 }
 
 /// The first daemon that ends.
