@@ -129,7 +129,8 @@ impl Node {
         let dir = dir.join(name);
         fs::create_dir_all(&dir)?;
         let held = [ports::take()?, ports::take()?, ports::take()?];
-        let [peers, s3, console] = [0, 1, 2].map(|at| SocketAddr::from((Ipv4Addr::LOCALHOST, held[at].number)));
+        let [peers, s3, console] =
+            [0, 1, 2].map(|at| SocketAddr::from((Ipv4Addr::LOCALHOST, held[at].number)));
         let text = format!("[node]\ndir = {:?}\n", dir.join("data"));
         let mut config = NodeConfig::parse(&text, &dir).map_err(|faults| anyhow!("{faults:?}"))?;
         config.node.name = name.into();
@@ -142,7 +143,11 @@ impl Node {
         config.console.listen = Some(console);
         config.disk = Vec::new();
         if roles.contains(&Role::Storage) {
-            config.disk.push(DiskConfig { path: dir.join("disk0"), reserve_bytes: 1 << 20, capacity_bytes_max: 0 });
+            config.disk.push(DiskConfig {
+                path: dir.join("disk0"),
+                reserve_bytes: 1 << 20,
+                capacity_bytes_max: 0,
+            });
         }
         config.storage.segment_bytes = 128 << 20;
         config.storage.reconcile_interval_ms = 500;
@@ -238,7 +243,11 @@ impl Node {
             }
             if begun.elapsed() > within {
                 self.kill();
-                bail!("{} runs on after {within:?}; it was to end by itself:\n{}", self.name, tail(&self.log()));
+                bail!(
+                    "{} runs on after {within:?}; it was to end by itself:\n{}",
+                    self.name,
+                    tail(&self.log())
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -382,7 +391,8 @@ impl Cluster {
             }
             nodes.push(Node::new(dir.path(), &format!("node{at}"), &roles, |config| {
                 config.cluster.init = at == 0;
-                config.cluster.join_token_file = (at > 0).then(|| dir.path().join(format!("node{at}/join-token")));
+                config.cluster.join_token_file =
+                    (at > 0).then(|| dir.path().join(format!("node{at}/join-token")));
                 config.cluster.voters_max = if options.voters > 4 { 5 } else { options.voters.max(1) as u8 };
                 (options.change)(at, config);
             })?);
@@ -412,7 +422,8 @@ impl Cluster {
             node.wait_healthy().await?;
         }
         for node in &mut self.nodes {
-            node.s3 = node.config.s3.listen.map(|listen| S3::new(listen.to_string(), self.credentials.clone()));
+            node.s3 =
+                node.config.s3.listen.map(|listen| S3::new(listen.to_string(), self.credentials.clone()));
         }
         self.wait_formed().await?;
         println!("a cluster of {} formed in {:.1?}", self.nodes.len(), begun.elapsed());

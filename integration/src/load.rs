@@ -152,7 +152,13 @@ impl Outcome {
     pub fn is_flawless(&self) -> anyhow::Result<()> {
         let failures = self.failures();
         ensure!(self.wrong.is_empty(), "{} wrong answers: {:#?}", self.wrong.len(), first(&self.wrong));
-        ensure!(failures.is_empty(), "{} of {} requests failed: {:#?}", failures.len(), self.requests.len(), first(&failures));
+        ensure!(
+            failures.is_empty(),
+            "{} of {} requests failed: {:#?}",
+            failures.len(),
+            self.requests.len(),
+            first(&failures)
+        );
         Ok(())
     }
 
@@ -181,7 +187,11 @@ impl Outcome {
     /// Requests that succeeded per second between two moments.
     #[must_use]
     pub fn rate(&self, from: Instant, to: Instant) -> f64 {
-        let count = self.requests.iter().filter(|done| done.failed.is_none() && (from..to).contains(&done.ended)).count();
+        let count = self
+            .requests
+            .iter()
+            .filter(|done| done.failed.is_none() && (from..to).contains(&done.ended))
+            .count();
         count as f64 / (to - from).as_secs_f64()
     }
 }
@@ -308,7 +318,8 @@ async fn client(
             }
         } else {
             let is_new = held.is_empty() || what < 8;
-            let key = if is_new { format!("{}{number}/{step}", options.prefix) } else { held[chosen].0.clone() };
+            let key =
+                if is_new { format!("{}{number}/{step}", options.prefix) } else { held[chosen].0.clone() };
             let content = (is_new || what == 8).then(|| {
                 let len = options.sizes.choose(&mut dice).copied().unwrap_or(0);
                 Content::new(format!("{bucket}/{key}#{step}"), len)
@@ -320,7 +331,11 @@ async fn client(
             match told {
                 Ok(()) => {
                     outcome.model.set(&key, content.clone());
-                    if is_new { held.push((key, content)) } else { held[chosen].1 = content }
+                    if is_new {
+                        held.push((key, content))
+                    } else {
+                        held[chosen].1 = content
+                    }
                     None
                 }
                 Err(failure) => {

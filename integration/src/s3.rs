@@ -163,7 +163,11 @@ impl S3 {
     pub fn new(host: impl Into<String>, credentials: Credentials) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Self { client: Client::builder(TokioExecutor::new()).build(connector), host: host.into(), credentials }
+        Self {
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            host: host.into(),
+            credentials,
+        }
     }
 
     /// The same door with another credential, on connections of its own.
@@ -178,7 +182,8 @@ impl S3 {
     /// It holds what HTTP does not allow.
     pub fn sign(&self, ask: &Ask<'_>, unix_secs: u64) -> anyhow::Result<Request<Full<Bytes>>> {
         let path = sigv4::encode_path(&ask.path);
-        let pairs: Vec<(&str, &str)> = ask.query.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let pairs: Vec<(&str, &str)> =
+            ask.query.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let query = sigv4::encode_query(&pairs);
         let given = ask.headers.iter().find(|(name, _)| *name == "x-amz-content-sha256");
         let payload_hash = given.map_or(UNSIGNED_PAYLOAD, |(_, hash)| hash);
@@ -189,8 +194,13 @@ impl S3 {
         }
         headers.extend(ask.headers.iter().map(|(name, value)| (*name, value.as_str())));
         headers.sort_unstable();
-        let signed =
-            Signed { method: ask.method.as_str(), path: &path, query: &query, headers: &headers, payload_hash };
+        let signed = Signed {
+            method: ask.method.as_str(),
+            path: &path,
+            query: &query,
+            headers: &headers,
+            payload_hash,
+        };
         let authorization = DayKey::new(&self.credentials, &time).authorization(&signed, &time);
         let uri = if query.is_empty() { path } else { format!("{path}?{query}") };
         let request = Request::builder().method(ask.method.clone()).uri(format!("http://{}{uri}", self.host));
@@ -198,7 +208,8 @@ impl S3 {
         let request = request.header(header::AUTHORIZATION, authorization);
         // As S3's clients do: hyper says nothing of an empty body.
         let is_upload = matches!(ask.method, Method::PUT | Method::POST);
-        let request = if is_upload { request.header(header::CONTENT_LENGTH, ask.body.len()) } else { request };
+        let request =
+            if is_upload { request.header(header::CONTENT_LENGTH, ask.body.len()) } else { request };
         Ok(request.body(Full::from(ask.body.clone()))?)
     }
 
@@ -215,8 +226,11 @@ impl S3 {
         let what = format!("{} {} at {}", request.method(), request.uri().path(), self.host);
         let broken = |why: String| Failure::Broken(format!("{what}: {why}"));
         let answer = async {
-            let response =
-                self.client.request(request).await.map_err(|error| broken(format!("{error}: {:?}", error)))?;
+            let response = self
+                .client
+                .request(request)
+                .await
+                .map_err(|error| broken(format!("{error}: {:?}", error)))?;
             let (head, body) = response.into_parts();
             let body = body.collect().await.map_err(|error| broken(format!("in the body: {error:?}")))?;
             Ok((head, body.to_bytes()))
@@ -228,7 +242,11 @@ impl S3 {
         }
         let xml = String::from_utf8_lossy(&body);
         let text = |name| element(&xml, name).unwrap_or_default().to_owned();
-        Err(Failure::Refused { status: head.status, code: text("Code"), message: format!("{what}: {}", text("Message")) })
+        Err(Failure::Refused {
+            status: head.status,
+            code: text("Code"),
+            message: format!("{what}: {}", text("Message")),
+        })
     }
 
     /// `scheme`: `k+m`, or the cluster's default.
@@ -264,7 +282,9 @@ impl S3 {
     /// It cannot be read, or is not what was written.
     pub async fn check(&self, bucket: &str, key: &str, content: &Content) -> anyhow::Result<()> {
         let answer = self.get(bucket, key).await.with_context(|| format!("read {bucket}/{key}"))?;
-        content.check(0, content.len, &answer.body).with_context(|| format!("{bucket}/{key} at {}", self.host))
+        content
+            .check(0, content.len, &answer.body)
+            .with_context(|| format!("{bucket}/{key} at {}", self.host))
     }
 
     /// Reads `len` bytes from `offset` and checks them.
@@ -348,6 +368,7 @@ pub fn elements<'x>(xml: &'x str, name: &str) -> impl Iterator<Item = &'x str> {
 }
 
 fn unescape(text: &str) -> String {
-    let pairs = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
+    let pairs =
+        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
     pairs.iter().fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
 }

@@ -113,7 +113,11 @@ async fn bits_flip(cluster: &mut Cluster, model: &mut Model, dice: &mut StdRng) 
     let rebuilt = wait_mended(cluster, victim, 1).await?;
     println!("{flipped} bits flipped, {rebuilt} shards rebuilt");
     let log = cluster.nodes[victim].log();
-    ensure!(log[log_before..].contains("damaged"), "nothing about the damage in its log:\n{}", &log[log_before..]);
+    ensure!(
+        log[log_before..].contains("damaged"),
+        "nothing about the damage in its log:\n{}",
+        &log[log_before..]
+    );
     cluster.wait_healed().await?;
     check_without(cluster, [1, 2], model).await
 }
@@ -128,7 +132,10 @@ async fn a_file_is_lost(cluster: &mut Cluster, model: &mut Model) -> anyhow::Res
     }
     cluster.restart(&[victim]).await.context("a lost file must not stop a start")?;
     cluster.wait_formed().await?;
-    model.check(&[cluster.s3(victim).clone(), cluster.s3(1).clone()], BUCKET).await.context("with the file lost")?;
+    model
+        .check(&[cluster.s3(victim).clone(), cluster.s3(1).clone()], BUCKET)
+        .await
+        .context("with the file lost")?;
     cluster.wait_healed().await?;
     let rebuilt = cluster.nodes[victim].status().await?.repair.rebuilt_shards;
     println!("{} files lost, {rebuilt} shards rebuilt", files.len());
@@ -150,7 +157,8 @@ async fn a_disk_is_full(cluster: &mut Cluster, model: &mut Model) -> anyhow::Res
     };
     fill(cluster, &[2], u64::MAX / 4).await?;
     for number in 0..6 {
-        let (key, content) = (format!("one-full/{number}"), Content::new(format!("one-full/{number}"), 300 * KIB));
+        let (key, content) =
+            (format!("one-full/{number}"), Content::new(format!("one-full/{number}"), 300 * KIB));
         cluster.s3(number).put(BUCKET, &key, &content).await.context("one of six disks is full")?;
         model.set(key, Some(content));
     }
@@ -161,7 +169,11 @@ async fn a_disk_is_full(cluster: &mut Cluster, model: &mut Model) -> anyhow::Res
     ensure!(refused.code() == "InsufficientStorage", "{refused}");
     model.set("too-much", None);
     for number in 0..3 {
-        cluster.s3(number).delete(BUCKET, &format!("object{number}")).await.context("a delete on full disks")?;
+        cluster
+            .s3(number)
+            .delete(BUCKET, &format!("object{number}"))
+            .await
+            .context("a delete on full disks")?;
         model.set(format!("object{number}"), None);
     }
     model.check(&cluster.doors(), BUCKET).await?;

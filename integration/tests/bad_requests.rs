@@ -100,7 +100,8 @@ async fn names(door: &S3) -> anyhow::Result<()> {
     told("NoSuchBucket", door.send(Ask::new(Method::PUT, "/no-such-bucket/key").body("x")).await)?;
     told("NoSuchKey", door.get(BUCKET, "no-such-key").await)?;
     for name in ["Bad_Bucket", "ab", "192.168.5.4", "double..dot"] {
-        told("InvalidBucketName", door.send(Ask::new(Method::PUT, format!("/{name}"))).await).context(name)?;
+        told("InvalidBucketName", door.send(Ask::new(Method::PUT, format!("/{name}"))).await)
+            .context(name)?;
     }
     let owned = door.send(Ask::new(Method::PUT, format!("/{BUCKET}"))).await;
     told("BucketAlreadyOwnedByYou", owned)?;
@@ -114,12 +115,18 @@ async fn names(door: &S3) -> anyhow::Result<()> {
 
 async fn digests(door: &S3) -> anyhow::Result<()> {
     let other = sha256_hex(b"other bytes");
-    told("XAmzContentSHA256Mismatch", door.send(put("hash").header("x-amz-content-sha256", other).body("bytes")).await)?;
+    told(
+        "XAmzContentSHA256Mismatch",
+        door.send(put("hash").header("x-amz-content-sha256", other).body("bytes")).await,
+    )?;
     let md5_of_nothing = "1B2M2Y8AsgTpgAmY7PhCfg==";
     told("BadDigest", door.send(put("md5").header("content-md5", md5_of_nothing).body("bytes")).await)?;
     told("InvalidDigest", door.send(put("md5").header("content-md5", "not base64").body("bytes")).await)?;
     let crc_of_nothing = "AAAAAA==";
-    told("BadDigest", door.send(put("crc").header("x-amz-checksum-crc32", crc_of_nothing).body("bytes")).await)
+    told(
+        "BadDigest",
+        door.send(put("crc").header("x-amz-checksum-crc32", crc_of_nothing).body("bytes")).await,
+    )
 }
 
 /// What goes over the socket for a request whose body is sent by hand.
@@ -180,8 +187,18 @@ async fn bodies_on_the_wire(door: &S3) -> anyhow::Result<()> {
         ("a length that lies", "4", whole.to_owned(), &["IncompleteBody", "InvalidRequest"]),
         ("a chunk that is cut", "5", "5\r\nhel".to_owned(), &["IncompleteBody"]),
         ("no last chunk", "5", "5\r\nhello\r\n".to_owned(), &["IncompleteBody"]),
-        ("no number", "5", whole.replace("5\r\n", "zz\r\n"), &["IncompleteBody", "InvalidRequest", "InvalidChunkSizeError"]),
-        ("an endless number", "5", "f".repeat(100_000), &["IncompleteBody", "InvalidRequest", "InvalidChunkSizeError"]),
+        (
+            "no number",
+            "5",
+            whole.replace("5\r\n", "zz\r\n"),
+            &["IncompleteBody", "InvalidRequest", "InvalidChunkSizeError"],
+        ),
+        (
+            "an endless number",
+            "5",
+            "f".repeat(100_000),
+            &["IncompleteBody", "InvalidRequest", "InvalidChunkSizeError"],
+        ),
     ];
     for (what, decoded, body, codes) in cases {
         let result = door.send(chunked(decoded).body(body.clone())).await;
@@ -197,7 +214,8 @@ async fn bodies_on_the_wire(door: &S3) -> anyhow::Result<()> {
 
     let no_length = wire(door, &put("endless"), None)?;
     told_or_cut(&["MissingContentLength"], &exchange(door, no_length.as_bytes()).await?)?;
-    let twice = wire(door, &put("twice"), Some(3))?.replace("content-length: 3", "content-length: 3\r\ncontent-length: 4");
+    let twice = wire(door, &put("twice"), Some(3))?
+        .replace("content-length: 3", "content-length: 3\r\ncontent-length: 4");
     let answer = exchange(door, format!("{twice}abcd").as_bytes()).await?;
     ensure!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     told("NoSuchKey", door.get(BUCKET, "twice").await)
@@ -221,7 +239,9 @@ async fn uploads_in_parts(door: &S3) -> anyhow::Result<()> {
         let body = format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>");
         Ask::new(Method::POST, &key).query("uploadId", id).body(body)
     };
-    let named = |number: u32, etag: &str| format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+    let named = |number: u32, etag: &str| {
+        format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>")
+    };
     let in_order = named(1, &etags[0]) + &named(2, &etags[1]);
     told("InvalidPartOrder", door.send(complete(named(2, &etags[1]) + &named(1, &etags[0]))).await)?;
     told("EntityTooSmall", door.send(complete(in_order.clone())).await)?;
@@ -231,9 +251,9 @@ async fn uploads_in_parts(door: &S3) -> anyhow::Result<()> {
     let too_many = (1..=10_001).map(|number| named(number, &etags[0])).collect();
     let failure = door.send(complete(too_many)).await.err().context("10,001 parts were taken")?;
     ensure!(["MalformedXML", "InvalidArgument", "InvalidPart"].contains(&failure.code()), "{failure}");
-    let nobody = Ask::new(Method::POST, &key).query("uploadId", "no-such-upload").body(
-        format!("<CompleteMultipartUpload>{in_order}</CompleteMultipartUpload>"),
-    );
+    let nobody = Ask::new(Method::POST, &key)
+        .query("uploadId", "no-such-upload")
+        .body(format!("<CompleteMultipartUpload>{in_order}</CompleteMultipartUpload>"));
     told("NoSuchUpload", door.send(nobody).await)?;
     door.send(Ask::new(Method::DELETE, &key).query("uploadId", id)).await?;
     told("NoSuchUpload", door.send(part("1", "late".into())).await)
@@ -251,10 +271,14 @@ async fn xml(door: &S3) -> anyhow::Result<()> {
     told("MalformedXML", door.send(delete("{\"json\": true}".into())).await)?;
     told("MalformedXML", door.send(delete("<Delete>".repeat(100_000))).await).context("deep XML")?;
     let too_many = "<Object><Key>k</Key></Object>".repeat(1001);
-    told("MalformedXML", door.send(delete(format!("<Delete>{too_many}</Delete>"))).await).context("1001 keys")?;
+    told("MalformedXML", door.send(delete(format!("<Delete>{too_many}</Delete>"))).await)
+        .context("1001 keys")?;
     let huge = format!("<Delete><Object><Key>{}</Key></Object></Delete>", "k".repeat(6 * MIB));
     let failure = door.send(delete(huge)).await.err().context("6 MiB of XML were taken")?;
-    ensure!(["MaxMessageLengthExceeded", "MalformedXML", "EntityTooLarge"].contains(&failure.code()), "{failure}");
+    ensure!(
+        ["MaxMessageLengthExceeded", "MalformedXML", "EntityTooLarge"].contains(&failure.code()),
+        "{failure}"
+    );
     Ok(())
 }
 
@@ -263,15 +287,31 @@ async fn heads_on_the_wire(door: &S3) -> anyhow::Result<()> {
     let heads: [(&str, Vec<u8>); 6] = [
         ("noise", (0..2000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()),
         ("TLS on a plain port", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(20)),
-        ("a head without end", format!("GET / HTTP/1.1\r\nhost: x\r\nx-long: {}", "a".repeat(MIB)).into_bytes()),
-        ("a thousand headers", format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-a: b\r\n".repeat(1000)).into_bytes()),
-        ("a path without end", format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(200_000)).into_bytes()),
-        ("another protocol", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\xff\xff\x04\x00\x00\x00\x00\x00".repeat(3)),
+        (
+            "a head without end",
+            format!("GET / HTTP/1.1\r\nhost: x\r\nx-long: {}", "a".repeat(MIB)).into_bytes(),
+        ),
+        (
+            "a thousand headers",
+            format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-a: b\r\n".repeat(1000)).into_bytes(),
+        ),
+        (
+            "a path without end",
+            format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(200_000)).into_bytes(),
+        ),
+        (
+            "another protocol",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\xff\xff\x04\x00\x00\x00\x00\x00".repeat(3),
+        ),
     ];
     for (what, bytes) in heads {
         let answer = exchange(door, &bytes).await.context(what)?;
         let is_refused = refusals.iter().any(|refusal| answer.starts_with(refusal));
-        ensure!(is_refused || !answer.starts_with("HTTP/1.1"), "{what}: {}", &answer[..answer.len().min(300)]);
+        ensure!(
+            is_refused || !answer.starts_with("HTTP/1.1"),
+            "{what}: {}",
+            &answer[..answer.len().min(300)]
+        );
     }
     Ok(())
 }
@@ -294,7 +334,8 @@ async fn slow_clients(door: &S3) -> anyhow::Result<Vec<TcpStream>> {
 
 async fn other_tenants(cluster: &Cluster) -> anyhow::Result<()> {
     let request = TenantRequest { name: "stranger".into(), quota_bytes: Some(100_000) };
-    let key: Option<KeyAnswer> = cluster.nodes[0].console(Method::POST, "/api/v1/tenants", Some(&request)).await?;
+    let key: Option<KeyAnswer> =
+        cluster.nodes[0].console(Method::POST, "/api/v1/tenants", Some(&request)).await?;
     let key = key.context("no key")?;
     let mut credentials = cluster.credentials.clone();
     (credentials.access_key, credentials.secret_key) = (key.access_key_id, key.secret_access_key);
@@ -302,10 +343,14 @@ async fn other_tenants(cluster: &Cluster) -> anyhow::Result<()> {
     told("AccessDenied", stranger.get(BUCKET, "good").await)?;
     told("AccessDenied", stranger.send(put("theirs").body("x")).await)?;
     told("AccessDenied", stranger.send(Ask::new(Method::DELETE, format!("/{BUCKET}/good"))).await)?;
-    told("AccessDenied", stranger.send(Ask::new(Method::GET, format!("/{BUCKET}")).query("list-type", "2")).await)?;
+    told(
+        "AccessDenied",
+        stranger.send(Ask::new(Method::GET, format!("/{BUCKET}")).query("list-type", "2")).await,
+    )?;
     told("BucketAlreadyExists", stranger.send(Ask::new(Method::PUT, format!("/{BUCKET}"))).await)?;
     stranger.create_bucket("of-a-stranger", None).await?;
-    let copy = Ask::new(Method::PUT, "/of-a-stranger/stolen").header("x-amz-copy-source", format!("/{BUCKET}/good"));
+    let copy =
+        Ask::new(Method::PUT, "/of-a-stranger/stolen").header("x-amz-copy-source", format!("/{BUCKET}/good"));
     told("AccessDenied", stranger.send(copy).await)?;
     stranger.put("of-a-stranger", "fits", &Content::new("fits", 90_000)).await?;
     let over = Ask::new(Method::PUT, "/of-a-stranger/over").body(Content::new("over", 20_000).bytes());

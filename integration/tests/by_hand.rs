@@ -11,11 +11,11 @@ use http::Method;
 use makai::console::{JoinTokenAnswer, JoinTokenRequest};
 use makai::ticket::Ticket;
 use makai_config::{NodeConfig, Role, Secret};
-use makai_raft::facts::cluster::Role as FactRole;
 use makai_integration::cluster::{Cluster, ClusterOptions, Node, makai};
 use makai_integration::load::Model;
 use makai_integration::s3::Content;
 use makai_integration::wait;
+use makai_raft::facts::cluster::Role as FactRole;
 
 /// A refused start ends within this: no person waits for minutes to learn of a wrong token.
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
@@ -24,7 +24,8 @@ const BUCKET: &str = "by-hand";
 /// A token from the command line, as an operator gets one.
 fn token(cluster: &Cluster, roles: &str, uses: u32) -> anyhow::Result<String> {
     let config = cluster.nodes[0].config_path.to_str().context("a UTF-8 path")?;
-    let out = makai(&["node", "join-token", "--roles", roles, "--uses", &uses.to_string(), "--config", config])?;
+    let out =
+        makai(&["node", "join-token", "--roles", roles, "--uses", &uses.to_string(), "--config", config])?;
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
 }
@@ -66,7 +67,8 @@ async fn is_refused(node: &mut Node, code: i32, words: &[&str]) -> anyhow::Resul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_are_brought_in_by_hand_or_told_why_not() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(ClusterOptions { nodes: 4, voters: 3, ..ClusterOptions::default() }).await?;
+    let mut cluster =
+        Cluster::start(ClusterOptions { nodes: 4, voters: 3, ..ClusterOptions::default() }).await?;
     cluster.s3(0).create_bucket(BUCKET, None).await?;
     a_miner_joins(&mut cluster).await.context("a storage node joins")?;
     tokens_are_refused(&cluster).await.context("tokens")?;
@@ -85,7 +87,10 @@ async fn a_miner_joins(cluster: &mut Cluster) -> anyhow::Result<()> {
     miner.spawn()?;
     miner.wait_healthy().await?;
     let id = miner.id()?;
-    ensure!(!miner.config.node.dir.join("cluster.key").exists(), "a storage node was given the cluster's key");
+    ensure!(
+        !miner.config.node.dir.join("cluster.key").exists(),
+        "a storage node was given the cluster's key"
+    );
 
     let status = miner.status().await?;
     ensure!(status.map.nodes.len() == 5 && status.voters.is_empty() && !status.is_leader);
@@ -93,7 +98,10 @@ async fn a_miner_joins(cluster: &mut Cluster) -> anyhow::Result<()> {
         let map = cluster.nodes[1].status().await?.map;
         let disk = map.disks.iter().find(|disk| disk.node == id).map(|disk| disk.id).context("its disk")?;
         let scheme = cluster.nodes[1].status().await?.default_scheme;
-        let with_it = map.groups.iter().filter(|group| group.scheme.to_string() == scheme && group.disks.contains(&disk));
+        let with_it = map
+            .groups
+            .iter()
+            .filter(|group| group.scheme.to_string() == scheme && group.disks.contains(&disk));
         let count = with_it.count();
         ensure!(count > 0, "none of {} groups has it", map.groups.len());
         anyhow::Ok(count)
@@ -118,7 +126,10 @@ async fn a_miner_joins(cluster: &mut Cluster) -> anyhow::Result<()> {
 
     // Two of the others die that are no majority of voters: what is left reads, with the miner's shards where needed.
     cluster.kill(&[2, 3]);
-    model.check(&[cluster.s3(0).clone(), cluster.s3(1).clone()], BUCKET).await.context("with the miner's shards")?;
+    model
+        .check(&[cluster.s3(0).clone(), cluster.s3(1).clone()], BUCKET)
+        .await
+        .context("with the miner's shards")?;
     cluster.restart(&[2, 3]).await?;
 
     // It starts again without its token.
@@ -153,7 +164,8 @@ async fn a_miner_joins(cluster: &mut Cluster) -> anyhow::Result<()> {
 
 async fn tokens_are_refused(cluster: &Cluster) -> anyhow::Result<()> {
     let storage = [Role::Storage];
-    let node = |name: &str, roles: &[Role], token: &str| Node::new(cluster.dir(), name, roles, with_token(token));
+    let node =
+        |name: &str, roles: &[Role], token: &str| Node::new(cluster.dir(), name, roles, with_token(token));
 
     let text = token(cluster, "storage", 1)?;
     let cut = &text[..text.len() - 20];
@@ -161,7 +173,12 @@ async fn tokens_are_refused(cluster: &Cluster) -> anyhow::Result<()> {
 
     let mut forged = Ticket::parse(&text)?;
     forged.secret = "0".repeat(64);
-    is_refused(&mut node("forged", &storage, &forged.to_text())?, 1, &["token is unknown, expired or used up"]).await?;
+    is_refused(
+        &mut node("forged", &storage, &forged.to_text())?,
+        1,
+        &["token is unknown, expired or used up"],
+    )
+    .await?;
 
     // The real one still works, once.
     let mut first = node("first", &storage, &text)?;
@@ -193,7 +210,10 @@ async fn tokens_are_refused(cluster: &Cluster) -> anyhow::Result<()> {
     let only_storage = token(cluster, "storage", 1)?;
     let mut usurper = node("usurper", &trusted, &only_storage)?;
     is_refused(&mut usurper, 1, &["voter", "gateway", "may not be taken with this token"]).await?;
-    ensure!(!usurper.config.node.dir.join("cluster.key").exists(), "an untrusted node was given the cluster's key");
+    ensure!(
+        !usurper.config.node.dir.join("cluster.key").exists(),
+        "an untrusted node was given the cluster's key"
+    );
 
     let nothing = Node::new(cluster.dir(), "nothing", &storage, |_| {});
     is_refused(&mut nothing?, 1, &["cluster.join_token", "cluster.init"]).await
@@ -207,9 +227,10 @@ async fn folders_are_refused(cluster: &mut Cluster) -> anyhow::Result<()> {
     is_refused(&mut twin, 1, &["another daemon runs on"]).await?;
 
     // Another cluster's token, disk, and folder.
-    let mut other = Node::new(cluster.dir(), "other", &[Role::Voter, Role::Storage, Role::Gateway], |config| {
-        config.cluster.init = true;
-    })?;
+    let mut other =
+        Node::new(cluster.dir(), "other", &[Role::Voter, Role::Storage, Role::Gateway], |config| {
+            config.cluster.init = true;
+        })?;
     other.spawn()?;
     other.wait_healthy().await?;
     let foreign = other.join_token(&[Role::Storage]).await?;
@@ -240,9 +261,11 @@ async fn folders_are_refused(cluster: &mut Cluster) -> anyhow::Result<()> {
     fs::write(&path, text.replace("\"format\": 1", "\"format\": 1000"))?;
     is_refused(node, 1, &["cluster.json", "format 1000", "newer release"]).await?;
     fs::write(&path, text)?;
-    let changed: Vec<_> = files(&node.dir).into_iter().filter(|(path, at)| unchanged.get(path) != Some(at)).collect();
+    let changed: Vec<_> =
+        files(&node.dir).into_iter().filter(|(path, at)| unchanged.get(path) != Some(at)).collect();
     let by_us = ["cluster.json", "makai.toml", "daemon.log"];
-    let others: Vec<_> = changed.iter().filter(|(path, _)| !by_us.iter().any(|name| path.ends_with(name))).collect();
+    let others: Vec<_> =
+        changed.iter().filter(|(path, _)| !by_us.iter().any(|name| path.ends_with(name))).collect();
     ensure!(others.is_empty(), "starts that were refused wrote to {others:?}");
 
     // Nothing of all this is in the way.
@@ -270,7 +293,9 @@ async fn files_are_refused(cluster: &Cluster) -> anyhow::Result<()> {
     let mut node = Node::new(cluster.dir(), "mistyped", &[Role::Storage], |_| {})?;
     let text = fs::read_to_string(&node.config_path)?;
     // Every fault at once, each with its key.
-    let wrong = text.replace("voters_max = 5", "voters_max = 4\nvoter_count = 3").replace("init = false", "init = true");
+    let wrong = text
+        .replace("voters_max = 5", "voters_max = 4\nvoter_count = 3")
+        .replace("init = false", "init = true");
     fs::write(&node.config_path, wrong)?;
     is_refused(&mut node, 2, &["cluster.voters_max", "cluster.voter_count", "cluster.init"]).await?;
     fs::write(&node.config_path, "node = [")?;
@@ -283,14 +308,22 @@ async fn files_are_refused(cluster: &Cluster) -> anyhow::Result<()> {
     ensure!(!node.disk().exists(), "a refused configuration made a disk");
 
     // A port that is taken names its key.
-    let mut node = Node::new(cluster.dir(), "crowded", &[Role::Storage], with_token(&token(cluster, "storage", 1)?))?;
+    let mut node =
+        Node::new(cluster.dir(), "crowded", &[Role::Storage], with_token(&token(cluster, "storage", 1)?))?;
     node.config.console.listen = cluster.nodes[0].config.console.listen;
     node.write_config()?;
     is_refused(&mut node, 1, &["console.listen", "in use"]).await?;
 
-    for (args, code) in [(&["node", "frobnicate"][..], 2), (&["daemon"], 2), (&["status", "--profile", "/no/such"], 1)] {
+    for (args, code) in
+        [(&["node", "frobnicate"][..], 2), (&["daemon"], 2), (&["status", "--profile", "/no/such"], 1)]
+    {
         let out = makai(args)?;
-        ensure!(out.status.code() == Some(code), "{args:?}: {} {}", out.status, String::from_utf8_lossy(&out.stderr));
+        ensure!(
+            out.status.code() == Some(code),
+            "{args:?}: {} {}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
     Ok(())
 }

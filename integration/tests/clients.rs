@@ -23,18 +23,27 @@ async fn clients_work_with_their_stock_settings() -> anyhow::Result<()> {
     }
     let tools = root().join("target/clients-venv/bin");
     let python = tools.join("python");
-    ensure!(python.exists(), "{python:?} is missing: run ./test, which installs it, or set MAKAI_TEST_CLIENTS=skip");
+    ensure!(
+        python.exists(),
+        "{python:?} is missing: run ./test, which installs it, or set MAKAI_TEST_CLIENTS=skip"
+    );
 
     let cluster = Cluster::start(ClusterOptions::default()).await?;
     let request = TenantRequest { name: "other".into(), quota_bytes: None };
-    let other: Option<KeyAnswer> = cluster.nodes[0].console(Method::POST, "/api/v1/tenants", Some(&request)).await?;
+    let other: Option<KeyAnswer> =
+        cluster.nodes[0].console(Method::POST, "/api/v1/tenants", Some(&request)).await?;
     let other = other.context("no key")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)))?;
     let out = Command::new(python)
         .arg(root().join("integration/conformance/clients.py"))
         .args(["--endpoint", &format!("http://{}", cluster.s3(2).host), "--require-clients"])
-        .args(["--access-key", &cluster.credentials.access_key, "--secret-key", &cluster.credentials.secret_key])
+        .args([
+            "--access-key",
+            &cluster.credentials.access_key,
+            "--secret-key",
+            &cluster.credentials.secret_key,
+        ])
         .args(["--other-access-key", &other.access_key_id, "--other-secret-key", &other.secret_access_key])
         .env("PATH", path)
         .stdin(Stdio::null())

@@ -22,7 +22,8 @@ async fn the_leader_may_die_under_load() -> anyhow::Result<()> {
     let mut model = Model::default();
     for round in 0..ROUNDS {
         let leader = cluster.leader().await?;
-        let doors: Vec<_> = (0..6).filter(|node| *node != leader).map(|node| cluster.s3(node).clone()).collect();
+        let doors: Vec<_> =
+            (0..6).filter(|node| *node != leader).map(|node| cluster.s3(node).clone()).collect();
         let options = LoadOptions {
             bucket: BUCKET.into(),
             prefix: format!("round{round}/"),
@@ -41,9 +42,12 @@ async fn the_leader_may_die_under_load() -> anyhow::Result<()> {
         let outcome = load.stop().await?;
 
         let before = outcome.rate(counted, killed);
-        let back = outcome.back_after(killed, WINDOW, before).context("the rate of before was not reached again")?;
+        let back =
+            outcome.back_after(killed, WINDOW, before).context("the rate of before was not reached again")?;
         let longest = outcome.requests.iter().map(|done| done.ended - done.began).max().unwrap_or_default();
-        println!("round {round}: {before:.0} requests/s, leader {leader} killed, back after {back:.2?}; longest request {longest:.2?}");
+        println!(
+            "round {round}: {before:.0} requests/s, leader {leader} killed, back after {back:.2?}; longest request {longest:.2?}"
+        );
         outcome.is_flawless().context("while the leader died")?;
         ensure!(back <= BACK_WITHIN, "back after {back:.2?}, promised are {BACK_WITHIN:?}");
         model.extend(outcome.model);

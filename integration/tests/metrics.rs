@@ -29,7 +29,8 @@ async fn health_and_metrics_answer_with_what_is_documented() -> anyhow::Result<(
             let (sample, value) = line.rsplit_once(' ').with_context(|| format!("{line:?}"))?;
             let value: f64 = value.parse().with_context(|| format!("{line:?}"))?;
             let name = sample.split('{').next().unwrap_or_default();
-            exported.insert(documented(name).with_context(|| format!("{name} is exported, but not documented"))?);
+            exported
+                .insert(documented(name).with_context(|| format!("{name} is exported, but not documented"))?);
             if name == makai_ops::metrics::RAFT_LEADER {
                 leaders += value;
             }
@@ -37,7 +38,11 @@ async fn health_and_metrics_answer_with_what_is_documented() -> anyhow::Result<(
                 ensure!(value > 0.0, "{line}");
             }
         }
-        for must in [makai_ops::metrics::DAEMON_PEERS, makai_ops::metrics::ERASURE_SHARDS, makai_ops::metrics::RAFT_TERM] {
+        for must in [
+            makai_ops::metrics::DAEMON_PEERS,
+            makai_ops::metrics::ERASURE_SHARDS,
+            makai_ops::metrics::RAFT_TERM,
+        ] {
             ensure!(exported.contains(must), "{} does not export {must}", node.name);
         }
         println!("{}: {} of {} metrics exported", node.name, exported.len(), METRICS.len());
@@ -54,7 +59,9 @@ fn documented(sample: &str) -> Option<&'static str> {
     let is_part = |metric: &&makai_ops::metrics::Metric| {
         metric.name == sample
             || metric.kind == Kind::Histogram
-                && ["_bucket", "_sum", "_count"].iter().any(|end| sample.strip_suffix(end) == Some(metric.name))
+                && ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .any(|end| sample.strip_suffix(end) == Some(metric.name))
     };
     METRICS.iter().find(is_part).map(|metric| metric.name)
 }

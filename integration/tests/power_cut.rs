@@ -37,7 +37,10 @@ async fn what_was_acknowledged_survives_the_end_of_every_process_at_once() -> an
         cluster.wait_formed().await?;
         model.check(&cluster.doors(), BUCKET).await.with_context(|| format!("after power cut {round}"))?;
         // What was found of unanswered requests stays so.
-        model.check(&cluster.doors(), BUCKET).await.with_context(|| format!("again after power cut {round}"))?;
+        model
+            .check(&cluster.doors(), BUCKET)
+            .await
+            .with_context(|| format!("again after power cut {round}"))?;
     }
     cluster.finish().await
 }

@@ -76,7 +76,14 @@ async fn ranges(doors: &[S3]) -> anyhow::Result<()> {
     let len = 70 * MIB;
     let key = format!("size/{len}");
     let big = content(&key, len);
-    let cuts = [(0, 1), (64 * KIB - 1, 2), (128 * KIB, 64 * KIB), (64 * MIB - 3, 7), (len - 1, 1), (3 * MIB + 5, 4 * MIB)];
+    let cuts = [
+        (0, 1),
+        (64 * KIB - 1, 2),
+        (128 * KIB, 64 * KIB),
+        (64 * MIB - 3, 7),
+        (len - 1, 1),
+        (3 * MIB + 5, 4 * MIB),
+    ];
     for (at, (offset, count)) in cuts.into_iter().enumerate() {
         doors[at % doors.len()].check_range(BUCKET, &key, &big, offset, count).await?;
     }
@@ -94,14 +101,18 @@ async fn overwrites(doors: &[S3]) -> anyhow::Result<()> {
         let newest = Content::new(format!("overwrite#{round}"), [10, 5 * KIB, 200 * KIB][round % 3]);
         doors[round % 6].put(BUCKET, "overwrite", &newest).await?;
         for step in 1..6 {
-            doors[(round + step) % 6].check(BUCKET, "overwrite", &newest).await.with_context(|| format!("round {round}"))?;
+            doors[(round + step) % 6]
+                .check(BUCKET, "overwrite", &newest)
+                .await
+                .with_context(|| format!("round {round}"))?;
         }
     }
     Ok(())
 }
 
 async fn listing(doors: &[S3]) -> anyhow::Result<()> {
-    let keys: Vec<String> = (0..450).map(|number| format!("list/{:02}/{number:03}&<é>", number % 20)).collect();
+    let keys: Vec<String> =
+        (0..450).map(|number| format!("list/{:02}/{number:03}&<é>", number % 20)).collect();
     for (at, chunk) in keys.chunks(30).enumerate() {
         let puts = chunk.iter().map(|key| {
             let (door, content) = (doors[at % doors.len()].clone(), content(key, 3));
@@ -172,9 +183,8 @@ async fn multipart(doors: &[S3]) -> anyhow::Result<()> {
     let unseen = doors[2].get(BUCKET, "multipart").await.unwrap_err();
     ensure!(unseen.code() == "NoSuchKey", "parts are no object yet: {unseen}");
     let ask = Ask::new(Method::POST, format!("/{BUCKET}/multipart")).query("uploadId", id.clone());
-    let done = doors[5]
-        .send(ask.body(format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>")))
-        .await?;
+    let done =
+        doors[5].send(ask.body(format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>"))).await?;
     ensure!(element(&done.text(), "ETag").is_some_and(|etag| etag.contains("-4")), "{}", done.text());
     for door in doors {
         door.check(BUCKET, "multipart", &whole).await?;
@@ -204,7 +214,8 @@ async fn deletes(doors: &[S3]) -> anyhow::Result<()> {
     let rest: Vec<String> = all.iter().skip(30).map(|(key, _)| key.clone()).collect();
     for keys in rest.chunks(1000) {
         let escape = |key: &String| key.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-        let keys: String = keys.iter().map(|key| format!("<Object><Key>{}</Key></Object>", escape(key))).collect();
+        let keys: String =
+            keys.iter().map(|key| format!("<Object><Key>{}</Key></Object>", escape(key))).collect();
         let ask = Ask::new(Method::POST, format!("/{BUCKET}")).query("delete", "");
         let told = doors[4].send(ask.body(format!("<Delete>{keys}</Delete>"))).await?.text();
         ensure!(elements(&told, "Error").next().is_none(), "{told}");
