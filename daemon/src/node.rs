@@ -121,10 +121,18 @@ impl Node {
                 if let Some(key) = state::load_cluster_key(&dir)? {
                     members.set_cluster_key(key);
                 }
-                state
+                if asks_for_more(&state, &facts_of_me) && !config.cluster.init {
+                    join(&transport, &members, &state.into(), &facts_of_me, &own_disks, &dir, ticket).await?
+                } else {
+                    state
+                }
             }
-            None => match &ticket {
-                Some(ticket) => join(&transport, &members, ticket, &facts_of_me, &own_disks, &dir).await?,
+            None => match ticket {
+                Some(ticket) => {
+                    let cluster =
+                        Meeting { cluster_id: ticket.cluster_id.clone(), voters: ticket.voters.clone() };
+                    join(&transport, &members, &cluster, &facts_of_me, &own_disks, &dir, Some(ticket)).await?
+                }
                 None => begin(&dir, &members, &cluster_id, &facts_of_me)?,
             },
         };
@@ -335,26 +343,48 @@ fn begin(dir: &Path, members: &Members, cluster_id: &str, me: &NodeFacts) -> any
     Ok(state)
 }
 
+/// Which cluster to join, and whom to ask.
+struct Meeting {
+    cluster_id: String,
+    voters: Vec<KnownPeer>,
+}
+
+impl From<ClusterState> for Meeting {
+    fn from(state: ClusterState) -> Self {
+        let is_voter = |peer: &KnownPeer| peer.roles.contains(&Role::Voter);
+        Self { cluster_id: state.cluster_id, voters: state.peers.into_iter().filter(is_voter).collect() }
+    }
+}
+
+/// Whether this node has roles now that the cluster has not let it in for.
+fn asks_for_more(state: &ClusterState, me: &NodeFacts) -> bool {
+    let known = state.peers.iter().find(|peer| peer.id == me.id);
+    known.is_some_and(|known| me.roles.iter().any(|role| !known.roles.contains(role)))
+}
+
+/// Joins for the first time, or again with more roles: both need a token that allows them.
 async fn join(
     transport: &Transport,
     members: &Members,
-    ticket: &Ticket,
+    cluster: &Meeting,
     me: &NodeFacts,
     disks: &[Disk],
     dir: &Path,
+    ticket: Option<Ticket>,
 ) -> anyhow::Result<ClusterState> {
-    for voter in &ticket.voters {
+    for voter in &cluster.voters {
         transport.set_addresses(voter.id, voter.addresses.clone());
     }
-    let token = Some((ticket.token_id.clone(), ticket.secret.clone()));
+    let token = ticket.map(|ticket| (ticket.token_id, ticket.secret));
     let request = JoinRequest { node: me.clone(), disks: disks.to_vec(), token };
-    let voters: Vec<NodeId> = ticket.voters.iter().map(|voter| voter.id).collect();
+    let voters: Vec<NodeId> =
+        cluster.voters.iter().map(|voter| voter.id).filter(|voter| *voter != me.id).collect();
     let answer = ask_to_join(transport, &voters, &request).await?;
     let JoinAnswer::Joined { cluster_id, number, peers, cluster_key } = answer else {
         bail!("the cluster did not answer as expected")
     };
-    if cluster_id != ticket.cluster_id {
-        bail!("the join token is for cluster {}, but cluster {cluster_id} answered", ticket.cluster_id);
+    if cluster_id != cluster.cluster_id {
+        bail!("the join token is for cluster {}, but cluster {cluster_id} answered", cluster.cluster_id);
     }
     if let Some(key) = cluster_key {
         state::save_cluster_key(dir, &key)?;

@@ -208,7 +208,8 @@ impl S3 {
         let request = request.header(header::AUTHORIZATION, authorization);
         // As S3's clients do: hyper says nothing of an empty body.
         let is_upload = matches!(ask.method, Method::PUT | Method::POST);
-        let request = if is_upload { request.header(header::CONTENT_LENGTH, ask.body.len()) } else { request };
+        let request =
+            if is_upload { request.header(header::CONTENT_LENGTH, ask.body.len()) } else { request };
         Ok(request.body(Full::from(ask.body.clone()))?)
     }
 

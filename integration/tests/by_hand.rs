@@ -11,11 +11,11 @@ use http::Method;
 use makai::console::{JoinTokenAnswer, JoinTokenRequest};
 use makai::ticket::Ticket;
 use makai_config::{NodeConfig, Role, Secret};
-use makai_raft::facts::cluster::Role as FactRole;
 use makai_integration::cluster::{Cluster, ClusterOptions, Node, makai};
 use makai_integration::load::Model;
 use makai_integration::s3::Content;
 use makai_integration::wait;
+use makai_raft::facts::cluster::Role as FactRole;
 
 /// A refused start ends within this: no person waits for minutes to learn of a wrong token.
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);

@@ -187,14 +187,16 @@ impl Objects {
     }
 
     async fn read_window(&self, window: Window, key: DataKey) -> Result<Vec<Bytes>, ObjectsError> {
-        let mut version = None;
+        let (mut version, mut is_read_anew) = (None, false);
         loop {
             let map = self.inner.map.get();
             let Some(group) = map.group(window.pg) else {
-                return Err(ObjectsError::Unavailable(format!(
-                    "{} is not in this node's map yet",
-                    window.pg
-                )));
+                if std::mem::replace(&mut is_read_anew, true) {
+                    return Err(ObjectsError::Internal(format!("the facts know no group {}", window.pg)));
+                }
+                // Written through a node that heard of the group earlier.
+                self.refresh_map().await?;
+                continue;
             };
             let source = BlobSource {
                 blob: window.blob,

@@ -10,6 +10,7 @@
 //! at once as far as disks answer, and else collected as orphans.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -31,6 +32,11 @@ use tokio::time::timeout;
 
 use super::{Objects, ObjectsError, Upstream};
 use crate::identity::Caller;
+
+/// How often, and at most how many times, the map is read until there is a group that can be written to: 10 s in all,
+/// many rounds of the leader's loop that makes groups.
+const GROUP_LOOK_EVERY: Duration = Duration::from_millis(100);
+const GROUP_LOOKS_MAX: usize = 100;
 
 /// Whether small content may live in the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +142,27 @@ impl Objects {
         });
     }
 
+    /// As [`choose_group`](Self::choose_group), once there is a group that can be written to: the leader makes groups
+    /// when a bucket is the first of its scheme, and a disk that is away for a moment comes back.
+    async fn await_group(&self, scheme: Scheme) -> Result<Group, ObjectsError> {
+        for _ in 0..GROUP_LOOKS_MAX {
+            if let Some((group, up)) = self.choose_group(scheme, None)
+                && up >= usize::from(scheme.data)
+            {
+                return Ok(group);
+            }
+            tokio::time::sleep(GROUP_LOOK_EVERY).await;
+            self.refresh_map().await?;
+        }
+        Err(ObjectsError::Unavailable(match self.choose_group(scheme, None) {
+            None => format!("no placement group of scheme {scheme} exists yet"),
+            Some((_, up)) => format!(
+                "{up} disks of the best group answer, {} are needed to write under {scheme}",
+                scheme.data
+            ),
+        }))
+    }
+
     /// A group of `scheme` with the most disks up, any of the best.
     fn choose_group(&self, scheme: Scheme, not: Option<&Group>) -> Option<(Group, usize)> {
         let map = self.inner.map.get();
@@ -209,14 +236,14 @@ impl Intake<'_> {
             if !head.is_empty() {
                 let first = Bytes::from(std::mem::take(&mut head));
                 let expected = declared.map_or(BLOB_BYTES_MAX, |declared| declared.min(BLOB_BYTES_MAX));
-                let open = blob.insert(self.open(expected)?);
+                let open = blob.insert(self.open(expected).await?);
                 open.writer.write(&first).await.map_err(stripe_error)?;
             }
             while !chunk.is_empty() {
                 let left = declared.map_or(BLOB_BYTES_MAX, |declared| declared - (size - chunk.len() as u64));
                 let open = match &mut blob {
                     Some(open) => open,
-                    None => blob.insert(self.open(left.min(BLOB_BYTES_MAX))?),
+                    None => blob.insert(self.open(left.min(BLOB_BYTES_MAX)).await?),
                 };
                 let now = chunk.split_to(chunk.len().min(open.writer.room() as usize));
                 open.writer.write(&now).await.map_err(stripe_error)?;
@@ -252,16 +279,8 @@ impl Intake<'_> {
         Ok(Content::Inline { blob, wrapped_key, sealed: plain.into() })
     }
 
-    fn open(&self, plain_len_max: u64) -> Result<OpenBlob, ObjectsError> {
-        let (group, up) = self.objects.choose_group(self.scheme, None).ok_or_else(|| {
-            ObjectsError::Unavailable(format!("no placement group of scheme {} exists yet", self.scheme))
-        })?;
-        if up < usize::from(self.scheme.data) {
-            return Err(ObjectsError::Unavailable(format!(
-                "{up} disks of the best group answer, {} are needed to write under {}",
-                self.scheme.data, self.scheme
-            )));
-        }
+    async fn open(&self, plain_len_max: u64) -> Result<OpenBlob, ObjectsError> {
+        let group = self.objects.await_group(self.scheme).await?;
         self.open_in(group, BlobId(random()?), DataKey(random()?), plain_len_max)
     }
 
@@ -296,8 +315,17 @@ impl Intake<'_> {
         if durable < self.scheme.write_quorum() {
             let better =
                 self.objects.choose_group(self.scheme, Some(&blob.group)).filter(|(_, up)| *up > durable);
-            if let Some((group, _)) = better {
-                let moved = self.move_to(&blob, group).await?;
+            let moved = match better {
+                Some((group, _)) => match self.move_to(&blob, group).await {
+                    Ok(moved) => Some(moved),
+                    Err(error) => {
+                        tracing::debug!(blob = %id, %error, "not moved to a better group");
+                        None
+                    }
+                },
+                None => None,
+            };
+            if let Some(moved) = moved {
                 self.objects.discard(vec![(blob.group.clone(), blob.new.id)]);
                 blob = moved;
             } else {
