@@ -8,8 +8,8 @@ use super::Shell;
 use crate::members::known_peers;
 use crate::state::ClusterState;
 
-/// The map is asked for this often even if nobody said that it changed.
-const REFRESH_EVERY: Duration = Duration::from_secs(2);
+/// The map is asked for this often even if nobody said that it changed: heartbeats' answers do.
+const REFRESH_EVERY: Duration = Duration::from_secs(10);
 
 pub async fn run(shell: Shell) {
     loop {

@@ -15,7 +15,7 @@ use makai_raft::view::IndexedMap;
 use super::Shell;
 use crate::clock;
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Disks that may hold shards: their node and they are active, and the node is up or not down for long.
 fn members(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Vec<Member> {

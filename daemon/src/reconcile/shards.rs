@@ -31,6 +31,8 @@ const MISSING_FOR: Duration = Duration::from_secs(5);
 const FULL_ROUND_EVERY: Duration = Duration::from_secs(900);
 /// Missing shards noted at once; more are found in the next round.
 const PENDING_MAX: usize = 100_000;
+/// Longest pause between looks while nothing is new: a shard that a write missed waits no longer than this.
+const IDLE_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Pause after a rebuild that failed before it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(15);
 
@@ -91,7 +93,8 @@ pub async fn run(shell: Shell) {
     let mut round = Round::default();
     let mut begun = clock::instant();
     let mut damage_seen = 0;
-    while shell.pause(shell.interval()).await {
+    let mut pause = shell.interval();
+    while shell.pause(pause).await {
         let damage = shell.disks.damage_count();
         if damage != damage_seen || begun.elapsed() > FULL_ROUND_EVERY {
             damage_seen = damage;
@@ -102,7 +105,13 @@ pub async fn run(shell: Shell) {
         mend(&shell, &mut round).await;
         shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
         match looked {
-            Ok(()) => _ = shell.progress.looks.fetch_add(1, Ordering::Relaxed),
+            Ok(found) => {
+                shell.progress.looks.fetch_add(1, Ordering::Relaxed);
+                // Looking costs the leader a question a group: seldom while nothing happens.
+                let is_idle = found == 0 && round.missing.is_empty();
+                let longer = (pause * 2).min(IDLE_PAUSE_MAX.max(shell.interval()));
+                pause = if is_idle { longer } else { shell.interval() };
+            }
             Err(error) => {
                 tracing::debug!(%error, "the blobs of this node's groups were not read; trying again")
             }
@@ -115,16 +124,17 @@ fn is_sound(store: &ShardStore, key: ShardKey) -> bool {
     store.header(key).is_some_and(|shard| !shard.is_damaged)
 }
 
-/// Notes what is missing among blobs not looked at yet.
-async fn look(shell: &Shell, round: &mut Round) -> anyhow::Result<()> {
+/// Notes what is missing among blobs not looked at yet; returns how many those were.
+async fn look(shell: &Shell, round: &mut Round) -> anyhow::Result<usize> {
     let map = shell.map.get();
+    let mut found = 0;
     for group in &map.map.groups {
         for (index, disk) in (0u8..).zip(&group.disks) {
             let Some((_, store)) = shell.disks.iter().find(|(own, _)| *own == disk) else { continue };
-            look_at(shell, round, group, index, *disk, store).await?;
+            found += look_at(shell, round, group, index, *disk, store).await?;
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 async fn look_at(
@@ -134,7 +144,8 @@ async fn look_at(
     index: u8,
     disk: DiskId,
     store: &ShardStore,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<usize> {
+    let mut found = 0;
     let (version, mut after) = round.cursors.get(&(group.id, disk)).copied().unwrap_or((group.version, 0));
     if version != group.version {
         after = 0;
@@ -142,6 +153,7 @@ async fn look_at(
     while round.missing.len() < PENDING_MAX {
         let query = Query::BlobsOfGroup { pg: group.id, after_sequence: after, entries_max: BATCH };
         let Answer::Blobs(blobs) = shell.facts.query(query).await? else { break };
+        found += blobs.len();
         for blob in &blobs {
             after = after.max(blob.sequence);
             if !is_sound(store, ShardKey { blob: blob.id, index }) {
@@ -154,7 +166,7 @@ async fn look_at(
             break;
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Rebuilds what has been missing for long enough, under the configured rate.
