@@ -18,3 +18,10 @@ pub fn now() -> Timestamp {
 pub fn instant() -> Instant {
     Instant::now()
 }
+
+/// The runtime's time, for deadlines: a test that pauses the runtime's clock pauses these.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the runtime's clock")]
+pub fn timer() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}

@@ -144,20 +144,17 @@ fn fill(
         spread.add(by_disk[disk]);
         taken.insert(*disk);
     }
-    for slot in 0..slots.len() {
-        if slots[slot].is_some() {
-            continue;
-        }
+    for (at, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
         let member =
             by_disk.values().filter(|member| !taken.contains(&member.disk)).min_by_key(|member| {
                 let fullness =
                     (u128::from(load[&member.disk]) << 64) / u128::from(member.capacity_bytes.max(1));
-                (spread.shared(member), fullness, rendezvous(id, slot, member.disk), member.disk)
+                (spread.shared(member), fullness, rendezvous(id, at, member.disk), member.disk)
             })?;
         spread.add(member);
         taken.insert(member.disk);
         load.entry(member.disk).and_modify(|count| *count += 1);
-        slots[slot] = Some(member.disk);
+        *slot = Some(member.disk);
     }
     slots.into_iter().collect()
 }

@@ -248,8 +248,7 @@ async fn mend(shell: &Shell, round: &mut Round) {
 /// Waits as long as `bytes` may take under the ceiling on repair.
 async fn throttle(shell: &Shell, bytes: u64) {
     let rate = shell.config.storage.repair_bytes_per_sec_max;
-    if rate > 0 {
-        let millis = bytes.saturating_mul(1000) / rate;
+    if let Some(millis) = bytes.saturating_mul(1000).checked_div(rate) {
         shell.pause(Duration::from_millis(millis)).await;
     }
 }

@@ -25,6 +25,7 @@ use super::ConnectionKind;
 use super::frame::{
     self, ANSWER_HEAD_BYTES, AnswerHead, FrameError, REQUEST_HEAD_BYTES, RequestHead, Status,
 };
+use crate::clock;
 
 /// Why a connection was closed, as the peer reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,7 +276,7 @@ impl Link {
         held_bytes_max: u64,
         patience: Patience,
     ) -> Arc<Self> {
-        let opened_at = Instant::now();
+        let opened_at = clock::timer();
         Arc::new(Self {
             peer,
             kind,
@@ -307,7 +308,7 @@ impl Link {
         if let Poll::Ready(done) = poll!(&mut work) {
             return Ok(done);
         }
-        let begun = Instant::now();
+        let begun = clock::timer();
         let deadline = begun + limit;
         let received_before = self.received_datagrams();
         let mut check = pin!(sleep_until(deadline.min(begun + CHECK_INTERVAL)));
@@ -317,7 +318,7 @@ impl Link {
                 done = &mut work => return Ok(done),
                 () = &mut check => {}
             }
-            let now = Instant::now();
+            let now = clock::timer();
             if self.is_silent(now) {
                 self.close(Close::Silent, "no answer to a probe");
                 return Err(Waited::Silent);
@@ -484,11 +485,11 @@ impl Link {
 
     /// When a transfer that keeps moving, however slowly, is too slow all the same.
     fn transfer_deadline(&self, bytes: u64) -> Instant {
-        Instant::now() + self.patience.stall + Duration::from_secs(bytes / TRANSFER_BYTES_PER_SEC_MIN)
+        clock::timer() + self.patience.stall + Duration::from_secs(bytes / TRANSFER_BYTES_PER_SEC_MIN)
     }
 
     fn check_deadline(&self, deadline: Instant) -> Result<(), StreamFault> {
-        if Instant::now() <= deadline { Ok(()) } else { Err(StreamFault::Stalled(self.patience.stall)) }
+        if clock::timer() <= deadline { Ok(()) } else { Err(StreamFault::Stalled(self.patience.stall)) }
     }
 }
 

@@ -46,9 +46,10 @@ use quinn::{ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, MtuDi
 use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use crate::clock;
 use crate::identity::NodeIdentity;
 use frame::Status;
 use link::{ByteGate, Close, OpenFault, Patience, StreamFault, Waited};
@@ -620,7 +621,7 @@ impl Shared {
         answer_bytes_max: u32,
         limit: Duration,
     ) -> Result<(Status, Bytes), TransportError> {
-        let deadline = Instant::now() + limit;
+        let deadline = clock::timer() + limit;
         let mut is_second_try = false;
         loop {
             let link = self.link(to, lane, deadline).await?;
@@ -631,7 +632,7 @@ impl Shared {
                 sending.finish();
                 link.read_answer(&mut recv, answer_bytes_max, trusted).await.map_err(OpenFault::Broken)
             };
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(clock::timer());
             return match link.wait(left, exchange).await {
                 Ok(Ok(answer)) => {
                     self.peers.get(to).inspect(|peer| peer.answered(lane));

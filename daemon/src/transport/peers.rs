@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::link::{Close, Link};
 use super::{ConnectionKind, Shared, TransportError, serve, tls};
+use crate::clock;
 
 /// How long a request waits for the dial of a lane that failed last time.
 const DOUBTFUL_DIAL_WAIT: Duration = Duration::from_millis(300);
@@ -84,7 +85,7 @@ impl Peer {
     /// Whether requests fail at once, for now.
     pub(super) fn is_paused(&self, kind: ConnectionKind) -> bool {
         let lane = self.lane(kind);
-        lane.live().is_none() && lane.pause.as_ref().is_some_and(|(until, _)| Instant::now() < *until)
+        lane.live().is_none() && lane.pause.as_ref().is_some_and(|(until, _)| clock::timer() < *until)
     }
 
     fn is_idle(&self) -> bool {
@@ -183,7 +184,7 @@ impl Lane {
     fn failed(&mut self, error: TransportError, pause_max: Duration) {
         self.failure_count = self.failure_count.saturating_add(1);
         let pause = redial_pause(self.failure_count, rand::random(), pause_max);
-        self.pause = Some((Instant::now() + pause, error));
+        self.pause = Some((clock::timer() + pause, error));
     }
 }
 
@@ -225,7 +226,7 @@ impl Shared {
                 return Ok(link);
             }
             if let Some((until, error)) = &lane.pause
-                && Instant::now() < *until
+                && clock::timer() < *until
             {
                 return Err(error.clone());
             }
@@ -246,7 +247,7 @@ impl Shared {
                 if lane.failure_count > 0 { DOUBTFUL_DIAL_WAIT } else { self.config.connect_timeout * 2 };
             (dial, patience)
         };
-        let wait_end = deadline.min(Instant::now() + patience);
+        let wait_end = deadline.min(clock::timer() + patience);
         let outcome = match timeout_at(wait_end, dial.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => outcome.clone(),
             Ok(Err(_)) => return Err(unreachable("the dial was given up")),

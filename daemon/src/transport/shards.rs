@@ -23,11 +23,11 @@ use makai_erasure::{DiskId, NodeId, ShardKey};
 use quinn::RecvStream;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use super::frame::{self, BLOCK_BYTES_MAX, Status};
 use super::link::{Link, OpenFault, Reset, Sending, StreamFault, Waited};
 use super::{ConnectionKind, Shared, Transport, TransportError, broken, peers};
+use crate::clock;
 
 const PUT: u16 = 1;
 const READ: u16 = 2;
@@ -131,11 +131,11 @@ impl ShardPeers for RemoteShards {
         let len_max = header.len_max;
         let request = encode(&PutRequest { disk, header })?;
         let answer_max = shared.config.shard_answer_max;
-        let deadline = Instant::now() + answer_max;
+        let deadline = clock::timer() + answer_max;
         let mut is_second_try = false;
         loop {
             let link = shared.link(node, ConnectionKind::Bulk, deadline).await.map_err(transport_error)?;
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(clock::timer());
             let fault = match link.wait(left, link.open(PUT, request.clone())).await {
                 Ok(Ok((sending, recv))) => {
                     return Ok(Box::new(RemoteSink {

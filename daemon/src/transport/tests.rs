@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::frame::RequestHead;
 use super::*;
+use crate::clock;
 
 const ECHO: u16 = 1;
 const REFUSE: u16 = 2;
@@ -690,7 +691,7 @@ async fn a_dead_address_fails_fast() {
     let peer = NodeIdentity::generate().unwrap().id();
     a.transport.set_addresses(peer, vec![deaf.local_addr().unwrap().to_string()]);
     let ask = async |limit: Duration| {
-        let begun = Instant::now();
+        let begun = clock::timer();
         let error = a.transport.request(peer, ECHO, Bytes::new(), limit).await.unwrap_err();
         assert!(matches!(error, TransportError::Unreachable { .. }) && error.is_unsent(), "{error}");
         begun.elapsed()
@@ -700,7 +701,7 @@ async fn a_dead_address_fails_fast() {
     let first = ask(SOON).await;
     assert!(first < Duration::from_millis(2500), "{first:?}");
     assert_eq!(a.transport.stats().dials_failed, 1);
-    let begun = Instant::now();
+    let begun = clock::timer();
     join_all((0..100).map(|_| ask(SOON))).await;
     assert!(
         begun.elapsed() < Duration::from_millis(700),
@@ -741,7 +742,7 @@ fn a_killed_peer_is_missed_and_found_again() {
     here.block_on(sink.send(pattern(100))).unwrap();
     mortal_runtime.shutdown_background();
     drop(mortal);
-    let died = Instant::now();
+    let died = clock::timer();
     let error = here.block_on(within(SOON, waiting)).unwrap().unwrap_err();
     assert!(matches!(error, TransportError::Lost { .. }) && !error.is_unsent(), "{error}");
     let missed = died.elapsed();
@@ -753,19 +754,19 @@ fn a_killed_peer_is_missed_and_found_again() {
     let ask =
         || here.block_on(a.transport.request(peer, ECHO, Bytes::from_static(b"x"), Duration::from_secs(5)));
     let _ = ask();
-    let begun = Instant::now();
+    let begun = clock::timer();
     assert!(matches!(ask(), Err(TransportError::Unreachable { .. })));
     assert!(begun.elapsed() < Duration::from_millis(1000), "{:?}", begun.elapsed());
 
     // It comes back with the same key on the same port, as soon as the dead one's socket is gone.
-    let deadline = Instant::now() + SOON;
+    let deadline = clock::timer() + SOON;
     let (_runtime, again) = loop {
         match start_mortal(&identity, port) {
             Some(started) => break started,
-            None => assert!(Instant::now() < deadline, "the port stays taken"),
+            None => assert!(clock::timer() < deadline, "the port stays taken"),
         }
     };
-    let back = Instant::now();
+    let back = clock::timer();
     while ask().is_err() {
         assert!(back.elapsed() < Duration::from_secs(10), "not found again");
     }
@@ -789,14 +790,14 @@ fn a_restarted_peer_is_noticed_at_once() {
     ask().unwrap();
     mortal_runtime.shutdown_background();
     drop(mortal);
-    let deadline = Instant::now() + SOON;
+    let deadline = clock::timer() + SOON;
     let (_runtime, _again) = loop {
         match start_mortal(&identity, port) {
             Some(started) => break started,
-            None => assert!(Instant::now() < deadline, "the port stays taken"),
+            None => assert!(clock::timer() < deadline, "the port stays taken"),
         }
     };
-    let begun = Instant::now();
+    let begun = clock::timer();
     while let Err(error) = ask() {
         assert!(begun.elapsed() < Duration::from_secs(2), "{error}");
     }
@@ -874,7 +875,7 @@ async fn announcements_without_bytes_hold_nobody_up() {
         held.push((send, recv));
     }
     until(|| b.transport.stats().control_held_bytes == 8 << 20).await;
-    let begun = Instant::now();
+    let begun = clock::timer();
     assert!(a.ask(&b, ECHO, pattern(60_000)).await.is_ok());
     assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
     assert!(a.ask(&b, ECHO, pattern(1 << 20)).await.is_ok());

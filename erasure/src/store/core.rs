@@ -25,7 +25,7 @@ pub struct Core {
     pub index: Index,
     pub segments: Segments,
     pub queue: Queue,
-    pub chores: Mutex<mpsc::Sender<Chore>>,
+    pub chores: Mutex<mpsc::SyncSender<Chore>>,
     /// Rooms whose blocks the filesystem could not set aside are paid for when they are written.
     pub is_sparse: AtomicBool,
     pub writers: AtomicUsize,
@@ -45,7 +45,7 @@ impl Core {
         disk: Arc<dyn Disk>,
         superblock: Superblock,
         options: StoreOptions,
-        chores: mpsc::Sender<Chore>,
+        chores: mpsc::SyncSender<Chore>,
     ) -> Self {
         Self {
             dir,
@@ -98,8 +98,15 @@ impl Core {
     }
 
     pub fn chore(&self, chore: Chore) {
-        // The janitor is gone only when the store is closed; the next open does what is left.
-        _ = lock(&self.chores).send(chore);
+        let chores = lock(&self.chores).clone();
+        let is_stop = matches!(chore, Chore::Stop);
+        // A janitor that is gone or that far behind leaves the rest to compaction and to the next open; only the word to
+        // stop waits for its place.
+        if is_stop {
+            _ = chores.send(chore);
+        } else if let Err(mpsc::TrySendError::Full(_)) = chores.try_send(chore) {
+            tracing::debug!(dir = ?self.dir, "room is given back later");
+        }
     }
 
     pub fn space(&self) -> Result<Space, StoreError> {

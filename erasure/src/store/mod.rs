@@ -72,6 +72,9 @@ pub use self::index::StoredShard;
 pub use self::recover::{Damage, RecoveryReport};
 pub use self::writer::ShardWriter;
 
+/// Chores that wait for the janitor.
+const CHORES_MAX: usize = 65_536;
+
 /// How a disk is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreOptions {
@@ -175,7 +178,7 @@ impl ShardStore {
         superblock: Superblock,
         options: StoreOptions,
     ) -> Result<(Self, RecoveryReport), StoreError> {
-        let (chores, chores_taken) = mpsc::channel();
+        let (chores, chores_taken) = mpsc::sync_channel(CHORES_MAX);
         let mut core = Core::new(dir.to_path_buf(), disk, superblock, options, chores);
         let (report, sequence) = recover::recover(&mut core)?;
         let core = Arc::new(core);

@@ -123,7 +123,6 @@ async fn find_footer(
     Err(last)
 }
 
-#[expect(clippy::too_many_arguments, reason = "one step of rebuild_shard, split where it repeats")]
 async fn attempt(
     peers: &Arc<dyn ShardPeers>,
     codec: &Codec,

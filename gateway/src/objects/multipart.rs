@@ -140,7 +140,6 @@ impl Objects {
     }
 
     /// Makes bytes of an object a part: by reference where they lie in blobs, else by writing them again.
-    #[expect(clippy::too_many_arguments, reason = "a copy names a source, a range and a part")]
     pub async fn copy_part(
         &self,
         caller: &Caller,
@@ -203,7 +202,6 @@ impl Objects {
     }
 
     /// Makes the parts the key's new version. `parts`: number and ETag without quotes, in the client's order.
-    #[expect(clippy::too_many_arguments, reason = "what S3's call takes")]
     pub async fn complete_upload(
         &self,
         caller: &Caller,

@@ -113,7 +113,6 @@ pub struct ListObjects {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "nearly every entry of a page is an object")]
 pub enum Listed {
     Object(ObjectHead),
     CommonPrefix(String),

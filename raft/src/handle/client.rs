@@ -128,13 +128,13 @@ impl Metadata for MetaClient {
             mpsc::error::TrySendError::Closed(()) => MetaError::Unavailable("this process stops".into()),
         })?;
         let (answer, answered) = oneshot::channel();
-        let deadline = Instant::now() + Duration::from_millis(self.shared.config.deadline_ms);
+        let deadline = super::timer() + Duration::from_millis(self.shared.config.deadline_ms);
         room.send(Waiting { serial: self.shared.next_serial(), command, bytes, deadline, answer });
         answered.await.unwrap_or_else(|_| Err(MetaError::Unavailable("this process stops".into())))
     }
 
     async fn query(&self, query: Query) -> Result<Answer, MetaError> {
-        let deadline = Instant::now() + Duration::from_millis(self.shared.config.deadline_ms);
+        let deadline = super::timer() + Duration::from_millis(self.shared.config.deadline_ms);
         let mut search = Search::new(&self.shared);
         loop {
             let to = if search.attempts == 0 {
@@ -261,7 +261,7 @@ impl Shared {
     }
 
     fn attempt_timeout(&self, deadline: Instant) -> Duration {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(super::timer());
         left.min(Duration::from_millis(self.config.attempt_timeout_ms))
     }
 
@@ -349,7 +349,7 @@ impl<'a> Search<'a> {
         if self.shared.leader() == asked {
             self.shared.remember_leader(self.hint);
         }
-        if Instant::now() + pause >= deadline {
+        if super::timer() + pause >= deadline {
             return Err(match trouble {
                 Trouble::Overloaded => MetaError::Overloaded,
                 trouble => MetaError::Unavailable(trouble.to_string()),

@@ -83,3 +83,15 @@ pub enum RaftPeerError {
     #[error("turned away: {0}")]
     Refused(String),
 }
+
+/// This machine's running time, for deadlines and pauses alone: nothing that is agreed depends on it.
+#[expect(clippy::disallowed_methods, reason = "a shell's stopwatch; what is agreed has the leader's stamp")]
+fn stopwatch() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+/// The runtime's time, for deadlines that its timers keep.
+#[expect(clippy::disallowed_methods, reason = "a shell's timer; what is agreed has the leader's stamp")]
+fn timer() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}

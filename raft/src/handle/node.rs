@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use makai_erasure::NodeId;
@@ -505,10 +505,10 @@ impl MetaNode {
     where
         F: Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
     {
-        let until = Instant::now() + Duration::from_millis(self.0.config.request_timeout_ms);
+        let until = super::stopwatch() + Duration::from_millis(self.0.config.request_timeout_ms);
         loop {
             match attempt().await.map_err(admin_error) {
-                Err(MetaAdminError::NotLeader(None)) if self.is_leader() && Instant::now() < until => {
+                Err(MetaAdminError::NotLeader(None)) if self.is_leader() && super::stopwatch() < until => {
                     tokio::time::sleep(UNCONFIRMED_PAUSE).await;
                 }
                 Err(error) => return Err(error),
@@ -599,7 +599,7 @@ impl MetaNode {
 async fn keep(node: std::sync::Weak<Inner>) {
     let mut last_bytes = 0;
     let mut last_applied = None;
-    let mut last_at = Instant::now();
+    let mut last_at = super::stopwatch();
     loop {
         let Some(inner) = node.upgrade() else { return };
         let node = MetaNode(inner);
@@ -608,7 +608,7 @@ async fn keep(node: std::sync::Weak<Inner>) {
         let is_due = bytes.saturating_sub(last_bytes) >= node.0.config.snapshot_log_bytes
             || last_at.elapsed().as_millis() >= u128::from(node.0.config.snapshot_interval_ms);
         if is_due {
-            last_at = Instant::now();
+            last_at = super::stopwatch();
             last_bytes = bytes;
             if metrics.last_applied != last_applied {
                 last_applied = metrics.last_applied;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -249,7 +249,7 @@ impl Load {
 
     async fn until_acknowledged(&self, more: u64) {
         let goal = self.acknowledged.load(Ordering::SeqCst) + more;
-        let begun = Instant::now();
+        let begun = super::stopwatch();
         while self.acknowledged.load(Ordering::SeqCst) < goal {
             assert!(begun.elapsed() < PATIENCE, "the load does not progress");
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -526,14 +526,14 @@ async fn measure() {
         propose_once(&client, "warm").await;
         let before = cluster.net.messages.load(Ordering::Relaxed);
         let cpu_before = cpu_seconds();
-        let begun = Instant::now();
+        let begun = super::stopwatch();
         let tasks: Vec<_> = (0..clients)
             .map(|number| {
                 let client = client.clone();
                 tokio::spawn(async move {
                     let mut took = Vec::with_capacity(per_client);
                     for i in 0..per_client {
-                        let begun = Instant::now();
+                        let begun = super::stopwatch();
                         propose_once(&client, &format!("c{number}-{i}")).await;
                         took.push(begun.elapsed());
                     }
@@ -559,7 +559,7 @@ async fn measure() {
             cluster.net.messages.load(Ordering::Relaxed) - before,
             cpu / took.len() as f64 * 1e6,
         );
-        let begun = Instant::now();
+        let begun = super::stopwatch();
         let reads = 20_000 / clients.max(20);
         let tasks: Vec<_> = (0..clients)
             .map(|_| {
@@ -575,7 +575,7 @@ async fn measure() {
             task.await.unwrap();
         }
         println!("    {:.0} linearizable reads/s", (reads * clients) as f64 / begun.elapsed().as_secs_f64());
-        let begun = Instant::now();
+        let begun = super::stopwatch();
         cluster.voters[&leader].node.transfer_leader(None).await.unwrap();
         let moved = begun.elapsed();
         propose_once(&client, "moved").await;

@@ -12,7 +12,6 @@ pub struct KvError(pub String);
 pub trait View {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError>;
     /// Visits `from..to` in byte order until `visit` breaks.
-    #[expect(clippy::type_complexity, reason = "an alias would hide what is visited, and tie lifetimes")]
     fn scan(
         &self,
         from: &[u8],

@@ -359,7 +359,6 @@ impl Oracle {
         Ok(extents_of(&new.content).to_vec())
     }
 
-    #[expect(clippy::too_many_arguments)]
     fn replace(
         &mut self,
         bucket: &str,
