@@ -70,6 +70,8 @@ const MENDED: Duration = Duration::from_secs(180);
 const RUN_MAX: Duration = Duration::from_secs(1200);
 /// How far a node's wall clock may be ahead of another's; the facts bear five minutes.
 const SKEW_MS_MAX: u64 = 100_000;
+/// Between two tries of what must work in the end.
+const AGAIN_AFTER: Duration = Duration::from_millis(300);
 /// How long a client waits.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -159,14 +161,7 @@ async fn live(seed: u64, mutant: Option<Mutant>, clock: Arc<Clock>) -> Result<Re
         })
         .collect();
     let troubles = world.suffer(seed).await?;
-    world.heal().await?;
-    let mut client = Client {
-        caller,
-        history: Arc::clone(&history),
-        rng: StdRng::seed_from_u64(seed ^ 0xFFFF),
-        key_count: KEYS,
-    };
-    world.serves_again(&mut client).await?;
+    // Nothing may be written over what the power cut took.
     stop.store(true, Ordering::Relaxed);
     let mut report = Report { troubles, ..Report::default() };
     for client in clients {
@@ -175,6 +170,15 @@ async fn live(seed: u64, mutant: Option<Mutant>, clock: Arc<Clock>) -> Result<Re
         report.refused += part.refused;
         report.unknown += part.unknown;
     }
+    world.mend().await?;
+    let mut client = Client {
+        caller,
+        history: Arc::clone(&history),
+        rng: StdRng::seed_from_u64(seed ^ 0xFFFF),
+        key_count: KEYS,
+    };
+    world.reads_again(&mut client).await?;
+    world.writes_again(&mut client).await?;
     world.mended().await?;
     world.reads_all(&mut client, "after all was mended").await?;
     world.lose_disks(seed).await;
@@ -188,7 +192,7 @@ async fn live(seed: u64, mutant: Option<Mutant>, clock: Arc<Clock>) -> Result<Re
 async fn work(world: Arc<World>, mut client: Client, stop: Arc<AtomicBool>) -> Result<Report, Broken> {
     let mut report = Report::default();
     while !stop.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(client.rng.random_range(0..900))).await;
+        tokio::time::sleep(Duration::from_millis(client.rng.random_range(0..600))).await;
         let number = client.rng.random_range(0..NODES);
         let Some(gateway) = world.gateway(number).await else { continue };
         report.count(client.step(&gateway.objects, PATIENCE).await?);
@@ -363,23 +367,31 @@ impl World {
         self.revive().await
     }
 
-    async fn heal(&self) -> Result<(), Broken> {
-        self.mend().await
+    /// Waits until every key can be read.
+    async fn reads_again(&self, client: &mut Client) -> Result<(), Broken> {
+        let until_ms = self.around.clock.now_ms() + SERVES_AGAIN.as_millis() as u64;
+        for (number, key) in (0..NODES).cycle().zip((0..KEYS).map(key_name)) {
+            let Some(node) = self.gateway(number).await else { continue };
+            while let Err(WrongBytes(why)) = client.read_whole(&node.objects, &key, PATIENCE).await {
+                if self.around.clock.now_ms() > until_ms {
+                    return Err(Broken(format!("healed, and {key:?} is not readable: {why}")));
+                }
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until every gateway puts and gets.
-    async fn serves_again(&self, client: &mut Client) -> Result<(), Broken> {
+    async fn writes_again(&self, client: &mut Client) -> Result<(), Broken> {
         let until_ms = self.around.clock.now_ms() + SERVES_AGAIN.as_millis() as u64;
         for number in 0..NODES {
             let Some(node) = self.gateway(number).await else { continue };
-            loop {
-                if client.probe(&node.objects, PATIENCE).await? == Outcome::Done {
-                    break;
-                }
+            while client.probe(&node.objects, PATIENCE).await? != Outcome::Done {
                 if self.around.clock.now_ms() > until_ms {
                     return Err(Broken(format!("healed, and gateway {number} still does not serve")));
                 }
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(AGAIN_AFTER).await;
             }
         }
         Ok(())
@@ -408,7 +420,7 @@ impl World {
             if self.around.clock.now_ms() > until_ms {
                 return Err(Broken(format!("healed, and shards stay missing: {missing:?}")));
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(AGAIN_AFTER).await;
         }
     }
 

@@ -38,8 +38,8 @@ const EPOCH_MS: u64 = 1_700_000_000_000;
 pub const CLUSTER_ID: &str = "world";
 pub const CLUSTER_KEY: [u8; 32] = [42; 32];
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-const REPAIR_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const REPAIR_EVERY: Duration = Duration::from_secs(5);
 const PING_MAX: Duration = Duration::from_secs(1);
 /// A node silent for this long is down.
 const SILENCE_MAX_MS: u64 = 3000;
