@@ -22,3 +22,4 @@ pub mod load;
 pub mod ports;
 pub mod s3;
 pub mod wait;
+pub mod world;

@@ -172,7 +172,11 @@ impl ShardStore {
         Ok((store, report))
     }
 
-    fn open_on(
+    /// Opens what `superblock` names on any disk; the caller holds `dir`, whose `segments` directory exists. Blocks.
+    ///
+    /// # Errors
+    /// The disk cannot be read or written. Damaged segments are reported, not refused.
+    pub fn open_on(
         disk: Arc<dyn Disk>,
         dir: &Path,
         superblock: Superblock,
