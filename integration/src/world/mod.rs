@@ -180,7 +180,7 @@ async fn live(seed: u64, mutant: Option<Mutant>, clock: Arc<Clock>) -> Result<Re
     world.reads_again(&mut client).await?;
     world.writes_again(&mut client).await?;
     world.mended().await?;
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         world.retire(NODES - 1).await?;
         world.mended().await?;
     }
