@@ -28,6 +28,7 @@ pub struct Clock {
 #[derive(Debug, Default)]
 struct State {
     now_ms: u64,
+    leapt_ms: u64,
     has_ended: bool,
 }
 
@@ -39,6 +40,18 @@ impl Clock {
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         self.state().now_ms
+    }
+
+    /// What wall clocks show: time that passed, and time that leapt.
+    #[must_use]
+    pub fn wall_ms(&self) -> u64 {
+        let state = self.state();
+        state.now_ms + state.leapt_ms
+    }
+
+    /// Every wall clock goes forward at once, as after a night in which all machines slept.
+    pub fn leap(&self, ms: u64) {
+        self.state().leapt_ms += ms;
     }
 
     /// For threads: waits until `due_ms`, or the end.

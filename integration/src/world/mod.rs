@@ -31,7 +31,6 @@ pub mod oracle;
 pub mod shards;
 pub mod workload;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +52,7 @@ use self::clock::Clock;
 use self::disk::SimDisk;
 use self::nemesis::{Death, Trouble};
 use self::net::Net;
-use self::node::{CLUSTER_ID, CLUSTER_KEY, Machine, Running, Surroundings, disk_id, node_id};
+use self::node::{CLUSTER_ID, CLUSTER_KEY, COLLECT_AGE_MS, Machine, Running, Surroundings, disk_id, node_id};
 use self::oracle::{History, OPERATIONS_MAX};
 use self::workload::{BUCKET, Client, Outcome, WrongBytes, key_name};
 
@@ -72,7 +71,8 @@ const RUN_MAX: Duration = Duration::from_secs(1200);
 const SKEW_MS_MAX: u64 = 100_000;
 /// Between two tries of what must work in the end.
 const AGAIN_AFTER: Duration = Duration::from_millis(300);
-/// How long a client waits.
+/// How long a client waits while all goes wrong, and afterwards.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(6);
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A fault of the product itself, switched on to see that the oracle notices.
@@ -180,6 +180,11 @@ async fn live(seed: u64, mutant: Option<Mutant>, clock: Arc<Clock>) -> Result<Re
     world.reads_again(&mut client).await?;
     world.writes_again(&mut client).await?;
     world.mended().await?;
+    if seed.is_multiple_of(2) {
+        world.retire(NODES - 1).await?;
+        world.mended().await?;
+    }
+    world.collected().await?;
     world.reads_all(&mut client, "after all was mended").await?;
     world.lose_disks(seed).await;
     world.reads_all(&mut client, "with as many disks of each group lost as it has parity").await?;
@@ -195,7 +200,7 @@ async fn work(world: Arc<World>, mut client: Client, stop: Arc<AtomicBool>) -> R
         tokio::time::sleep(Duration::from_millis(client.rng.random_range(0..600))).await;
         let number = client.rng.random_range(0..NODES);
         let Some(gateway) = world.gateway(number).await else { continue };
-        report.count(client.step(&gateway.objects, PATIENCE).await?);
+        report.count(client.step(&gateway.objects, CLIENT_PATIENCE).await?);
     }
     Ok(report)
 }
@@ -314,7 +319,7 @@ impl World {
             self.make(trouble).await;
             tokio::time::sleep(lasts).await;
             // Some troubles outlast the next one.
-            if rng.random_bool(0.6) {
+            if rng.random_bool(0.6) || matches!(trouble, Trouble::AllDie) {
                 self.mend().await?;
             }
             count += 1;
@@ -347,6 +352,7 @@ impl World {
                 self.machines.lock().await[usize::from(node)].disk.set_sync_ms(sync_ms);
             }
             Trouble::Lie { node } => net.set_lying(node_id(node), true),
+            Trouble::TimeLeaps { hours } => self.around.clock.leap(hours * 3_600_000),
             Trouble::LeaderSteps => {
                 if let Some(leader) = self.leader().await
                     && let Some(running) = self.gateway(leader).await
@@ -424,6 +430,52 @@ impl World {
         }
     }
 
+    /// A node's disk breaks and the node is given up: its groups get other disks, its shards are made anew.
+    async fn retire(&self, number: u8) -> Result<(), Broken> {
+        let Some(node) = self.gateway(0).await else { return Ok(()) };
+        let lost = Command::SetNodeStanding { node: node_id(number), standing: Standing::Lost };
+        self.around.net.lose_disk(disk_id(number));
+        node.facts.propose(lost).await.map_err(unavailable("a node is not given up"))?;
+        let until_ms = self.around.clock.now_ms() + MENDED.as_millis() as u64;
+        while node.map.get().map.groups.iter().any(|group| group.disks.contains(&disk_id(number))) {
+            if self.around.clock.now_ms() > until_ms {
+                return Err(Broken(format!(
+                    "groups still name the disk of node {number}, which was given up"
+                )));
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+            node.refresh_map().await;
+        }
+        Ok(())
+    }
+
+    /// Waits until no disk holds what nobody needs, once it is old enough.
+    async fn collected(&self) -> Result<(), Broken> {
+        self.around.clock.leap(2 * COLLECT_AGE_MS);
+        // The facts know the time from commands; the daemon's leader sends this one every few minutes.
+        let Some(node) = self.gateway(0).await else { return Ok(()) };
+        let expire = Command::ExpireSessions { idle_ms: COLLECT_AGE_MS };
+        node.facts.propose(expire).await.map_err(unavailable("sessions are not expired"))?;
+        let until_ms = self.around.clock.now_ms() + MENDED.as_millis() as u64;
+        loop {
+            let mut needless = Vec::new();
+            for number in (0..NODES).filter(|number| !self.around.net.is_lost(disk_id(*number))) {
+                let Some(node) = self.gateway(number).await else { continue };
+                match node.needless_shards(disk_id(number)).await {
+                    Ok(0) => {}
+                    other => needless.push((number, other)),
+                }
+            }
+            if needless.is_empty() {
+                return Ok(());
+            }
+            if self.around.clock.now_ms() > until_ms {
+                return Err(Broken(format!("disks keep what nobody needs: {needless:?}")));
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
     /// Every key through two gateways, and a listing: all must be answered.
     async fn reads_all(&self, client: &mut Client, when: &str) -> Result<(), Broken> {
         for number in [0, NODES - 1] {
@@ -442,7 +494,8 @@ impl World {
 
     /// As many disks as every group bears.
     async fn lose_disks(&self, seed: u64) {
-        let mut numbers: Vec<u8> = (0..NODES).collect();
+        let mut numbers: Vec<u8> =
+            (0..NODES).filter(|number| !self.around.net.is_lost(disk_id(*number))).collect();
         numbers.shuffle(&mut StdRng::seed_from_u64(seed ^ 0xD15C));
         for number in numbers.into_iter().take(self.parity) {
             self.around.net.lose_disk(disk_id(number));
@@ -511,11 +564,4 @@ async fn populate(facts: &dyn Metadata, scheme: Scheme) -> Result<Caller, Broken
         Err(error) => return Err(told(error)),
     }
     Ok(Caller { tenant: tenant.id, tenant_name: tenant.name, access_key_id: "none".into() })
-}
-
-/// Seeds named in `MAKAI_WORLD_SEEDS`: that many fresh ones.
-#[must_use]
-pub fn fresh_seeds(default_count: u64) -> BTreeSet<u64> {
-    let named = std::env::var("MAKAI_WORLD_SEEDS").ok().and_then(|count| count.parse().ok());
-    (0..named.unwrap_or(default_count)).map(|_| rand::random()).collect()
 }

@@ -45,13 +45,17 @@ pub enum Trouble {
         node: u8,
     },
     LeaderSteps,
+    /// Wall clocks go forward by hours: what is old is collected.
+    TimeLeaps {
+        hours: u64,
+    },
 }
 
 /// Draws the next trouble, how long it lasts, and the calm before it.
 #[must_use]
 pub fn next(rng: &mut StdRng, nodes: u8) -> (Duration, Trouble, Duration) {
-    let calm = Duration::from_millis(rng.random_range(100..2500));
-    let lasts = Duration::from_millis(rng.random_range(300..6000));
+    let calm = Duration::from_millis(rng.random_range(50..1200));
+    let lasts = Duration::from_millis(rng.random_range(200..3500));
     let node = rng.random_range(0..nodes);
     let other = (node + rng.random_range(1..nodes)) % nodes;
     let death = if rng.random_bool(0.5) { Death::Kill } else { Death::PowerCut };
@@ -67,7 +71,8 @@ pub fn next(rng: &mut StdRng, nodes: u8) -> (Duration, Trouble, Duration) {
             delay_ms_max: rng.random_range(0..150),
         }),
         76..84 => Trouble::SlowDisk { node, sync_ms: rng.random_range(20..400) },
-        84..94 => Trouble::Lie { node },
+        84..91 => Trouble::Lie { node },
+        91..96 => Trouble::TimeLeaps { hours: rng.random_range(1..5) },
         _ => Trouble::LeaderSteps,
     };
     (calm, trouble, lasts)

@@ -13,17 +13,17 @@ use makai::disks::LocalDisks;
 use makai_erasure::codec::Codec;
 use makai_erasure::placement::{Member, Placed, plan};
 use makai_erasure::store::format::{Secret, Superblock};
-use makai_erasure::store::{ShardStore, StoreOptions};
+use makai_erasure::store::{ShardStore, StoreOptions, StoredShard};
 use makai_erasure::stripe::{RebuildSource, ShardPeers, rebuild_shard};
 use makai_erasure::{BlobId, DiskId, NodeId, PgId, Scheme, ShardKey};
 use makai_gateway::identity::Identity;
 use makai_gateway::objects::{Objects, ObjectsOptions};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{Group, Standing};
-use makai_raft::facts::command::Command;
+use makai_raft::facts::command::{BLOB_OPEN_MS_MAX, Command};
 use makai_raft::facts::object::Blob;
 use makai_raft::facts::query::{Answer, Query};
-use makai_raft::handle::{MetaClient, MetaClientConfig, MetaConfig, MetaNode, Metadata};
+use makai_raft::handle::{MetaClient, MetaClientConfig, MetaConfig, MetaError, MetaNode, Metadata};
 use makai_raft::view::MapView;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ pub const CLUSTER_KEY: [u8; 32] = [42; 32];
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REPAIR_EVERY: Duration = Duration::from_secs(5);
+const COLLECT_EVERY: Duration = Duration::from_secs(4);
 const PING_MAX: Duration = Duration::from_secs(1);
 /// A node silent for this long is down.
 const SILENCE_MAX_MS: u64 = 3000;
@@ -47,6 +48,8 @@ const SILENCE_MAX_MS: u64 = 3000;
 const MISSING_FOR_MS: u64 = 5000;
 /// Pause before a shard that could not be made again is tried once more.
 const RETRY_AFTER_MS: u64 = 3000;
+/// Age of garbage and orphans at which they go.
+pub const COLLECT_AGE_MS: u64 = 2 * BLOB_OPEN_MS_MAX;
 const BATCH: u32 = 1000;
 
 /// Where a node's logs and shards lie on its disk.
@@ -116,7 +119,7 @@ impl Machine {
             Arc::new(Host { seat: seat.clone(), meta: OnceLock::new(), disks: LocalDisks::new([store]) });
         let links = Arc::new(Voters::new(Arc::clone(&around.net), seat.clone()));
         let (clock, skew_ms) = (Arc::clone(&around.clock), self.skew_ms);
-        let now = move || EPOCH_MS + skew_ms + clock.now_ms();
+        let now = move || EPOCH_MS + skew_ms + clock.wall_ms();
         if self.is_voter {
             let number = u64::from(self.number) + 1;
             let mut config = MetaConfig::new(PathBuf::from(META_DIR), CLUSTER_ID.into(), number, seat.id);
@@ -159,6 +162,7 @@ impl Machine {
         around.net.join(host);
         running.spawn(running.clone().follow_map());
         running.spawn(running.clone().repair(disk_id(self.number)));
+        running.spawn(running.clone().collect());
         if self.is_voter {
             running.spawn(running.clone().watch_health(Arc::clone(&around.net)));
             running.spawn(running.clone().place());
@@ -213,6 +217,10 @@ impl Running {
                 () = life.cancelled() => {}
             }
         });
+    }
+
+    fn unix_ms(&self) -> u64 {
+        EPOCH_MS + self.skew_ms + self.clock.wall_ms()
     }
 
     fn leads(&self) -> bool {
@@ -381,7 +389,7 @@ impl Running {
                 plain_len: blob.plain_len,
                 root: blob.root,
                 disks: group.disks.clone(),
-                opened_at_ms: EPOCH_MS + self.skew_ms + now_ms,
+                opened_at_ms: self.unix_ms(),
             };
             if rebuild_shard(&self.peers, &codec, &source, index, disk).await.is_ok() {
                 round.missing.remove(&key);
@@ -389,6 +397,81 @@ impl Running {
                 *due_ms = self.clock.now_ms() + RETRY_AFTER_MS;
             }
         }
+    }
+
+    async fn collect(self) {
+        loop {
+            tokio::time::sleep(COLLECT_EVERY).await;
+            if self.leads() {
+                drop(self.collect_garbage().await);
+            }
+            drop(self.collect_orphans().await);
+        }
+    }
+
+    /// Forgets blobs that nothing has named for long, then deletes their shards.
+    async fn collect_garbage(&self) -> Result<(), MetaError> {
+        let before_ms = self.unix_ms().saturating_sub(COLLECT_AGE_MS);
+        let garbage = self.facts.query(Query::Garbage { before_ms, entries_max: BATCH }).await?;
+        let Answer::Blobs(blobs) = garbage else { return Ok(()) };
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<BlobId> = blobs.iter().map(|blob| blob.id).collect();
+        self.facts.propose(Command::ForgetBlobs { blobs: ids.clone() }).await?;
+        let Answer::BlobStates(states) = self.facts.query(Query::BlobStates { ids }).await? else {
+            return Ok(());
+        };
+        let map = self.map.get();
+        for (Blob { id, pg, .. }, _) in blobs.iter().zip(states).filter(|(_, state)| state.is_none()) {
+            for (index, disk) in (0u8..).zip(map.group(*pg).map_or(&[][..], |group| &group.disks)) {
+                // What is not deleted now is an orphan.
+                drop(self.peers.delete(*disk, vec![ShardKey { blob: *id, index }]).await);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes this node's shards that no fact names, once no writer can name them any more.
+    async fn collect_orphans(&self) -> Result<(), MetaError> {
+        let opened_before = self.unix_ms().saturating_sub(COLLECT_AGE_MS);
+        for (_, store) in self.host.disks.iter() {
+            let shards = store.list_after(None, usize::MAX);
+            let is_old = |shard: &&StoredShard| shard.opened_at_ms < opened_before;
+            let old: Vec<ShardKey> = shards.iter().filter(is_old).map(|shard| shard.key).collect();
+            let orphans = self.unnamed(old).await?;
+            drop(store.delete(orphans).await);
+        }
+        Ok(())
+    }
+
+    /// Those of `keys` whose blob the facts do not know.
+    async fn unnamed(&self, keys: Vec<ShardKey>) -> Result<Vec<ShardKey>, MetaError> {
+        let ids = keys.iter().map(|key| key.blob).collect();
+        match self.facts.query(Query::BlobStates { ids }).await? {
+            Answer::BlobStates(states) => {
+                let unnamed = keys.into_iter().zip(states).filter(|(_, state)| state.is_none());
+                Ok(unnamed.map(|(key, _)| key).collect())
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Shards on this node's disk that no group's blob needs there.
+    ///
+    /// # Errors
+    /// The facts do not answer.
+    pub async fn needless_shards(&self, disk: DiskId) -> Result<usize, MetaError> {
+        let mut needed = BTreeSet::new();
+        for group in &self.map.get().map.groups {
+            let Some(index) = group.disks.iter().position(|own| *own == disk) else { continue };
+            let query = Query::BlobsOfGroup { pg: group.id, after_sequence: 0, entries_max: BATCH };
+            if let Answer::Blobs(blobs) = self.facts.query(query).await? {
+                needed.extend(blobs.iter().map(|blob| ShardKey { blob: blob.id, index: index as u8 }));
+            }
+        }
+        let held = self.host.disks.iter().flat_map(|(_, store)| store.list_after(None, usize::MAX));
+        Ok(held.filter(|shard| !needed.contains(&shard.key)).count())
     }
 
     /// Shards that should be on this node's disk and are not, over all blobs.

@@ -171,7 +171,7 @@ impl Client {
         let id = self.history.new_value();
         let prepared = async {
             let upload = objects.create_upload(&self.caller, BUCKET, key, headers(id), None, false).await?;
-            if id % 3 == 0 {
+            if id.is_multiple_of(3) {
                 // Replaced by the next one.
                 let other = upstream(content(id + 1), 50_000);
                 objects.put_part(&self.caller, BUCKET, key, &upload.id, 1, other).await?;
