@@ -232,8 +232,8 @@ pub struct StorageConfig {
     /// Ceiling on what this node reads and writes to repair others, so that a lost disk does not starve
     /// clients.
     pub repair_bytes_per_sec_max: u64,
-    /// A node silent for less than this costs nothing: most come back. Ignored for blobs that are close to
-    /// being lost.
+    /// A node silent for longer gets no new placement groups until it is back. What it holds waits for it, or for
+    /// `makai node remove --lost`.
     pub repair_grace_secs: u64,
     /// Time to read every shard back once. Two weeks: scrubs of that period found most latent sector errors
     /// in a field study (Bairavasundaram et al., SIGMETRICS 2007).

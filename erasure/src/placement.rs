@@ -95,16 +95,22 @@ fn rendezvous(group: PgId, slot: usize, disk: DiskId) -> u64 {
 
 /// Groups of `scheme` to add, and existing ones with slots to change.
 ///
-/// `members`: every disk that may hold shards. `existing`: all groups of this scheme. `next_id`: the first id free.
-/// Returns nothing where fewer disks than shards exist: such a scheme cannot be placed.
+/// `members`: every disk that may take shards. `keeping`: disks that take no new slots and keep those they have, since what
+/// they hold is still read. `existing`: all groups of this scheme. `next_id`: the first id free.
+/// Makes no new group where fewer disks than shards are: such a scheme cannot be placed.
 /// Cost: groups changed x shards x members.
 #[must_use]
-pub fn plan(scheme: Scheme, members: &[Member], existing: &[Placed], next_id: u32) -> Vec<Placed> {
+pub fn plan(
+    scheme: Scheme,
+    members: &[Member],
+    keeping: &[Member],
+    existing: &[Placed],
+    next_id: u32,
+) -> Vec<Placed> {
     let width = scheme.shard_count();
     let by_disk: BTreeMap<DiskId, &Member> = members.iter().map(|member| (member.disk, member)).collect();
-    if by_disk.len() < width {
-        return Vec::new();
-    }
+    let known: BTreeMap<DiskId, &Member> =
+        keeping.iter().chain(members).map(|member| (member.disk, member)).collect();
     let mut load: BTreeMap<DiskId, u64> = by_disk.keys().map(|disk| (*disk, 0)).collect();
     for disk in existing.iter().flat_map(|group| &group.disks) {
         load.entry(*disk).and_modify(|count| *count += 1);
@@ -112,19 +118,22 @@ pub fn plan(scheme: Scheme, members: &[Member], existing: &[Placed], next_id: u3
     let mut changes = Vec::new();
 
     for group in existing {
-        let is_sound = |disk: &DiskId| by_disk.contains_key(disk);
+        let is_sound = |disk: &DiskId| known.contains_key(disk);
         if group.disks.len() != width || group.disks.iter().all(is_sound) {
             continue;
         }
         let kept = group.disks.iter().map(|disk| is_sound(disk).then_some(*disk)).collect();
-        if let Some(disks) = fill(group.id, kept, &by_disk, &mut load) {
+        if let Some(disks) = fill(group.id, kept, &known, &by_disk, &mut load) {
             changes.push(Placed { id: group.id, version: group.version + 1, disks });
         }
     }
 
+    if by_disk.len() < width {
+        return changes;
+    }
     let wanted = (by_disk.len() * GROUPS_PER_DISK).div_ceil(width).min(GROUPS_MAX);
     for id in (next_id..).take(wanted.saturating_sub(existing.len())).map(PgId) {
-        if let Some(disks) = fill(id, vec![None; width], &by_disk, &mut load) {
+        if let Some(disks) = fill(id, vec![None; width], &known, &by_disk, &mut load) {
             changes.push(Placed { id, version: 1, disks });
         }
     }
@@ -135,13 +144,14 @@ pub fn plan(scheme: Scheme, members: &[Member], existing: &[Placed], next_id: u3
 fn fill(
     id: PgId,
     mut slots: Vec<Option<DiskId>>,
+    known: &BTreeMap<DiskId, &Member>,
     by_disk: &BTreeMap<DiskId, &Member>,
     load: &mut BTreeMap<DiskId, u64>,
 ) -> Option<Vec<DiskId>> {
     let mut spread = Spread::default();
     let mut taken = BTreeSet::new();
     for disk in slots.iter().flatten() {
-        spread.add(by_disk[disk]);
+        spread.add(known.get(disk)?);
         taken.insert(*disk);
     }
     for (at, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
@@ -182,7 +192,7 @@ mod tests {
         fn groups_are_spread_even_and_stable(nodes in 1usize..14, disks in 1usize..4, data in 1u8..7, parity in 0u8..4) {
             let scheme = Scheme::new(data, parity).unwrap();
             let members = cluster(nodes, disks);
-            let groups = plan(scheme, &members, &[], 1);
+            let groups = plan(scheme, &members, &[], &[], 1);
             let width = scheme.shard_count();
             prop_assert_eq!(groups.is_empty(), members.len() < width);
             let mut load = BTreeMap::<DiskId, usize>::new();
@@ -201,7 +211,7 @@ mod tests {
                 prop_assert!(most - least <= 2 + most / 3, "{least} to {most}");
             }
             let next = groups.len() as u32 + 1;
-            prop_assert_eq!(plan(scheme, &members, &groups, next), vec![]);
+            prop_assert_eq!(plan(scheme, &members, &[], &groups, next), vec![]);
         }
 
         /// Losing a disk changes the slots it had, and no others.
@@ -209,10 +219,10 @@ mod tests {
         fn only_lost_slots_move(nodes in 5usize..10, lost: prop::sample::Index) {
             let scheme = Scheme::new(2, 2).unwrap();
             let members = cluster(nodes, 1);
-            let groups = plan(scheme, &members, &[], 1);
+            let groups = plan(scheme, &members, &[], &[], 1);
             let lost = members[lost.index(members.len())].disk;
             let left: Vec<_> = members.iter().filter(|member| member.disk != lost).cloned().collect();
-            let changes = plan(scheme, &left, &groups, groups.len() as u32 + 1);
+            let changes = plan(scheme, &left, &[], &groups, groups.len() as u32 + 1);
             for group in &groups {
                 let change = changes.iter().find(|change| change.id == group.id);
                 prop_assert_eq!(change.is_some(), group.disks.contains(&lost));
@@ -226,11 +236,26 @@ mod tests {
         }
     }
 
+    /// A disk that takes nothing new keeps its slots, however many of a group are such: their shards are still read.
+    #[test]
+    fn what_is_still_read_stays() {
+        let members = cluster(8, 1);
+        let scheme = Scheme::new(2, 2).unwrap();
+        let groups = plan(scheme, &members, &[], &[], 1);
+        let (keeping, left) = members.split_at(4);
+        let next = groups.len() as u32 + 1;
+        let changes = plan(scheme, left, keeping, &groups, next);
+        assert!(changes.iter().all(|change| change.id.0 >= next), "an existing group changed");
+        assert!(
+            changes.iter().flat_map(|change| &change.disks).all(|disk| left.iter().any(|m| m.disk == *disk))
+        );
+    }
+
     /// Any two of six nodes may die, and a group with at least three of its four disks remains to write to.
     #[test]
     fn six_nodes_keep_a_writable_group_when_two_die() {
         let members = cluster(6, 1);
-        let groups = plan(default_scheme(6, 6), &members, &[], 1);
+        let groups = plan(default_scheme(6, 6), &members, &[], &[], 1);
         for a in 0..6 {
             for b in 0..a {
                 let dead = [members[a].disk, members[b].disk];
@@ -251,7 +276,7 @@ mod tests {
             member.owner = format!("owner{}", index / 2);
             member.site = format!("site{}", index / 3);
         }
-        for group in plan(Scheme::new(2, 2).unwrap(), &members, &[], 1) {
+        for group in plan(Scheme::new(2, 2).unwrap(), &members, &[], &[], 1) {
             let of = |disk: &DiskId| members.iter().find(|member| member.disk == *disk).unwrap();
             let owners: BTreeSet<_> = group.disks.iter().map(|disk| &of(disk).owner).collect();
             let sites: BTreeSet<_> = group.disks.iter().map(|disk| &of(disk).site).collect();

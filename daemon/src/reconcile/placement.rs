@@ -1,4 +1,7 @@
 //! Sees to it that every scheme in use has placement groups, on disks that may be used.
+//!
+//! Always: a slot moves only when a person has said that its disk or node is lost. A disk that drains, or whose node is
+//! away, keeps its slots, since groups are where shards are looked for; it is given no new ones.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,7 +9,7 @@ use std::time::Duration;
 use makai_erasure::placement::{Member, Placed, plan};
 use makai_erasure::{PgId, Scheme};
 use makai_raft::facts::Timestamp;
-use makai_raft::facts::cluster::{ClusterMap, Disk, Group, Standing};
+use makai_raft::facts::cluster::{ClusterMap, Group, Standing};
 use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::MetaError;
@@ -17,25 +20,38 @@ use crate::clock;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Disks that may hold shards: their node and they are active, and the node is up or not down for long.
-fn members(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Vec<Member> {
-    let member = |disk: &Disk| {
-        let node = map.node(disk.node)?;
-        let is_there = node.is_up || now.millis_since(node.changed_at) < grace_ms;
-        let is_usable = disk.standing == Standing::Active && node.standing == Standing::Active && is_there;
-        is_usable.then(|| Member {
+/// Disks by what they may do. Pure.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Disks {
+    /// May take shards: they and their node are active, and the node is up or not down for long.
+    taking: Vec<Member>,
+    /// Take no new slots, and keep those they have.
+    keeping: Vec<Member>,
+}
+
+fn sort_disks(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Disks {
+    let mut disks = Disks::default();
+    for disk in &map.map.disks {
+        let Some(node) = map.node(disk.node) else { continue };
+        if disk.standing == Standing::Lost || node.standing == Standing::Lost {
+            continue;
+        }
+        let member = Member {
             disk: disk.id,
             node: disk.node,
             owner: node.owner.clone(),
             site: node.site.clone(),
             capacity_bytes: disk.capacity_bytes.max(1),
-        })
-    };
-    map.map.disks.iter().filter_map(member).collect()
+        };
+        let is_there = node.is_up || now.millis_since(node.changed_at) < grace_ms;
+        let is_taking = disk.standing == Standing::Active && node.standing == Standing::Active && is_there;
+        if is_taking { disks.taking.push(member) } else { disks.keeping.push(member) }
+    }
+    disks
 }
 
 /// Groups to add or change so that each of `schemes` is placed. Pure.
-fn changes(map: &ClusterMap, members: &[Member], schemes: &BTreeSet<Scheme>) -> Vec<Group> {
+fn changes(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<Group> {
     let mut next_id = map.groups.iter().map(|group| group.id.0).max().unwrap_or(0) + 1;
     let mut changes = Vec::new();
     for scheme in schemes {
@@ -43,7 +59,7 @@ fn changes(map: &ClusterMap, members: &[Member], schemes: &BTreeSet<Scheme>) -> 
         let existing: Vec<Placed> = of_scheme
             .map(|group| Placed { id: group.id, version: group.version, disks: group.disks.clone() })
             .collect();
-        for placed in plan(*scheme, members, &existing, next_id) {
+        for placed in plan(*scheme, &disks.taking, &disks.keeping, &existing, next_id) {
             next_id = next_id.max(placed.id.0 + 1);
             let Placed { id: PgId(id), version, disks } = placed;
             changes.push(Group { id: PgId(id), scheme: *scheme, version, disks });
@@ -78,7 +94,7 @@ async fn step(shell: &Shell) -> Result<(), MetaError> {
     schemes.insert(map.default_scheme());
     schemes.extend(map.map.groups.iter().map(|group| group.scheme));
     let grace_ms = shell.config.storage.repair_grace_secs.saturating_mul(1000);
-    let groups = changes(&map.map, &members(&map, clock::now(), grace_ms), &schemes);
+    let groups = changes(&map.map, &sort_disks(&map, clock::now(), grace_ms), &schemes);
     if groups.is_empty() {
         return Ok(());
     }

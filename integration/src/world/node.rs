@@ -310,7 +310,7 @@ impl Running {
             let existing: Vec<Placed> = of_scheme
                 .map(|group| Placed { id: group.id, version: group.version, disks: group.disks.clone() })
                 .collect();
-            for Placed { id, version, disks } in plan(scheme, &members, &existing, next_id) {
+            for Placed { id, version, disks } in plan(scheme, &members, &[], &existing, next_id) {
                 next_id = next_id.max(id.0 + 1);
                 groups.push(Group { id, scheme, version, disks });
             }
