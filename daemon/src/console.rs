@@ -243,7 +243,11 @@ impl Console {
 
     fn is_authorized(&self, request: &Request<Incoming>) -> bool {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        // RFC 9110 section 11.1: the scheme's case does not matter.
+        let given = given
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map_or("", |(_, token)| token.trim());
         // Hashes compare in constant time with regard to the token.
         blake3::hash(given.as_bytes()) == blake3::hash(self.token.as_bytes())
     }

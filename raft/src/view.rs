@@ -29,7 +29,12 @@ impl IndexedMap {
             by_scheme.entry(group.scheme).or_default().push(at);
         }
         Self {
-            node_of_disk: map.disks.iter().map(|disk| (disk.id, disk.node)).collect(),
+            node_of_disk: map
+                .disks
+                .iter()
+                .filter(|disk| disk.standing != Standing::Lost)
+                .map(|disk| (disk.id, disk.node))
+                .collect(),
             nodes: map.nodes.iter().enumerate().map(|(at, node)| (node.id, at)).collect(),
             groups: map.groups.iter().enumerate().map(|(at, group)| (group.id, at)).collect(),
             by_scheme,
@@ -42,6 +47,7 @@ impl IndexedMap {
         self.nodes.get(&id).map(|at| &self.map.nodes[*at])
     }
 
+    /// The node that holds a disk; `None` for one that is unknown or lost.
     #[must_use]
     pub fn node_of(&self, disk: DiskId) -> Option<NodeId> {
         self.node_of_disk.get(&disk).copied()

@@ -120,7 +120,8 @@ struct Summary {
 
 fn disks_up(map: &ClusterMap, group: &makai_raft::facts::cluster::Group) -> usize {
     let is_up = |disk: &&makai_erasure::DiskId| {
-        let node = map.disks.iter().find(|known| known.id == **disk).map(|known| known.node);
+        let known = map.disks.iter().find(|known| known.id == **disk && known.standing != Standing::Lost);
+        let node = known.map(|known| known.node);
         map.nodes.iter().any(|known| Some(known.id) == node && known.is_up)
     };
     group.disks.iter().filter(is_up).count()
@@ -136,9 +137,9 @@ fn summarize(status: &Status) -> Summary {
         leader: status.leader,
         voters: status.voters.len(),
         voters_up: status.voters.iter().filter(|id| up(id)).count(),
-        nodes: map.nodes.len(),
-        nodes_up: map.nodes.iter().filter(|node| node.is_up).count(),
-        disks: map.disks.len(),
+        nodes: map.nodes.iter().filter(|node| node.standing != Standing::Lost).count(),
+        nodes_up: map.nodes.iter().filter(|node| node.is_up && node.standing != Standing::Lost).count(),
+        disks: map.disks.iter().filter(|disk| disk.standing != Standing::Lost).count(),
         groups: map.groups.len(),
         groups_whole: map.groups.iter().filter(|group| disks_up(map, group) == group.disks.len()).count(),
         default_scheme: status.default_scheme.clone(),
@@ -148,7 +149,9 @@ fn summarize(status: &Status) -> Summary {
 pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let status = fetch(&args.target).await?;
     let summary = summarize(&status);
-    let is_well = summary.leader.is_some() && summary.nodes_up == summary.nodes;
+    let is_well = summary.leader.is_some()
+        && summary.nodes_up == summary.nodes
+        && summary.groups_whole == summary.groups;
     if args.target.json {
         print_json(&summary)?;
         return Ok(ExitCode::SUCCESS);

@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, default_value = ".makai", value_name = "DIR")]
     dir: PathBuf,
     /// Port of the first node's S3 door; the others' ports follow above it
-    #[arg(long, default_value_t = 9000, value_name = "PORT")]
+    #[arg(long, default_value_t = 9000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     s3_port: u16,
     /// Delete what DIR holds first
     #[arg(long)]
@@ -71,13 +71,16 @@ struct Member {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    if args.reset {
-        reset(&args.dir)?;
-    }
     std::fs::create_dir_all(&args.dir).with_context(|| format!("make {:?}", args.dir))?;
     let dir = args.dir.canonicalize()?;
+    if args.reset {
+        check_ours(&dir)?;
+    }
     let _lock = files::FolderLock::take(&dir)
         .with_context(|| format!("another `makai dev` runs on {dir:?}; stop it, or give --dir"))?;
+    if args.reset {
+        reset(&dir)?;
+    }
     let mut members = plan(&args, &dir)?;
     let bar = spinner();
     let started = tokio::select! {
@@ -112,17 +115,37 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Empties a folder of an earlier `makai dev`, and no other.
-fn reset(dir: &Path) -> anyhow::Result<()> {
-    if !dir.exists() {
-        return Ok(());
-    }
+/// Whether a folder is an earlier `makai dev`'s, or empty: nothing else is ever deleted.
+fn check_ours(dir: &Path) -> anyhow::Result<()> {
     let is_ours = dir.join("node1").join("makai.toml").exists();
-    let is_empty = std::fs::read_dir(dir)?.next().is_none();
-    if !(is_ours || is_empty) {
+    let holds_others = || -> std::io::Result<bool> {
+        Ok(std::fs::read_dir(dir)?
+            .collect::<Result<Vec<_>, _>>()?
+            .iter()
+            .any(|entry| entry.file_name() != "lock"))
+    };
+    if !is_ours && holds_others()? {
         bail!("{dir:?} holds no cluster of `makai dev`; --reset deletes nothing else");
     }
-    std::fs::remove_dir_all(dir).with_context(|| format!("delete {dir:?}"))
+    Ok(())
+}
+
+/// Empties the folder, whose lock is held, unless a daemon still runs in it.
+fn reset(dir: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
+    for entry in &entries {
+        let data = entry.path().join("data");
+        if data.is_dir() {
+            files::FolderLock::take(&data)
+                .with_context(|| format!("a daemon still runs on {data:?}; stop it, then --reset"))?;
+        }
+    }
+    for path in entries.into_iter().filter(|entry| entry.file_name() != "lock").map(|entry| entry.path()) {
+        let deleted =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        deleted.with_context(|| format!("delete {path:?}"))?;
+    }
+    Ok(())
 }
 
 /// The members, each with its configuration written unless it is there from an earlier run.
@@ -154,7 +177,7 @@ fn plan(args: &Args, dir: &Path) -> anyhow::Result<Vec<Member>> {
 fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Result<NodeConfig> {
     let loopback = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let offset = (number - 1).checked_mul(PORTS_PER_NODE);
-    let first = offset.and_then(|offset| args.s3_port.checked_add(offset));
+    let first = offset.and_then(|offset| args.s3_port.checked_add(offset)).filter(|first| *first < u16::MAX);
     let first = first
         .with_context(|| format!("--s3-port {} leaves no ports for {} nodes", args.s3_port, args.nodes))?;
     let mut config = NodeConfig::parse(&format!("[node]\ndir = {:?}\n", dir.join("data")), dir)
@@ -205,7 +228,23 @@ fn spawn(member: &mut Member) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the members' ports are free: what answers there otherwise is another cluster's.
+fn check_ports(members: &[Member]) -> anyhow::Result<()> {
+    for member in members {
+        for address in [member.s3, member.console] {
+            std::net::TcpListener::bind(address).with_context(|| {
+                format!(
+                    "{address}, a port of {}, is taken; stop what listens there, or give --s3-port and --dir",
+                    member.name
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
 async fn start_all(members: &mut [Member], bar: &ProgressBar) -> anyhow::Result<()> {
+    check_ports(members)?;
     let count = members.len();
     let has_begun = members.iter().all(|member| member.dir.join("data").join("cluster.json").exists());
     if has_begun {

@@ -1,18 +1,24 @@
-//! Makes it a fact who is up: the leader proposes only transitions, from heartbeats it heard.
+//! Makes it a fact who is up, and which disks are gone: the leader proposes only transitions, from heartbeats it heard.
+//!
+//! A node names all of its disks in each heartbeat. One that it had and names no longer was replaced, emptied or taken out
+//! of its configuration: it is lost, and what it held is rebuilt elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use makai_erasure::NodeId;
-use makai_raft::facts::cluster::{Node, Standing};
+use makai_erasure::{DiskId, NodeId};
+use makai_raft::facts::cluster::{Disk, Node, Standing};
 use makai_raft::facts::command::Command;
 
 use super::Shell;
 use crate::clock;
+use crate::members::Heard;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A node silent for this long is down. Six heartbeats: one lost datagram or a busy second is no outage.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A disk that its node does not name for so long is lost: longer than a map takes to come round.
+const ABSENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Nodes whose fact differs from what was heard. Pure.
 ///
@@ -36,13 +42,46 @@ fn transitions(
     nodes.iter().filter(|node| node.standing != Standing::Lost).filter_map(of).collect()
 }
 
+/// Disks that their nodes, heard of lately, do not have any more. Pure.
+fn absent_disks(disks: &[Disk], heard: &HashMap<NodeId, Heard>, now: Instant) -> BTreeSet<DiskId> {
+    let is_absent = |disk: &&Disk| {
+        disk.standing != Standing::Lost
+            && heard.get(&disk.node).is_some_and(|heard| {
+                now.duration_since(heard.at) <= SILENCE_MAX
+                    && !heard.disks.iter().any(|beat| beat.disk == disk.id)
+            })
+    };
+    disks.iter().filter(is_absent).map(|disk| disk.id).collect()
+}
+
+/// Has disks that were absent all the time for [`ABSENCE_MAX`] counted as lost.
+async fn note_absent(shell: &Shell, absent_since: &mut BTreeMap<DiskId, Instant>) {
+    let now = clock::instant();
+    let absent = absent_disks(&shell.map.get().map.disks, &shell.members.heard(), now);
+    absent_since.retain(|disk, _| absent.contains(disk));
+    for disk in absent {
+        let since = *absent_since.entry(disk).or_insert(now);
+        if now.duration_since(since) < ABSENCE_MAX {
+            continue;
+        }
+        tracing::warn!(%disk, "its node does not have this disk any more: it is lost, its shards are rebuilt elsewhere");
+        match shell.facts.propose(Command::SetDiskStanding { disk, standing: Standing::Lost }).await {
+            Ok(_) => shell.map_changed.notify_one(),
+            Err(error) => tracing::debug!(%disk, %error, "its loss was not noted"),
+        }
+    }
+}
+
 pub async fn run(shell: Shell) {
+    let mut absent_since = BTreeMap::new();
     let mut leading_since = None;
     while shell.pause(LOOK_EVERY).await {
         if !shell.is_leader() {
             leading_since = None;
+            absent_since.clear();
             continue;
         }
+        note_absent(&shell, &mut absent_since).await;
         let since = *leading_since.get_or_insert_with(clock::instant);
         let heard = shell.members.heard().into_iter().map(|(id, heard)| (id, heard.at)).collect();
         for (node, is_up) in transitions(&shell.map.get().map.nodes, &heard, since, clock::instant()) {
@@ -58,6 +97,7 @@ pub async fn run(shell: Shell) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::members::DiskBeat;
     use makai_raft::facts::Timestamp;
 
     fn node(id: u8, is_up: bool) -> Node {
@@ -75,6 +115,32 @@ mod tests {
             changed_at: Timestamp(0),
             version: String::new(),
         }
+    }
+
+    #[test]
+    fn a_disk_that_its_node_names_no_longer_is_absent() {
+        let now = clock::instant() + Duration::from_secs(100);
+        let disk = |id: u8, node: u8, standing| Disk {
+            id: DiskId([id; 16]),
+            node: NodeId([node; 32]),
+            capacity_bytes: 1,
+            standing,
+            added_at: Timestamp(0),
+        };
+        let beat =
+            |id: u8| DiskBeat { disk: DiskId([id; 16]), capacity_bytes: 1, free_bytes: 1, shard_count: 0 };
+        let heard = HashMap::from([
+            (NodeId([1; 32]), Heard { at: now, disks: vec![beat(11)] }),
+            (NodeId([2; 32]), Heard { at: now - Duration::from_secs(50), disks: vec![] }),
+        ]);
+        let disks = [
+            disk(11, 1, Standing::Active),
+            disk(12, 1, Standing::Active),
+            disk(13, 1, Standing::Lost),
+            disk(21, 2, Standing::Active),
+            disk(31, 3, Standing::Active),
+        ];
+        assert_eq!(absent_disks(&disks, &heard, now), BTreeSet::from([DiskId([12; 16])]));
     }
 
     #[test]

@@ -46,10 +46,16 @@ impl Objects {
     ) -> Result<ObjectAnswer, ObjectsError> {
         check_key(key)?;
         let query = Query::Object { bucket: bucket.into(), key: key.into(), from_offset, extents_max };
-        match self.query(query).await? {
-            Answer::Object(answer) if answer.tenant == caller.tenant => Ok(answer),
-            Answer::Object(_) => Err(ObjectsError::AccessDenied),
-            other => Err(unexpected(&other)),
+        match self.query(query).await {
+            Ok(Answer::Object(answer)) if answer.tenant == caller.tenant => Ok(answer),
+            Ok(Answer::Object(_)) => Err(ObjectsError::AccessDenied),
+            Ok(other) => Err(unexpected(&other)),
+            // Which keys another tenant's bucket lacks is not the caller's to know either.
+            Err(ObjectsError::Refused(Refusal::NoSuchKey)) => {
+                self.recent_bucket(caller, bucket).await?;
+                Err(Refusal::NoSuchKey.into())
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -240,7 +240,8 @@ impl Objects {
         scheme: Option<Scheme>,
     ) -> Result<Bucket, ObjectsError> {
         let width = scheme.map_or(0, Scheme::shard_count);
-        let disks = self.inner.map.get().map.disks.len();
+        let map = self.inner.map.get();
+        let disks = map.map.disks.iter().filter(|disk| map.node_of(disk.id).is_some()).count();
         if width > disks {
             return Err(Refusal::Invalid(format!(
                 "a scheme of {width} shards needs as many disks; the cluster has {disks}"
