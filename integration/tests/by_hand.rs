@@ -209,7 +209,7 @@ async fn tokens_are_refused(cluster: &Cluster) -> anyhow::Result<()> {
     let trusted = [Role::Storage, Role::Gateway, Role::Voter];
     let only_storage = token(cluster, "storage", 1)?;
     let mut usurper = node("usurper", &trusted, &only_storage)?;
-    is_refused(&mut usurper, 1, &["voter", "gateway", "may not be taken with this token"]).await?;
+    is_refused(&mut usurper, 1, &["voter", "gateway", "needs a join token that allows it"]).await?;
     ensure!(
         !usurper.config.node.dir.join("cluster.key").exists(),
         "an untrusted node was given the cluster's key"

@@ -79,7 +79,8 @@ pub enum PeerError {
 pub enum StripeError {
     /// Too many disks failed during the write: write again, to another group.
     #[error("{live} of {need} shards needed can still become durable; last failure: {last}")]
-    QuorumLost { live: usize, need: usize, last: String },
+    /// `is_full`: the disks that failed because they take no more would have been enough.
+    QuorumLost { live: usize, need: usize, last: String, is_full: bool },
     /// Too few shards answer: it may work later, when disks are back.
     #[error("blob {blob}: {have} of {need} shards answer; last failure: {last}")]
     TooFewShards { blob: BlobId, have: usize, need: usize, last: String },

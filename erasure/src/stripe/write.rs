@@ -110,6 +110,8 @@ pub struct BlobWriter {
     queues: Vec<Option<mpsc::Sender<LaneStep>>>,
     answers: mpsc::Receiver<(usize, Result<(), PeerError>)>,
     last_failure: String,
+    /// Lanes that failed because their disk takes no more.
+    full: usize,
     hashers: Vec<blake3::Hasher>,
     /// Sealed pages of the stripe under way, then room for its parity.
     stripe: Vec<u8>,
@@ -178,6 +180,7 @@ impl BlobWriter {
             queues,
             answers,
             last_failure: "none".into(),
+            full: 0,
             hashers: vec![blake3::Hasher::new(); width],
             stripe: Vec::new(),
             stripe_plain: 0,
@@ -286,6 +289,7 @@ impl BlobWriter {
         if let Err(error) = result {
             tracing::debug!(disk = %self.plan.disks[index], %error, "a shard was not written");
             self.last_failure = error.to_string();
+            self.full += usize::from(matches!(error, PeerError::Full(_)));
             self.queues[index] = None;
         }
     }
@@ -296,6 +300,7 @@ impl BlobWriter {
                 live: self.lanes.live(),
                 need: usize::from(self.plan.scheme.data),
                 last: self.last_failure.clone(),
+                is_full: self.lanes.live() + self.full >= usize::from(self.plan.scheme.data),
             }),
             Verdict::Wait | Verdict::Durable => Ok(()),
         }

@@ -386,6 +386,7 @@ impl Intake<'_> {
 /// What a client is told of a stripe that failed.
 pub(super) fn stripe_error(error: StripeError) -> ObjectsError {
     match error {
+        StripeError::QuorumLost { is_full: true, last, .. } => ObjectsError::Full(last),
         StripeError::QuorumLost { .. } | StripeError::TooFewShards { .. } => {
             ObjectsError::Unavailable(error.to_string())
         }

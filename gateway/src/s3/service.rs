@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use makai_ops::metrics as names;
@@ -158,6 +158,11 @@ impl S3Door {
     pub(super) async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let id = self.next_id();
         let begun = Instant::now();
+        // `100 Continue` is not sent for a body of no bytes, and botocore then garbles the answer to the next request
+        // on this connection: it is told to make a new one.
+        let is_botocore_trap = request.headers().contains_key(header::EXPECT)
+            && request.version() < Version::HTTP_2
+            && request.body().is_end_stream();
         let permit = Arc::clone(&self.inner.requests).try_acquire_owned().ok();
         let resource = request.uri().path().to_owned();
         let notes = Arc::new(Notes::default());
@@ -189,6 +194,9 @@ impl S3Door {
         // `s3s` answers HEAD with 200 whatever the range.
         if head.status == StatusCode::OK && head.headers.contains_key(header::CONTENT_RANGE) {
             head.status = StatusCode::PARTIAL_CONTENT;
+        }
+        if is_botocore_trap {
+            head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         head.headers.insert(header::SERVER, SERVER);
         if let Ok(value) = HeaderValue::try_from(&id) {

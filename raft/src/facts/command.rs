@@ -263,8 +263,12 @@ pub enum Refusal {
     StaleMap(u64),
     #[error("the join token is unknown, expired or used up")]
     BadToken,
-    #[error("{roles:?} may not be taken with this token", roles = .0)]
+    #[error("role {} needs a join token that allows it: `makai node join-token --roles ...`", names(.0))]
     RoleDenied(Vec<Role>),
     #[error("invalid: {0}")]
     Invalid(String),
+}
+
+fn names(roles: &[Role]) -> String {
+    roles.iter().map(Role::to_string).collect::<Vec<_>>().join(", ")
 }
