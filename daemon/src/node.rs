@@ -106,7 +106,7 @@ impl Node {
             (None, Some(ticket)) => ticket.cluster_id.clone(),
             (None, None) => hex::encode(rand::random::<[u8; 16]>()),
         };
-        let disks = open_disks(&config, &cluster_id).await?;
+        let (disks, formatted) = open_disks(&config, &cluster_id).await?;
         let members = Members::new(id, disks.clone());
         let transport = start_transport(&config, &node_key, &members).await?;
         let addresses = advertised(&config, transport.local_addr());
@@ -131,7 +131,16 @@ impl Node {
                 Some(ticket) => {
                     let cluster =
                         Meeting { cluster_id: ticket.cluster_id.clone(), voters: ticket.voters.clone() };
-                    join(&transport, &members, &cluster, &facts_of_me, &own_disks, &dir, Some(ticket)).await?
+                    let joined =
+                        join(&transport, &members, &cluster, &facts_of_me, &own_disks, &dir, Some(ticket));
+                    match joined.await {
+                        Ok(state) => state,
+                        Err(error) => {
+                            disks.close().await;
+                            empty(&formatted);
+                            return Err(error);
+                        }
+                    }
                 }
                 None => begin(&dir, &members, &cluster_id, &facts_of_me)?,
             },
@@ -265,8 +274,9 @@ fn check_cluster(
     }
 }
 
-async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<LocalDisks> {
-    let mut stores = Vec::new();
+/// Opens the disks; names those that were empty and are formatted now.
+async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<(LocalDisks, Vec<PathBuf>)> {
+    let (mut stores, mut formatted) = (Vec::new(), Vec::new());
     for disk in &config.disk {
         let options = StoreOptions {
             reserve_bytes: disk.reserve_bytes,
@@ -276,12 +286,16 @@ async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<Loc
         let (path, cluster_id) = (disk.path.clone(), cluster_id.to_owned());
         let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
             std::fs::create_dir_all(&path).with_context(|| format!("make the disk's folder {path:?}"))?;
-            if std::fs::read_dir(&path).with_context(|| format!("look into {path:?}"))?.next().is_none() {
+            let is_empty =
+                std::fs::read_dir(&path).with_context(|| format!("look into {path:?}"))?.next().is_none();
+            if is_empty {
                 ShardStore::format(&path, &cluster_id, DiskId(rand::random()))?;
             }
-            Ok(ShardStore::open(&path, &cluster_id, options)?)
+            let (store, report) = ShardStore::open(&path, &cluster_id, options)?;
+            Ok((store, report, is_empty.then_some(path)))
         });
-        let (store, report) = opened.await??;
+        let (store, report, new) = opened.await??;
+        formatted.extend(new);
         tracing::info!(disk = %store.disk_id(), path = ?disk.path, shards = report.shards, unfinished = report.unfinished,
             "disk open");
         for damage in &report.damaged {
@@ -289,7 +303,16 @@ async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<Loc
         }
         stores.push(store);
     }
-    Ok(LocalDisks::new(stores))
+    Ok((LocalDisks::new(stores), formatted))
+}
+
+/// Takes the format from folders that got it in a start that led nowhere, so that another cluster can have them.
+fn empty(formatted: &[PathBuf]) {
+    for path in formatted {
+        if let Err(error) = std::fs::remove_dir_all(path) {
+            tracing::warn!(?path, %error, "empty it by hand before this disk joins another cluster");
+        }
+    }
 }
 
 fn describe_disks(node: NodeId, config: &NodeConfig, disks: &LocalDisks) -> Vec<Disk> {
