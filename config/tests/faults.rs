@@ -70,8 +70,8 @@ heartbeat_interval_ms = 1000
 fn a_slip_is_recognised_and_a_stranger_gets_the_list() {
     let slip = message_of("[node]\ndir = \"/d\"\n[storage]\nsegment_byte = 1\n");
     assert_eq!(slip, "line 4: storage.segment_byte is no key; did you mean segment_bytes?\n");
-    let stranger = message_of("[node]\ndir = \"/d\"\n[accounts]\ntax = 1\n");
-    assert_eq!(stranger, "line 4: accounts.tax is no key; remove it, or use one of epoch_secs\n");
+    let stranger = message_of("[node]\ndir = \"/d\"\n[console]\ntax = 1\n");
+    assert_eq!(stranger, "line 4: console.tax is no key; remove it, or use one of listen\n");
 }
 
 #[test]
@@ -89,13 +89,10 @@ fn what_one_key_asks_of_another_is_checked() {
         ("[cluster]\ninit = true", "storage", "cluster.init", "role voter"),
         ("[cluster]\nvoters_max = 9", "voter", "cluster.voters_max", "1, 3, 5 or 7"),
         ("[cluster]\nvoters_max = 0", "voter", "cluster.voters_max", "1, 3, 5 or 7"),
-        ("[cluster]\ndefault_scheme = \"0+2\"", "voter", "cluster.default_scheme", "k+m"),
-        ("[cluster]\ndefault_scheme = \"60+5\"", "voter", "cluster.default_scheme", "64"),
-        ("[cluster]\ndefault_scheme = \"4\"", "voter", "cluster.default_scheme", "k+m"),
         ("[s3]\ntls_cert = \"c\"", "voter", "s3.tls_key", "both or neither"),
         ("[s3]\ntls_key = \"k\"", "voter", "s3.tls_cert", "both or neither"),
-        ("[s3]\nlisten = \"\"\n[grpc]\nlisten = \"\"", "gateway", "s3.listen", "door"),
-        ("[s3]\nlisten = \"0.0.0.0:9001\"", "gateway", "grpc.listen", "s3.listen"),
+        ("[s3]\nlisten = \"\"", "gateway", "s3.listen", "door"),
+        ("[s3]\nlisten = \"0.0.0.0:9002\"", "gateway", "console.listen", "s3.listen"),
         ("[console]\nlisten = \"127.0.0.1:9000\"", "voter", "console.listen", "s3.listen"),
         ("[s3]\ndomains = [\"http://x\"]", "gateway", "s3.domains", "lower case"),
         ("[s3]\nregion = \"\"", "gateway", "s3.region", "us-east-1"),
@@ -124,8 +121,7 @@ fn what_one_key_asks_of_another_is_checked() {
         ("[raft]\nelection_timeout_min_ms = 299", "voter", "raft.election_timeout_min_ms", "3 times"),
         ("[raft]\ndeadline_ms = 1999", "voter", "raft.deadline_ms", "one attempt"),
         ("[limits]\nuploads_in_flight_max = 1025", "gateway", "limits.uploads_in_flight_max", "at most"),
-        ("[limits]\ninline_bytes_max = 4097", "gateway", "limits.inline_bytes_max", "4096"),
-        ("[accounts]\nepoch_secs = 9", "voter", "accounts.epoch_secs", "10"),
+        ("[storage]\nscrub_period_secs = 1", "voter", "storage.scrub_period_secs", "10"),
     ];
     for (text, role, key, word) in rows {
         let file = format!(
@@ -153,8 +149,7 @@ fn a_voter_must_be_reachable_and_a_miner_need_not() {
 
 #[test]
 fn ports_that_can_be_bound_together_are_no_clash() {
-    let text = "[node]\ndir = \"/d\"\n[s3]\nlisten = \"127.0.0.1:0\"\n[grpc]\nlisten = \"127.0.0.1:0\"\n\
-                [console]\nlisten = \"127.0.0.2:9000\"\n";
+    let text = "[node]\ndir = \"/d\"\n[s3]\nlisten = \"127.0.0.1:0\"\n[console]\nlisten = \"127.0.0.1:0\"\n";
     let config = parse(text).unwrap();
     assert_eq!(config.s3.listen, Some(SocketAddr::from(([127, 0, 0, 1], 0))));
     assert_eq!(parse("[node]\ndir = \"/d\"\n[s3]\nlisten = \"\"\n").unwrap().s3.listen, None);
@@ -202,11 +197,11 @@ fn load_says_which_file_and_all_its_faults() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults");
     fs::create_dir_all(&folder).unwrap();
     let path = folder.join("node.toml");
-    fs::write(&path, "[node]\nlog = \"\"\n[accounts]\nepoch_secs = 1\n").unwrap();
+    fs::write(&path, "[node]\nlog = \"\"\n[storage]\nscrub_period_secs = 1\n").unwrap();
     let error = NodeConfig::load(&path).unwrap_err();
     assert!(matches!(&error, ConfigError::Faults { faults, .. } if faults.len() == 3), "{error}");
     let text = error.to_string();
-    for word in ["node.toml", "node.dir", "line 2: node.log", "line 4: accounts.epoch_secs"] {
+    for word in ["node.toml", "node.dir", "line 2: node.log", "line 4: storage.scrub_period_secs"] {
         assert!(text.contains(word), "{word} is not in: {text}");
     }
     let absent = NodeConfig::load(&folder.join("absent.toml")).unwrap_err();
