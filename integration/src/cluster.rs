@@ -522,8 +522,11 @@ impl Cluster {
     /// Not in time.
     pub async fn wait_healed(&self) -> anyhow::Result<()> {
         let running = || self.nodes.iter().filter(|node| node.is_running() && !node.config.disk.is_empty());
+        let mut before = Vec::new();
         for node in running() {
-            let before = node.status().await?.repair.looks;
+            before.push(node.status().await?.repair.looks);
+        }
+        for (node, before) in running().zip(before) {
             wait::until("the cluster is healed", HEALED_WITHIN, || async {
                 let repair = node.status().await?.repair;
                 // The look under way may have begun before; the one after it began later.

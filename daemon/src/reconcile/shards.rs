@@ -32,7 +32,7 @@ const FULL_ROUND_EVERY: Duration = Duration::from_secs(900);
 /// Missing shards noted at once; more are found in the next round.
 const PENDING_MAX: usize = 100_000;
 /// Longest pause between looks while nothing is new: a shard that a write missed waits no longer than this.
-const IDLE_PAUSE_MAX: Duration = Duration::from_secs(5);
+const IDLE_PAUSE_MAX: Duration = Duration::from_secs(3);
 /// Pause after a rebuild that failed before it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(15);
 
