@@ -22,14 +22,11 @@ const SAMPLES: usize = 25;
 
 /// CPU seconds of this thread.
 fn cpu_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a timespec of ours to write to.
-    let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    assert_eq!(failed, 0, "this system does not count the CPU time of threads");
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// Stripes of k + m cells, side by side on huge pages where the system gives them.
+/// Stripes of k + m cells, side by side.
 struct Stripes {
     bytes: Vec<u8>,
     start: usize,
@@ -45,8 +42,6 @@ impl Stripes {
         let len = count * scheme.shard_count() * cell_len;
         let mut bytes: Vec<u8> = Vec::with_capacity(len + HUGE_PAGE);
         let start = bytes.as_ptr().align_offset(HUGE_PAGE);
-        // SAFETY: the range lies in the allocation, which holds nothing yet; the advice changes no byte of it.
-        unsafe { libc::madvise(bytes.as_mut_ptr().add(start).cast(), len, libc::MADV_HUGEPAGE) };
         let mut state = 1u64;
         bytes.resize_with(start + len, || {
             state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
