@@ -57,9 +57,9 @@ impl Asking {
         Self { need, spare, open: 0, have: 0 }
     }
 
-    /// The next shard to ask, as long as those open and there are not enough; `hedge` asks one more.
-    fn next(&mut self, hedge: bool) -> Option<u8> {
-        if self.have + self.open >= self.need + usize::from(hedge) {
+    /// The next shard to ask, as long as those open and there are not enough; `hedges` are asked beside slow ones.
+    fn next(&mut self, hedges: usize) -> Option<u8> {
+        if self.have + self.open >= self.need + hedges {
             return None;
         }
         let index = self.spare.pop()?;
@@ -191,12 +191,11 @@ impl Reader<'_> {
         let mut open = FuturesUnordered::new();
         let mut cells = BTreeMap::new();
         let mut last = String::from("none");
-        let mut hedge = false;
+        let mut hedges = 0;
         while !asking.is_enough() {
-            while let Some(index) = asking.next(hedge) {
+            while let Some(index) = asking.next(hedges) {
                 open.push(self.fetch(index, in_shard));
             }
-            hedge = false;
             if asking.is_lost() {
                 return Err(StripeError::TooFewShards {
                     blob: self.source.blob,
@@ -213,7 +212,7 @@ impl Reader<'_> {
                         Err(error) => last = error.to_string(),
                     }
                 }
-                () = tokio::time::sleep(HEDGE_AFTER), if !asking.spare.is_empty() => hedge = true,
+                () = tokio::time::sleep(HEDGE_AFTER), if !asking.spare.is_empty() => hedges += 1,
             }
         }
         Ok(cells)
@@ -342,7 +341,7 @@ mod tests {
             let mut asking = Asking::new(need, &up, |index| usize::from(index) < need);
             let mut asked = Vec::new();
             while !asking.is_enough() && !asking.is_lost() {
-                let Some(index) = asking.next(false) else {
+                let Some(index) = asking.next(0) else {
                     prop_assert!(false, "neither enough nor lost, and nothing open");
                     break;
                 };
