@@ -9,11 +9,13 @@
 //! |---------------|-----------------------------------------------------------|
 //! | [`upload`]    | a body into content: where blobs go, what happens when disks die under them |
 //! | [`download`]  | content into a body                                       |
+//! | [`documents`] | what decides about access to a bucket, kept for a lease   |
 //! | [`multipart`] | uploads in parts, copies                                  |
 //!
 //! Always: nothing is visible before it is durable; a failed upload leaves only shards that no fact names, which the
 //! orphan scan collects; memory per request is a few stripes or windows; a caller sees only its own tenant's buckets.
 
+pub mod documents;
 mod download;
 mod multipart;
 mod upload;
@@ -39,6 +41,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::identity::{Caller, Identity};
+use crate::policy::acl::Acl;
 
 /// How long a bucket's settings are remembered. The facts check a change against the bucket as it is.
 const BUCKET_CACHE_TTL: Duration = Duration::from_secs(2);
@@ -155,6 +158,7 @@ struct Inner {
     uploads: Arc<Semaphore>,
     codecs: Mutex<HashMap<Scheme, Codec>>,
     buckets: Mutex<HashMap<String, (Instant, Bucket)>>,
+    access: Mutex<documents::Known>,
 }
 
 impl From<MetaError> for ObjectsError {
@@ -193,7 +197,7 @@ impl Objects {
         options: ObjectsOptions,
     ) -> Self {
         let uploads = Arc::new(Semaphore::new(options.uploads_in_flight_max));
-        let (codecs, buckets) = (Mutex::default(), Mutex::default());
+        let (codecs, buckets, access) = (Mutex::default(), Mutex::default(), Mutex::default());
         Self {
             inner: Arc::new(Inner {
                 metadata,
@@ -205,6 +209,7 @@ impl Objects {
                 uploads,
                 codecs,
                 buckets,
+                access,
             }),
         }
     }
@@ -258,7 +263,15 @@ impl Objects {
     pub async fn delete_bucket(&self, caller: &Caller, name: &str) -> Result<(), ObjectsError> {
         self.bucket(caller, name).await?;
         self.forget_bucket(name);
-        self.propose(Command::DeleteBucket { name: name.into() }).await.map(|_| ())
+        let access = self.bucket_access(name).await?;
+        let decides = access.policy.is_some() || access.acl != Acl::private(access.bucket.tenant.0);
+        self.propose(Command::DeleteBucket { name: name.into() }).await?;
+        self.forget_access(name);
+        // A bucket that gets the name next must not be judged by this one's documents.
+        if decides {
+            self.await_leases().await;
+        }
+        Ok(())
     }
 
     /// The bucket, if it is the caller's.

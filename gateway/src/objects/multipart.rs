@@ -57,7 +57,15 @@ impl Objects {
     /// The source of a copy, if what is asked of it holds.
     async fn source(&self, caller: &Caller, from: &CopyFrom) -> Result<ObjectAnswer, ObjectsError> {
         let answer = self.object(caller, &from.bucket, &from.key, 0, EXTENTS_PER_ANSWER_MAX).await?;
-        let head = &answer.head;
+        self.check_source(&answer.head, from)?;
+        Ok(answer)
+    }
+
+    /// Refuses a source of which what is asked does not hold.
+    ///
+    /// # Errors
+    /// A precondition does not hold.
+    pub fn check_source(&self, head: &ObjectHead, from: &CopyFrom) -> Result<(), ObjectsError> {
         let names = |etags: &[String]| etags.iter().any(|etag| etag == "*" || *etag == head.etag);
         let modified = head.modified_at.0 / 1000;
         let Precondition { if_match, if_none_match } = &from.precondition;
@@ -71,7 +79,7 @@ impl Objects {
         } else {
             !names(if_none_match)
         };
-        if holds { Ok(answer) } else { Err(Refusal::PreconditionFailed.into()) }
+        if holds { Ok(()) } else { Err(Refusal::PreconditionFailed.into()) }
     }
 
     pub async fn create_upload(

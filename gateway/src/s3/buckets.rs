@@ -4,11 +4,14 @@ use makai_erasure::Scheme;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::errors::refused;
-use super::headers::{bucket_tagging, owner, refuse_acl, tag_set, timestamp};
+use super::access::grants::Asked;
+use super::errors::{custom, refused};
+use super::headers::{bucket_tagging, owner, tag_set, timestamp};
 use super::listing::{decode_token, encode_token};
 use super::operations::Operations;
 use crate::identity::Caller;
+use crate::objects::documents::{ACL, OWNERSHIP, Ownership};
+use crate::policy::acl::Acl;
 
 /// Names a bucket's coding at its making: `x-makai-scheme: 4+2`.
 const SCHEME_HEADER: &str = "x-makai-scheme";
@@ -23,12 +26,7 @@ impl Operations {
         request: S3Request<CreateBucketInput>,
     ) -> S3Result<S3Response<CreateBucketOutput>> {
         let input = &request.input;
-        let has_grants = input.grant_full_control.is_some()
-            || input.grant_read.is_some()
-            || input.grant_read_acp.is_some()
-            || input.grant_write.is_some()
-            || input.grant_write_acp.is_some();
-        refuse_acl(input.acl.as_ref().map(BucketCannedACL::as_str), has_grants)?;
+        let documents = self.new_bucket_documents(caller, &request).await?;
         if input.object_lock_enabled_for_bucket == Some(true) {
             return Err(s3_error!(
                 NotImplemented,
@@ -56,8 +54,40 @@ impl Operations {
             }
         };
         self.objects.create_bucket(caller, &input.bucket, scheme).await.map_err(refused)?;
+        if !documents.is_empty() {
+            self.objects.set_access_documents(caller, &input.bucket, documents).await.map_err(refused)?;
+        }
         let location = Some(format!("/{}", input.bucket));
         Ok(S3Response::new(CreateBucketOutput { location }))
+    }
+
+    /// What a new bucket's headers say about access to it.
+    async fn new_bucket_documents(
+        &self,
+        caller: &Caller,
+        request: &S3Request<CreateBucketInput>,
+    ) -> S3Result<Vec<(&'static str, Option<bytes::Bytes>)>> {
+        let owner = caller.tenant.0;
+        let asked = Asked::of_headers(&request.headers)?;
+        let acl = asked.list(&self.objects, owner, owner).await?;
+        let ownership = match request.input.object_ownership.as_ref().map(ObjectOwnership::as_str) {
+            None => None,
+            Some(name) => Some(Ownership::from_name(name).ok_or_else(|| {
+                s3_error!(InvalidArgument, "x-amz-object-ownership is no ownership setting.")
+            })?),
+        };
+        let is_private = acl == Acl::private(owner);
+        if ownership == Some(Ownership::BucketOwnerEnforced) && !is_private {
+            return Err(custom(
+                "InvalidBucketAclWithObjectOwnership",
+                400,
+                "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+            ));
+        }
+        let mut documents = Vec::new();
+        documents.extend(ownership.map(|ownership| (OWNERSHIP, Some(ownership.name().into()))));
+        documents.extend((!is_private).then(|| (ACL, Some(acl.to_text().into()))));
+        Ok(documents)
     }
 
     pub(super) async fn delete_bucket(
@@ -143,35 +173,6 @@ impl Operations {
         Ok(S3Response::new(GetBucketVersioningOutput::default()))
     }
 
-    pub(super) async fn get_bucket_acl(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetBucketAclInput>,
-    ) -> S3Result<S3Response<GetBucketAclOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        Ok(S3Response::new(GetBucketAclOutput {
-            grants: Some(vec![full_control(caller)]),
-            owner: Some(owner(caller)),
-        }))
-    }
-
-    pub(super) async fn put_bucket_acl(
-        &self,
-        caller: &Caller,
-        request: S3Request<PutBucketAclInput>,
-    ) -> S3Result<S3Response<PutBucketAclOutput>> {
-        let input = &request.input;
-        let has_grants = input.grant_full_control.is_some()
-            || input.grant_read.is_some()
-            || input.grant_read_acp.is_some()
-            || input.grant_write.is_some()
-            || input.grant_write_acp.is_some()
-            || input.access_control_policy.is_some();
-        refuse_acl(input.acl.as_ref().map(BucketCannedACL::as_str), has_grants)?;
-        self.objects.bucket(caller, &input.bucket).await.map_err(refused)?;
-        Ok(S3Response::new(PutBucketAclOutput {}))
-    }
-
     pub(super) async fn get_bucket_tagging(
         &self,
         caller: &Caller,
@@ -218,15 +219,6 @@ impl Operations {
         Err(s3_error!(NoSuchCORSConfiguration, "The CORS configuration does not exist."))
     }
 
-    pub(super) async fn get_bucket_policy(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetBucketPolicyInput>,
-    ) -> S3Result<S3Response<GetBucketPolicyOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        Err(s3_error!(NoSuchBucketPolicy, "The bucket policy does not exist."))
-    }
-
     pub(super) async fn get_bucket_lifecycle_configuration(
         &self,
         caller: &Caller,
@@ -246,20 +238,5 @@ impl Operations {
             ObjectLockConfigurationNotFoundError,
             "Object Lock configuration does not exist for this bucket."
         ))
-    }
-}
-
-/// The one grant there is: the tenant's own.
-pub(super) fn full_control(caller: &Caller) -> Grant {
-    let owner = owner(caller);
-    Grant {
-        grantee: Some(Grantee {
-            display_name: owner.display_name,
-            email_address: None,
-            id: owner.id,
-            type_: Type::from_static(Type::CANONICAL_USER),
-            uri: None,
-        }),
-        permission: Some(Permission::from_static(Permission::FULL_CONTROL)),
     }
 }

@@ -7,8 +7,8 @@ use makai_raft::facts::Timestamp as Millis;
 use makai_raft::facts::command::Precondition;
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
 use s3s::dto::{
-    CopySource, ETag, ETagCondition, Metadata, ObjectCannedACL, Owner, Range, ServerSideEncryption, Tag,
-    Timestamp, TimestampFormat,
+    CopySource, ETag, ETagCondition, Metadata, Owner, Range, ServerSideEncryption, Tag, Timestamp,
+    TimestampFormat,
 };
 use s3s::{S3Result, s3_error};
 
@@ -81,11 +81,6 @@ pub(super) struct Fields<'a> {
 macro_rules! object_headers {
     ($input:expr) => {{
         $crate::s3::headers::refuse_unkept(&$crate::s3::headers::Promises {
-            acl: $input.acl.as_ref(),
-            has_grants: $input.grant_full_control.is_some()
-                || $input.grant_read.is_some()
-                || $input.grant_read_acp.is_some()
-                || $input.grant_write_acp.is_some(),
             has_customer_key: $input.sse_customer_algorithm.is_some()
                 || $input.sse_customer_key.is_some()
                 || $input.sse_customer_key_md5.is_some(),
@@ -145,6 +140,7 @@ pub(super) fn object_headers_of(fields: &Fields<'_>) -> S3Result<ObjectHeaders> 
         storage_class: fields.storage_class.filter(|&class| class != "STANDARD").map(str::to_owned),
         website_redirect: fields.website_redirect.cloned(),
         tagging: tagging.filter(|tagging| !tagging.is_empty()),
+        ..ObjectHeaders::default()
     })
 }
 
@@ -157,8 +153,6 @@ fn stored_encoding(value: &str) -> Option<String> {
 
 /// What a client asks the object to be that it may not become.
 pub(super) struct Promises<'a> {
-    pub(super) acl: Option<&'a ObjectCannedACL>,
-    pub(super) has_grants: bool,
     pub(super) has_customer_key: bool,
     pub(super) encryption: Option<&'a ServerSideEncryption>,
     pub(super) has_kms_key: bool,
@@ -166,7 +160,6 @@ pub(super) struct Promises<'a> {
 }
 
 pub(super) fn refuse_unkept(promises: &Promises<'_>) -> S3Result<()> {
-    refuse_acl(promises.acl.map(ObjectCannedACL::as_str), promises.has_grants)?;
     if promises.has_customer_key {
         return Err(s3_error!(
             NotImplemented,
@@ -184,18 +177,6 @@ pub(super) fn refuse_unkept(promises: &Promises<'_>) -> S3Result<()> {
         return Err(s3_error!(InvalidRequest, "Bucket is missing Object Lock Configuration."));
     }
     Ok(())
-}
-
-/// Objects and buckets are their tenant's alone: other access lists are refused, not forgotten.
-pub(super) fn refuse_acl(canned: Option<&str>, has_grants: bool) -> S3Result<()> {
-    let is_private = canned.is_none_or(|acl| ["private", "bucket-owner-full-control"].contains(&acl));
-    if is_private && !has_grants {
-        return Ok(());
-    }
-    Err(s3_error!(
-        NotImplemented,
-        "Access lists other than \"private\" are not implemented: share by presigned URLs."
-    ))
 }
 
 /// Only the one version that a bucket without versioning has.
@@ -498,23 +479,13 @@ mod tests {
 
     #[test]
     fn what_would_not_be_kept_is_refused() {
-        let none = Promises {
-            acl: None,
-            has_grants: false,
-            has_customer_key: false,
-            encryption: None,
-            has_kms_key: false,
-            has_lock: false,
-        };
+        let none =
+            Promises { has_customer_key: false, encryption: None, has_kms_key: false, has_lock: false };
         assert!(refuse_unkept(&none).is_ok());
-        let (public, private) =
-            (ObjectCannedACL::from_static("public-read"), ObjectCannedACL::from_static("private"));
         let (kms, aes) =
             (ServerSideEncryption::from_static("aws:kms"), ServerSideEncryption::from_static("AES256"));
-        assert!(refuse_unkept(&Promises { acl: Some(&private), encryption: Some(&aes), ..none }).is_ok());
+        assert!(refuse_unkept(&Promises { encryption: Some(&aes), ..none }).is_ok());
         for promises in [
-            Promises { acl: Some(&public), ..none },
-            Promises { has_grants: true, ..none },
             Promises { has_customer_key: true, ..none },
             Promises { encryption: Some(&kms), ..none },
             Promises { has_kms_key: true, ..none },

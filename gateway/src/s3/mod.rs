@@ -1,7 +1,7 @@
 //! The S3 door: translate, authenticate, call inward.
 //!
 //! ```text
-//! connection ─ serve ─> service (request id, limits, bad requests) ─ s3s (parse, verify SigV4) ─> operations
+//! connection ─ serve ─> service (request id, limits, bad requests) ─ s3s (parse, verify SigV4) ─ access ─> operations
 //!     ─> crate::objects ─> answer or error in S3's words
 //! ```
 //!
@@ -9,22 +9,27 @@
 //! |---|---|
 //! | `serve` | listeners, TLS, connections: bounded, timed, drained at the end |
 //! | `service` | one request: its id, its limits, what it is refused for before and after `s3s` |
-//! | `operations`, `buckets`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
+//! | `access` | whether the request may be served, and for whom |
+//! | `operations`, `buckets`, `acls`, `policies`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
 //! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
 //! | `body`, `chunked` | bytes in and out, checked while they stream |
 //!
-//! Always: no request is served without a valid signature of an enabled key; memory per request is bounded whatever
-//! its headers or body say; every answer and every error carries the request's id.
+//! Always: no request is served that its key, or for want of one everybody, is not allowed; memory per request is
+//! bounded whatever its headers or body say; every answer and every error carries the request's id.
 
+mod access;
+mod acls;
 mod body;
 mod buckets;
 mod checksums;
 mod chunked;
+mod copying;
 mod errors;
 mod headers;
 mod listing;
 mod multipart;
 mod operations;
+mod policies;
 mod reading;
 mod serve;
 mod service;

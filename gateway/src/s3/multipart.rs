@@ -9,10 +9,12 @@ use makai_raft::facts::query::ENTRIES_PER_ANSWER_MAX;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
+use super::access::granted;
 use super::body::{Notes, upstream};
 use super::checksums::{
     Algorithm, Promise, checksum_fields, complete, kind, kind_of, one_of, set_checksum, upload_checksum,
 };
+use super::copying::Target;
 use super::errors::refused;
 use super::headers::{
     copy_from, copy_range, length, object_headers, owner, precondition, refuse_customer_key,
@@ -38,8 +40,10 @@ impl Operations {
         caller: &Caller,
         request: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let granted = granted(&request)?;
         let input = request.input;
-        let headers = object_headers!(input)?;
+        let mut headers = object_headers!(input)?;
+        headers.acl = granted.new_acl_text();
         let algorithm = input.checksum_algorithm.as_ref().map(ChecksumAlgorithm::as_str);
         let (algorithm, is_composite) = upload_checksum(algorithm, input.checksum_type.as_ref())?;
         let name = algorithm.map(|algorithm| algorithm.name().to_owned());
@@ -102,18 +106,27 @@ impl Operations {
         caller: &Caller,
         request: S3Request<UploadPartCopyInput>,
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let granted = granted(&request)?;
+        let (reader, may_read) = granted.source()?;
         let input = request.input;
         refuse_customer_key(
             input.sse_customer_algorithm.is_some() || input.copy_source_sse_customer_key.is_some(),
         )?;
         let number = part_number(input.part_number)?;
-        let from = copy_from(&input.copy_source, &source_conditions!(input))?;
+        let mut from = copy_from(&input.copy_source, &source_conditions!(input))?;
         let range = input.copy_source_range.as_deref().map(copy_range).transpose()?;
-        let part = self
-            .objects
-            .copy_part(caller, from, range, &input.bucket, &input.key, &input.upload_id, number)
-            .await
-            .map_err(refused)?;
+        let source = self.objects.head(&reader, &from.bucket, &from.key).await.map_err(refused)?;
+        may_read.check_object(&source)?;
+        self.objects.check_source(&source, &from).map_err(refused)?;
+        from.precondition.if_match = vec![source.etag];
+        let (bucket, key, upload_id) = (&input.bucket, &input.key, &input.upload_id);
+        let part = if reader.tenant == caller.tenant {
+            let part = self.objects.copy_part(caller, from, range, bucket, key, upload_id, number).await;
+            part.map_err(refused)?
+        } else {
+            let place = Target { bucket, key };
+            self.copy_part_bytes(&reader, &from, range, caller, place, (upload_id, number)).await?
+        };
         let mut result = CopyPartResult {
             e_tag: Some(ETag::Strong(part.etag)),
             last_modified: Some(timestamp(part.modified_at)),

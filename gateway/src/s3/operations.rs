@@ -13,7 +13,7 @@ pub(super) struct Operations {
     pub(super) region: String,
 }
 
-/// Who sent the request: put there when its signature was verified.
+/// For whom the operation works: put there by the guard.
 pub(super) fn caller<T>(request: &S3Request<T>) -> S3Result<Caller> {
     request.extensions.get::<Caller>().cloned().ok_or_else(|| s3_error!(AccessDenied, "Access Denied"))
 }
@@ -44,6 +44,16 @@ operations! {
     delete_bucket_tagging: DeleteBucketTaggingInput => DeleteBucketTaggingOutput,
     get_bucket_cors: GetBucketCorsInput => GetBucketCorsOutput,
     get_bucket_policy: GetBucketPolicyInput => GetBucketPolicyOutput,
+    put_bucket_policy: PutBucketPolicyInput => PutBucketPolicyOutput,
+    delete_bucket_policy: DeleteBucketPolicyInput => DeleteBucketPolicyOutput,
+    get_bucket_policy_status: GetBucketPolicyStatusInput => GetBucketPolicyStatusOutput,
+    get_public_access_block: GetPublicAccessBlockInput => GetPublicAccessBlockOutput,
+    put_public_access_block: PutPublicAccessBlockInput => PutPublicAccessBlockOutput,
+    delete_public_access_block: DeletePublicAccessBlockInput => DeletePublicAccessBlockOutput,
+    get_bucket_ownership_controls: GetBucketOwnershipControlsInput => GetBucketOwnershipControlsOutput,
+    put_bucket_ownership_controls: PutBucketOwnershipControlsInput => PutBucketOwnershipControlsOutput,
+    delete_bucket_ownership_controls:
+        DeleteBucketOwnershipControlsInput => DeleteBucketOwnershipControlsOutput,
     get_bucket_lifecycle_configuration:
         GetBucketLifecycleConfigurationInput => GetBucketLifecycleConfigurationOutput,
     get_object_lock_configuration: GetObjectLockConfigurationInput => GetObjectLockConfigurationOutput,

@@ -4,13 +4,13 @@ use makai_raft::facts::object::{ObjectHead, PARTS_MAX};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
+use super::access::granted;
 use super::body::outgoing;
-use super::buckets::full_control;
 use super::checksums::{kind, set_checksum};
 use super::errors::{custom, range_not_satisfiable, refused};
 use super::headers::{
-    Conditions, byte_range, describe, etag, length, owner, parse_tags, refuse_customer_key, refuse_version,
-    tag_set, timestamp,
+    Conditions, byte_range, describe, etag, length, parse_tags, refuse_customer_key, refuse_version, tag_set,
+    timestamp,
 };
 use super::operations::Operations;
 use crate::identity::Caller;
@@ -74,6 +74,7 @@ impl Operations {
         caller: &Caller,
         request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
+        let granted = granted(&request)?;
         let input = request.input;
         refuse_version(input.version_id.as_ref())?;
         refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
@@ -87,6 +88,7 @@ impl Operations {
         );
         let download =
             self.objects.get(caller, &input.bucket, &input.key, wanted.range).await.map_err(refused)?;
+        granted.check_object(&download.head)?;
         conditions.check(&download.head)?;
 
         let mut output = GetObjectOutput::default();
@@ -110,6 +112,7 @@ impl Operations {
         caller: &Caller,
         request: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
+        let granted = granted(&request)?;
         let input = request.input;
         refuse_version(input.version_id.as_ref())?;
         refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
@@ -127,11 +130,13 @@ impl Operations {
                 let download =
                     self.objects.get(caller, &input.bucket, &input.key, part).await.map_err(refused)?;
                 let Download { head, range, body: _ } = download;
+                granted.check_object(&head)?;
                 conditions.check(&head)?;
                 (head, range)
             }
             (_, range) => {
                 let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+                granted.check_object(&head)?;
                 conditions.check(&head)?;
                 let whole = 0..head.size;
                 let range = range.map_or(Ok(whole), |range| range.check(head.size));
@@ -170,9 +175,11 @@ impl Operations {
         caller: &Caller,
         request: S3Request<GetObjectAttributesInput>,
     ) -> S3Result<S3Response<GetObjectAttributesOutput>> {
+        let granted = granted(&request)?;
         let input = request.input;
         refuse_version(input.version_id.as_ref())?;
         let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+        granted.check_object(&head)?;
         let mut output = GetObjectAttributesOutput {
             last_modified: Some(timestamp(head.modified_at)),
             ..GetObjectAttributesOutput::default()
@@ -206,21 +213,6 @@ impl Operations {
             }
         }
         Ok(S3Response::new(output))
-    }
-
-    pub(super) async fn get_object_acl(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetObjectAclInput>,
-    ) -> S3Result<S3Response<GetObjectAclOutput>> {
-        let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
-        self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
-        Ok(S3Response::new(GetObjectAclOutput {
-            grants: Some(vec![full_control(caller)]),
-            owner: Some(owner(caller)),
-            request_charged: None,
-        }))
     }
 
     pub(super) async fn get_object_tagging(

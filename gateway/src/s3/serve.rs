@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::access::Peer;
 use super::body::Stall;
 use super::service::S3Door;
 
@@ -99,7 +101,7 @@ impl Server {
                 match listener.accept().await {
                     Ok((stream, peer)) => {
                         while tasks.try_join_next().is_some() {}
-                        let connection = self.connection(stream, graceful.watcher());
+                        let connection = self.connection(stream, peer, graceful.watcher());
                         tasks.spawn(async move {
                             if let Err(error) = connection.await {
                                 tracing::debug!(%peer, error, "a connection ended early");
@@ -128,6 +130,7 @@ impl Server {
     fn connection(
         &self,
         stream: TcpStream,
+        address: SocketAddr,
         watcher: Watcher,
     ) -> impl Future<Output = Result<(), String>> + Send + use<> {
         let (door, builder) = (self.door.clone(), Arc::clone(&self.builder));
@@ -135,14 +138,15 @@ impl Server {
         async move {
             stream.set_nodelay(true).map_err(|error| error.to_string())?;
             let stream = Guarded::new(stream);
+            let peer = |is_tls| Peer { address: Some(address), is_tls };
             match tls {
                 Some(tls) => {
                     let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await;
                     let stream = handshake.map_err(|_| "the TLS handshake took too long")?;
                     let stream = stream.map_err(|error| format!("TLS handshake: {error}"))?;
-                    talk(door, &builder, stream, watcher).await
+                    talk(door, &builder, stream, peer(true), watcher).await
                 }
-                None => talk(door, &builder, stream, watcher).await,
+                None => talk(door, &builder, stream, peer(false), watcher).await,
             }
         }
     }
@@ -152,12 +156,14 @@ async fn talk<S>(
     door: S3Door,
     builder: &Builder<TokioExecutor>,
     stream: S,
+    peer: Peer,
     watcher: Watcher,
 ) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         let door = door.clone();
         async move { door.handle(request).await }
     });

@@ -16,24 +16,23 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use makai_ops::metrics as names;
 use ring::rand::{SecureRandom, SystemRandom};
-use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::dto::Range;
 use s3s::host::{S3Host, VirtualHost};
 use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3Error, S3Request, S3Response, S3Result, StdError, s3_error};
+use s3s::{S3Request, S3Response, S3Result, StdError, s3_error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::access::Guard;
 use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
 use super::chunked::Framing;
 use super::errors::{custom, default_message, unidentified};
-use super::headers::owner_id;
 use super::operations::Operations;
-use crate::identity::{Caller, Identity};
+use crate::identity::Identity;
 use crate::objects::Objects;
 
 /// Bytes of an XML body: 10,000 parts with their checksums, or 1,000 keys, fit.
@@ -123,19 +122,22 @@ impl S3Door {
 
         let requests = Arc::new(Semaphore::new(config.requests_max.clamp(1, Semaphore::MAX_PERMITS)));
         let hosts = Hosts { suffixes: config.domains.iter().map(|domain| format!(".{domain}")).collect() };
-        let operations = Operations { objects, region: config.region };
+        let operations = Operations { objects: objects.clone(), region: config.region };
+        let guard = || Guard { identity: identity.clone(), objects: objects.clone() };
 
         // What the signature has been verified for, with the header that hides it from the parser taken away.
         let mut verified = S3ServiceBuilder::new(operations.clone());
         verified.set_config(limits());
         verified.set_host(hosts.clone());
+        verified.set_auth(Auth { identity: identity.clone() });
+        verified.set_access(guard());
 
         let mut service = S3ServiceBuilder::new(operations);
         service.set_config(limits());
         service.set_host(hosts);
         service.set_auth(Auth { identity: identity.clone() });
-        service.set_access(Access { identity: identity.clone() });
-        service.set_route(IgnoredRange { service: verified.build(), identity });
+        service.set_access(guard());
+        service.set_route(IgnoredRange { service: verified.build(), guard: guard() });
 
         let inner = Inner {
             service: service.build(),
@@ -334,8 +336,23 @@ fn digests(head: &http::request::Parts) -> S3Result<Option<Digests>> {
 }
 
 /// Query parameters of PUT whose body is XML.
-const XML_SUBRESOURCES: [&str; 8] =
-    ["acl", "cors", "delete", "lifecycle", "object-lock", "policy", "tagging", "versioning"];
+const XML_SUBRESOURCES: [&str; 15] = [
+    "acl",
+    "cors",
+    "delete",
+    "encryption",
+    "lifecycle",
+    "logging",
+    "notification",
+    "object-lock",
+    "ownershipControls",
+    "policy",
+    "publicAccessBlock",
+    "requestPayment",
+    "tagging",
+    "versioning",
+    "website",
+];
 
 trait RetainContentMd5 {
     fn retain_content_md5(&mut self);
@@ -464,52 +481,11 @@ impl S3Auth for Auth {
     }
 }
 
-struct Access {
-    identity: Identity,
-}
-
-#[async_trait]
-impl S3Access for Access {
-    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let operation = cx.s3_op().name().to_owned();
-        if let Some(notes) = cx.extensions_mut().get::<Arc<Notes>>() {
-            let _ = notes.operation.set(operation);
-        }
-        let Some(credentials) = cx.credentials() else { return Err(anonymous()) };
-        let caller = identify(&self.identity, &credentials.access_key, cx.headers()).await?;
-        cx.extensions_mut().insert(caller);
-        Ok(())
-    }
-}
-
-fn anonymous() -> S3Error {
-    s3_error!(
-        AccessDenied,
-        "Anonymous access is not allowed: sign the request (SigV4) with an access key, or use a presigned URL."
-    )
-}
-
-async fn identify(identity: &Identity, access_key: &str, headers: &HeaderMap) -> S3Result<Caller> {
-    let caller = identity.caller(access_key).await.map_err(|error| unidentified(&error))?;
-    for name in ["x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner"] {
-        if let Some(expected) = headers.get(name)
-            && expected.as_bytes() != owner_id(&caller).as_bytes()
-        {
-            return Err(s3_error!(
-                AccessDenied,
-                "{name} is not the owner that your access key belongs to, which is {}.",
-                owner_id(&caller)
-            ));
-        }
-    }
-    Ok(caller)
-}
-
 /// GET and HEAD with a `Range` that names no single range: HTTP has it ignored, `s3s` would refuse it. The signature has
 /// been verified when this is called; the request goes on without the header and without being verified again.
 struct IgnoredRange {
     service: S3Service,
-    identity: Identity,
+    guard: Guard,
 }
 
 #[async_trait]
@@ -528,9 +504,9 @@ impl S3Route for IgnoredRange {
     }
 
     async fn call(&self, mut request: S3Request<s3s::Body>) -> S3Result<S3Response<s3s::Body>> {
-        let credentials = request.credentials.as_ref().ok_or_else(anonymous)?;
-        let caller = identify(&self.identity, &credentials.access_key, &request.headers).await?;
-        request.extensions.insert(caller);
+        let credentials = request.credentials.as_ref().map(|credentials| credentials.access_key.as_str());
+        let who = self.guard.who(credentials).await?;
+        request.extensions.insert(who);
         for name in [header::RANGE, header::AUTHORIZATION] {
             request.headers.remove(name);
         }

@@ -8,12 +8,14 @@ use makai_raft::facts::object::{KEY_BYTES_MAX, ObjectHead};
 use s3s::dto::{Error as FailedDelete, *};
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
+use super::access::{Granted, granted};
 use super::body::{Notes, upstream};
 use super::checksums::{Promise, kind, set_checksum};
+use super::copying::Target;
 use super::errors::refused;
 use super::headers::{
-    copy_from, etag, object_headers, object_tagging, precondition, refuse_acl, refuse_version,
-    source_conditions, timestamp,
+    copy_from, etag, object_headers, object_tagging, precondition, refuse_version, source_conditions,
+    timestamp,
 };
 use super::operations::Operations;
 use crate::identity::Caller;
@@ -37,7 +39,8 @@ impl Operations {
                 "Appending to an object is not implemented: send it whole."
             ));
         }
-        let headers = object_headers!(input)?;
+        let mut headers = object_headers!(input)?;
+        headers.acl = request.extensions.get::<Arc<Granted>>().and_then(|granted| granted.new_acl_text());
         let precondition = precondition(input.if_match.as_ref(), input.if_none_match.as_ref());
         let promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
         let notes = request.extensions.get::<Arc<Notes>>().cloned();
@@ -55,6 +58,8 @@ impl Operations {
         caller: &Caller,
         request: S3Request<CopyObjectInput>,
     ) -> S3Result<S3Response<CopyObjectOutput>> {
+        let granted = granted(&request)?;
+        let (reader, may_read) = granted.source()?;
         let input = request.input;
         let is_customer_key = input.copy_source_sse_customer_algorithm.is_some()
             || input.copy_source_sse_customer_key.is_some();
@@ -85,16 +90,15 @@ impl Operations {
                  object's metadata, storage class, website redirect location or encryption attributes."
             ));
         }
-        let headers = if changes_nothing {
-            None
-        } else if new_metadata && new_tags {
-            Some(asked)
+        // What is copied is the very version that was looked at.
+        let source = self.objects.head(&reader, &from.bucket, &from.key).await.map_err(refused)?;
+        may_read.check_object(&source)?;
+        self.objects.check_source(&source, &from).map_err(refused)?;
+        from.precondition.if_match = vec![source.etag.clone()];
+        let acl = granted.new_acl_text();
+        let mut headers = if new_metadata && new_tags {
+            asked
         } else {
-            // Some of the source's headers stay: those of the very version that is copied.
-            let source = self.objects.head(caller, &from.bucket, &from.key).await.map_err(refused)?;
-            if from.precondition.if_match.is_empty() {
-                from.precondition.if_match.push(source.etag);
-            }
             let mut headers = if new_metadata { asked.clone() } else { source.headers.clone() };
             headers.tagging = if new_tags { asked.tagging } else { source.headers.tagging };
             if input.storage_class.is_some() {
@@ -103,15 +107,21 @@ impl Operations {
             if input.website_redirect_location.is_some() {
                 headers.website_redirect = asked.website_redirect;
             }
-            Some(headers)
+            headers
         };
+        headers.acl = acl;
         // `s3s` has no fields for the conditions on the target.
         let target = Precondition {
             if_match: conditions_of(&request.headers, &http::header::IF_MATCH)?,
             if_none_match: conditions_of(&request.headers, &http::header::IF_NONE_MATCH)?,
         };
-        let head = self.objects.copy(caller, from, &input.bucket, &input.key, headers, target).await;
-        let head = head.map_err(refused)?;
+        let head = if reader.tenant == caller.tenant {
+            let copy = self.objects.copy(caller, from, &input.bucket, &input.key, Some(headers), target);
+            copy.await.map_err(refused)?
+        } else {
+            let place = Target { bucket: &input.bucket, key: &input.key };
+            self.copy_bytes(&reader, &from, caller, place, headers, target).await?
+        };
         let copy_object_result = Some(copied(&head));
         Ok(S3Response::new(CopyObjectOutput { copy_object_result, ..CopyObjectOutput::default() }))
     }
@@ -133,6 +143,7 @@ impl Operations {
         caller: &Caller,
         request: S3Request<DeleteObjectsInput>,
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let granted = granted(&request)?;
         let input = request.input;
         let asked = input.delete.objects;
         if asked.is_empty() || asked.len() > DELETES_MAX {
@@ -142,11 +153,14 @@ impl Operations {
                 asked.len()
             ));
         }
-        self.objects.bucket(caller, &input.bucket).await.map_err(refused)?;
         let bucket = input.bucket.as_str();
+        let granted = &granted;
         let outcomes = stream::iter(asked)
             .map(|object| async move {
-                let outcome = self.delete_one(caller, bucket, &object).await;
+                let outcome = match granted.allows_delete(&object.key, object.version_id.is_some()) {
+                    Ok(()) => self.delete_one(caller, bucket, &object).await,
+                    Err(error) => Err(error),
+                };
                 (object, outcome)
             })
             .buffered(DELETES_AT_ONCE);
@@ -193,24 +207,6 @@ impl Operations {
             Ok(_) | Err(ObjectsError::Refused(Refusal::NoSuchKey)) => Ok(()),
             Err(error) => Err(refused(error)),
         }
-    }
-
-    pub(super) async fn put_object_acl(
-        &self,
-        caller: &Caller,
-        request: S3Request<PutObjectAclInput>,
-    ) -> S3Result<S3Response<PutObjectAclOutput>> {
-        let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
-        let has_grants = input.grant_full_control.is_some()
-            || input.grant_read.is_some()
-            || input.grant_read_acp.is_some()
-            || input.grant_write.is_some()
-            || input.grant_write_acp.is_some()
-            || input.access_control_policy.is_some();
-        refuse_acl(input.acl.as_ref().map(ObjectCannedACL::as_str), has_grants)?;
-        self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
-        Ok(S3Response::new(PutObjectAclOutput::default()))
     }
 
     pub(super) async fn put_object_tagging(

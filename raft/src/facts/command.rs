@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Timestamp;
 use super::bucket::Bucket;
 use super::cluster::{Disk, Group, JoinToken, Node, Role, Standing};
+use super::identity::IdentityCommand;
 use super::object::{Checksum, Content, ObjectHead, ObjectHeaders, Part, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
 
@@ -144,6 +145,8 @@ pub enum Command {
         key: String,
         tagging: Option<String>,
     },
+
+    Identity(IdentityCommand),
 
     CreateUpload {
         bucket: String,

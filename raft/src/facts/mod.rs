@@ -7,6 +7,7 @@
 pub mod bucket;
 pub mod cluster;
 pub mod command;
+pub mod identity;
 pub mod object;
 pub mod query;
 pub mod tenant;

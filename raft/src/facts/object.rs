@@ -32,6 +32,12 @@ pub struct ObjectHeaders {
     pub website_redirect: Option<String>,
     /// URL-encoded as in `x-amz-tagging`.
     pub tagging: Option<String>,
+    /// Whose the object is and what others may do with it, as the doors write it; `None`: its bucket's owner's alone.
+    #[serde(default)]
+    pub acl: Option<String>,
+    /// How it is encrypted beyond what every object is, as the doors write it.
+    #[serde(default)]
+    pub encryption: Option<String>,
 }
 
 /// A checksum the client asked to keep: algorithm as S3 spells it (`CRC32C`), value in Base64.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bucket::Bucket;
 use super::cluster::ClusterMap;
+use super::identity::{IdentityAnswer, IdentityQuery};
 use super::object::{Blob, Content, ObjectHead, Part, ResolvedExtent, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
 
@@ -47,6 +48,8 @@ pub enum Query {
         name: String,
         document: String,
     },
+
+    Identity(IdentityQuery),
 
     /// -> `Object`, with the extents from `from_offset` on.
     Object {
@@ -128,6 +131,7 @@ pub enum Answer {
     Bucket(Bucket),
     Buckets(Vec<Bucket>),
     Document(Option<Bytes>),
+    Identity(IdentityAnswer),
     Object(ObjectAnswer),
     Objects { entries: Vec<Listed>, is_truncated: bool },
     Uploads { uploads: Vec<Upload>, is_truncated: bool },

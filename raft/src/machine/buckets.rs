@@ -96,8 +96,12 @@ pub fn set_document(
 
 pub fn document(view: &dyn View, name: &str, document: &str) -> Outcome<Answer> {
     let bucket = get(view, name)?;
-    let found = read::<Document>(view, &keys::document(bucket.id, document))?;
-    Ok(Answer::Document(found.map(|document| document.value)))
+    Ok(Answer::Document(read_document(view, bucket.id, document)?))
+}
+
+pub fn read_document(view: &dyn View, bucket: u64, document: &str) -> Outcome<Option<Bytes>> {
+    let found = read::<Document>(view, &keys::document(bucket, document))?;
+    Ok(found.map(|document| document.value))
 }
 
 pub fn list(view: &dyn View, tenant: Option<TenantId>) -> Outcome<Answer> {

@@ -23,6 +23,7 @@
 //! | `uploads`    | multipart uploads                                             |
 //! | `buckets`    | buckets, documents, what tenants use                          |
 //! | `tenants`    | tenants, access keys                                          |
+//! | `identity`   | what doors ask before they serve                              |
 //! | `cluster`    | nodes, disks, groups, join tokens                             |
 //!
 //! # The store
@@ -68,6 +69,7 @@ mod buckets;
 mod cluster;
 mod content;
 mod draft;
+mod identity;
 mod keys;
 mod listing;
 mod names;
@@ -174,6 +176,8 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
             objects::set_tagging(draft, bucket, key, tagging.as_ref())
         }
 
+        Command::Identity(command) => identity::run(draft, command),
+
         Command::CreateUpload { bucket, upload } => uploads::create(draft, bucket, upload),
         Command::PutPart { bucket, key, upload_id, number, new } => {
             uploads::put_part(draft, bucket, key, upload_id, *number, new)
@@ -219,6 +223,8 @@ fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
         Query::Bucket { name } => Ok(Answer::Bucket(buckets::get(view, name)?)),
         Query::Buckets { tenant } => buckets::list(view, *tenant),
         Query::BucketDocument { name, document } => buckets::document(view, name, document),
+
+        Query::Identity(query) => identity::answer(view, query),
 
         Query::Object { bucket, key, from_offset, extents_max } => {
             objects::get(view, bucket, key, *from_offset, *extents_max)

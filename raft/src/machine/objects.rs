@@ -100,6 +100,8 @@ pub fn check_headers(headers: &ObjectHeaders) -> Result<(), Refusal> {
         &headers.storage_class,
         &headers.website_redirect,
         &headers.tagging,
+        &headers.acl,
+        &headers.encryption,
     ];
     let plain: usize = plain.into_iter().flatten().map(String::len).sum();
     let user: usize = headers.user.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -303,6 +305,16 @@ pub fn set_tagging(
     let mut current = current(draft, &bucket, key)?;
     let (mut meta, body) = current.object.take().ok_or(Refusal::NoSuchKey)?;
     meta.headers.tagging = tagging.cloned();
+    check_headers(&meta.headers)?;
+    current.place.put(draft, encode(&meta, &body)?)?;
+    Ok(Reply::Done)
+}
+
+pub fn set_acl(draft: &mut Draft<'_>, bucket: &str, key: &str, acl: Option<&String>) -> Outcome<Reply> {
+    let bucket = buckets::get(draft, bucket)?;
+    let mut current = current(draft, &bucket, key)?;
+    let (mut meta, body) = current.object.take().ok_or(Refusal::NoSuchKey)?;
+    meta.headers.acl = acl.cloned();
     check_headers(&meta.headers)?;
     current.place.put(draft, encode(&meta, &body)?)?;
     Ok(Reply::Done)

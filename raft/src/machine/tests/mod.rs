@@ -2,6 +2,7 @@
 
 mod cluster;
 mod damage;
+mod identity;
 mod listing;
 mod model;
 mod oracle;

@@ -1,0 +1,8 @@
+//! Who may do what through the S3 door: policies, access lists, and the documents of buckets, over a whole pool.
+
+mod acl;
+mod client;
+mod policy;
+#[allow(dead_code, reason = "shared with tests that close the door")]
+#[path = "../pool/mod.rs"]
+mod pool;
