@@ -16,6 +16,7 @@
 //! The token is in `admin.token` of the node's folder and travels as `Authorization: Bearer`. The console speaks plain
 //! HTTP: it listens on loopback unless an operator puts it behind a proxy that adds TLS.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use makai_erasure::NodeId;
+use makai_erasure::{DiskId, NodeId};
 use makai_raft::facts::cluster::{ClusterMap, JoinToken, Role, Standing};
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::query::{Answer, Query};
@@ -74,6 +75,9 @@ pub struct Status {
     pub heard: Vec<DiskBeat>,
     /// What this node has repaired since its start.
     pub repair: ProgressNow,
+    /// As the leader heard of all nodes; empty elsewhere.
+    #[serde(default)]
+    pub repairs: Vec<NodeRepair>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -91,7 +95,17 @@ pub struct JoinTokenAnswer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StandingRequest {
     pub node: NodeId,
+    /// One of its disks; `None`: the node with all of them.
+    #[serde(default)]
+    pub disk: Option<DiskId>,
     pub standing: Standing,
+}
+
+/// What a node has repaired since its start, as the leader heard last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeRepair {
+    pub node: NodeId,
+    pub repair: ProgressNow,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -274,11 +288,10 @@ impl Console {
         let shell = &self.shell;
         let map = shell.map.get();
         let meta = shell.members.meta().map(makai_raft::handle::MetaNode::status);
-        let heard = if shell.is_leader() {
-            shell.members.heard().into_values().flat_map(|heard| heard.disks).collect()
-        } else {
-            Vec::new()
-        };
+        let heard = if shell.is_leader() { shell.members.heard() } else { HashMap::new() };
+        let repairs =
+            heard.iter().map(|(node, heard)| NodeRepair { node: *node, repair: heard.repair }).collect();
+        let heard = heard.into_values().flat_map(|heard| heard.disks).collect();
         Status {
             node: shell.id,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -293,6 +306,7 @@ impl Console {
             disks: crate::reconcile::heartbeat::disk_beats(shell),
             heard,
             repair: shell.progress.now(),
+            repairs,
         }
     }
 
@@ -334,8 +348,18 @@ impl Console {
     }
 
     async fn standing(&self, request: StandingRequest) -> Result<(), Failure> {
-        let StandingRequest { node, standing } = request;
-        self.propose(Command::SetNodeStanding { node, standing }).await?;
+        let StandingRequest { node, disk, standing } = request;
+        match disk {
+            Some(disk) => {
+                let map = self.shell.map.get();
+                if !map.map.disks.iter().any(|known| known.id == disk && known.node == node) {
+                    let why = format!("node {node} has no disk {disk}");
+                    return Err(failure(StatusCode::NOT_FOUND, why));
+                }
+                self.propose(Command::SetDiskStanding { disk, standing }).await?
+            }
+            None => self.propose(Command::SetNodeStanding { node, standing }).await?,
+        };
         self.shell.map_changed.notify_one();
         Ok(())
     }

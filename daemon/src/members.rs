@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::stripe::ShardPeers;
-use makai_erasure::{DiskId, NodeId};
+use makai_erasure::{DiskId, NodeId, PgId};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::disks::LocalDisks;
+use crate::reconcile::shards::ProgressNow;
 use crate::state::KnownPeer;
 use crate::ticket::Ticket;
 use crate::transport::{ConnectionKind, PeerHandler, Transport};
@@ -73,6 +74,25 @@ pub enum JoinAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub disks: Vec<DiskBeat>,
+    /// What the node has repaired since its start, and has yet to.
+    #[serde(default)]
+    pub repair: ProgressNow,
+    /// Slots on their way to this node's disks that are there now; at most [`FILLED_MAX`].
+    #[serde(default)]
+    pub filled: Vec<Filled>,
+}
+
+/// Slots that one heartbeat tells of; others are told once these have been switched.
+pub const FILLED_MAX: usize = 256;
+
+/// A disk that a slot moves to holds all of the slot's shards, as of the group's version and its newest blob then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filled {
+    pub pg: PgId,
+    pub slot: u8,
+    pub to: DiskId,
+    pub version: u32,
+    pub sequence: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +116,8 @@ pub struct HeartbeatAnswer {
 pub struct Heard {
     pub at: Instant,
     pub disks: Vec<DiskBeat>,
+    pub repair: ProgressNow,
+    pub filled: Vec<Filled>,
 }
 
 /// Members by id, from the map or, before there is one, from the node's memory.
@@ -209,7 +231,9 @@ impl Members {
 
     /// Takes a heartbeat, a peer's or this node's own.
     pub fn hear(&self, from: NodeId, beat: Heartbeat) {
-        let heard = Heard { at: clock::instant(), disks: beat.disks };
+        let Heartbeat { disks, repair, mut filled } = beat;
+        filled.truncate(FILLED_MAX);
+        let heard = Heard { at: clock::instant(), disks, repair, filled };
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(from, heard);
     }
 

@@ -8,10 +8,14 @@
 //! distinct; they lie on as many nodes, then owners, then sites as the members allow; a slot changes only when its
 //! disk may no longer be used.
 
+mod moves;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{DiskId, NodeId, PgId};
 use crate::layout::Scheme;
+
+pub use moves::{Busy, Move, Moving, plan_moves};
 
 /// Groups each disk should be in: enough that a lost disk is rebuilt from and by many.
 const GROUPS_PER_DISK: usize = 20;
@@ -131,6 +135,8 @@ pub fn plan(
     if by_disk.len() < width {
         return changes;
     }
+    // Shared out evenly among themselves: what a disk has too many of otherwise moves, bytes and all.
+    let mut load: BTreeMap<DiskId, u64> = by_disk.keys().map(|disk| (*disk, 0)).collect();
     let wanted = (by_disk.len() * GROUPS_PER_DISK).div_ceil(width).min(GROUPS_MAX);
     for id in (next_id..).take(wanted.saturating_sub(existing.len())).map(PgId) {
         if let Some(disks) = fill(id, vec![None; width], &known, &by_disk, &mut load) {

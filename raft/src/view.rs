@@ -16,6 +16,7 @@ use crate::facts::cluster::{ClusterMap, Group, Node, Standing};
 pub struct IndexedMap {
     pub map: ClusterMap,
     node_of_disk: HashMap<DiskId, NodeId>,
+    standings: HashMap<DiskId, Standing>,
     nodes: HashMap<NodeId, usize>,
     groups: HashMap<PgId, usize>,
     by_scheme: HashMap<Scheme, Vec<usize>>,
@@ -28,7 +29,14 @@ impl IndexedMap {
         for (at, group) in map.groups.iter().enumerate() {
             by_scheme.entry(group.scheme).or_default().push(at);
         }
+        let node_standings: HashMap<NodeId, Standing> =
+            map.nodes.iter().map(|node| (node.id, node.standing)).collect();
+        let standing_of = |disk: &crate::facts::cluster::Disk| {
+            let of_node = node_standings.get(&disk.node).copied().unwrap_or(Standing::Lost);
+            (disk.id, disk.standing.worse(of_node))
+        };
         Self {
+            standings: map.disks.iter().map(standing_of).collect(),
             node_of_disk: map
                 .disks
                 .iter()
@@ -51,6 +59,12 @@ impl IndexedMap {
     #[must_use]
     pub fn node_of(&self, disk: DiskId) -> Option<NodeId> {
         self.node_of_disk.get(&disk).copied()
+    }
+
+    /// What was decided about a disk or its node, whichever is worse; `None` for one that is unknown.
+    #[must_use]
+    pub fn standing_of(&self, disk: DiskId) -> Option<Standing> {
+        self.standings.get(&disk).copied()
     }
 
     #[must_use]

@@ -1,68 +1,23 @@
-//! `makai status`, `node`, `group`, `repair`: the cluster as its facts and its leader have it.
+//! `makai status`, `group`, `repair`: the cluster as its facts and its leader have it.
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Subcommand;
-use http::Method;
 use makai_erasure::NodeId;
-use makai_raft::facts::cluster::{ClusterMap, Node, Role, Standing};
+use makai_raft::facts::cluster::{ClusterMap, Standing};
 use serde::Serialize;
 
+use super::node::label;
 use super::remote::Target;
 use super::{human_bytes, print_json};
-use crate::console::{JoinTokenAnswer, JoinTokenRequest, StandingRequest, Status};
+use crate::console::{NodeRepair, Status};
 
 /// Show whether the cluster is well: leader, voters, nodes, groups
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     #[command(flatten)]
     target: Target,
-}
-
-/// List nodes, let new ones in, take lost ones out
-#[derive(Debug, clap::Args)]
-pub struct NodeArgs {
-    #[command(subcommand)]
-    what: NodeCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum NodeCommand {
-    /// All nodes: roles, whether they are up, their disks
-    Ls {
-        #[command(flatten)]
-        target: Target,
-    },
-    /// One node, by id or the beginning of it, or by name
-    Show {
-        node: String,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Make a token that lets machines join; prints it
-    JoinToken {
-        /// Roles that a joining machine may take. Voters and gateways are trusted with customers' keys
-        #[arg(long, value_delimiter = ',', default_value = "storage")]
-        roles: Vec<Role>,
-        /// Hours until the token expires
-        #[arg(long, default_value_t = 24)]
-        valid_hours: u64,
-        /// Machines that may join with it
-        #[arg(long, default_value_t = 1)]
-        uses: u32,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Take a dead node out: what it held counts as lost and is rebuilt elsewhere
-    Remove {
-        node: String,
-        /// Confirms that the node will never come back
-        #[arg(long)]
-        lost: bool,
-        #[command(flatten)]
-        target: Target,
-    },
 }
 
 /// List placement groups
@@ -90,15 +45,16 @@ pub struct RepairArgs {
 
 #[derive(Debug, Subcommand)]
 enum RepairCommand {
-    /// Shards missing and rebuilt, as the asked node sees its own disks
+    /// Shards missing and rebuilt on every node, and slots on their way to other disks
     Status {
         #[command(flatten)]
         target: Target,
     },
 }
 
-async fn fetch(target: &Target) -> anyhow::Result<Status> {
-    target.get("/api/v1/status").await
+/// The leader's status where it can be asked, since it alone hears from every node; else any node's.
+pub(super) async fn fetch(target: &Target) -> anyhow::Result<Status> {
+    target.get_best("/api/v1/status", |status: &Status| status.is_leader).await
 }
 
 /// What `makai status --json` prints.
@@ -174,114 +130,6 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A node as a person calls it.
-fn label(node: &Node) -> String {
-    let id = node.id.to_string();
-    if node.name.is_empty() { id[..12].into() } else { format!("{} ({})", node.name, &id[..12]) }
-}
-
-/// The node that is meant by an id, the beginning of one, or a name.
-fn find<'m>(map: &'m ClusterMap, text: &str) -> anyhow::Result<&'m Node> {
-    let is_meant =
-        |node: &&Node| node.name == text || (text.len() >= 4 && node.id.to_string().starts_with(text));
-    let meant: Vec<&Node> = map.nodes.iter().filter(is_meant).collect();
-    match meant[..] {
-        [node] => Ok(node),
-        [] => bail!("no node is called {text:?}; see `makai node ls`"),
-        _ => bail!("{} nodes are called {text:?}; give more of the id", meant.len()),
-    }
-}
-
-fn standing(node: &Node) -> &'static str {
-    match (node.standing, node.is_up) {
-        (Standing::Active, true) => "up",
-        (Standing::Active, false) => "down",
-        (Standing::Draining, _) => "draining",
-        (Standing::Lost, _) => "lost",
-    }
-}
-
-fn print_node(status: &Status, node: &Node) {
-    let roles: Vec<String> = node.roles.iter().map(Role::to_string).collect();
-    let disks: Vec<_> = status.map.disks.iter().filter(|disk| disk.node == node.id).collect();
-    let heard =
-        |disk: makai_erasure::DiskId| status.heard.iter().chain(&status.disks).find(|beat| beat.disk == disk);
-    println!(
-        "{:<26} {:<9} {:<8} {:<28} {}",
-        label(node),
-        standing(node),
-        if status.leader == Some(node.id) {
-            "leader"
-        } else if status.voters.contains(&node.id) {
-            "voter"
-        } else {
-            "-"
-        },
-        roles.join(","),
-        node.addresses.join(" ")
-    );
-    for disk in disks {
-        match heard(disk.id) {
-            Some(beat) => println!(
-                "  disk {}  {} free of {}, {} shards",
-                disk.id,
-                human_bytes(beat.free_bytes),
-                human_bytes(beat.capacity_bytes),
-                beat.shard_count
-            ),
-            None => println!("  disk {}  {}", disk.id, human_bytes(disk.capacity_bytes)),
-        }
-    }
-}
-
-pub async fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
-    match args.what {
-        NodeCommand::Ls { target } => {
-            let status = fetch(&target).await?;
-            if target.json {
-                print_json(&status.map.nodes)?;
-            } else {
-                status.map.nodes.iter().for_each(|node| print_node(&status, node));
-            }
-        }
-        NodeCommand::Show { node, target } => {
-            let status = fetch(&target).await?;
-            let node = find(&status.map, &node)?;
-            if target.json { print_json(node)? } else { print_node(&status, node) }
-        }
-        NodeCommand::JoinToken { roles, valid_hours, uses, target } => {
-            let request = JoinTokenRequest { roles, valid_secs: valid_hours.saturating_mul(3600), uses };
-            let answer: JoinTokenAnswer =
-                target.call(Method::POST, "/api/v1/join-token", Some(&request)).await?;
-            if target.json { print_json(&answer)? } else { println!("{}", answer.token) }
-        }
-        NodeCommand::Remove { node, lost, target } => {
-            let status = fetch(&target).await?;
-            let node = find(&status.map, &node)?;
-            if !lost {
-                bail!(
-                    "{} may still hold shards that others need; if it will never come back, say --lost",
-                    label(node)
-                );
-            }
-            if node.is_up {
-                bail!("{} is up; stop its daemon first if it is really to go", label(node));
-            }
-            let request = StandingRequest { node: node.id, standing: Standing::Lost };
-            let () = target.call(Method::POST, "/api/v1/standing", Some(&request)).await?;
-            if target.json {
-                print_json(node)?;
-            } else {
-                println!(
-                    "{} is lost; its shards are rebuilt on other disks as far as there are enough",
-                    label(node)
-                );
-            }
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 pub async fn group(args: GroupArgs) -> anyhow::Result<ExitCode> {
     let GroupCommand::Ls { target } = args.what;
     let status = fetch(&target).await?;
@@ -311,16 +159,49 @@ pub async fn group(args: GroupArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `makai repair status --json` prints.
+#[derive(Debug, Serialize)]
+struct RepairSummary<'s> {
+    /// Shards missing in all, as far as nodes told the leader.
+    pending: u64,
+    rebuilt_shards: u64,
+    rebuilt_bytes: u64,
+    /// Slots on their way to other disks.
+    moves: usize,
+    nodes: &'s [NodeRepair],
+}
+
 pub async fn repair(args: RepairArgs) -> anyhow::Result<ExitCode> {
     let RepairCommand::Status { target } = args.what;
-    let status = fetch(&target).await.context("read the repair status")?;
+    let mut status = fetch(&target).await.context("read the repair status")?;
+    if status.repairs.is_empty() {
+        status.repairs.push(NodeRepair { node: status.node, repair: status.repair });
+    }
+    status.repairs.sort_by_key(|of_node| of_node.node);
+    let sum = |of: fn(&NodeRepair) -> u64| status.repairs.iter().map(of).sum::<u64>();
+    let summary = RepairSummary {
+        pending: sum(|node| node.repair.pending),
+        rebuilt_shards: sum(|node| node.repair.rebuilt_shards),
+        rebuilt_bytes: sum(|node| node.repair.rebuilt_bytes),
+        moves: status.map.groups.iter().map(|group| group.moves.len()).sum(),
+        nodes: &status.repairs,
+    };
     if target.json {
-        print_json(&status.repair)?;
-    } else {
-        let repair = status.repair;
+        print_json(&summary)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{} shards missing, {} rebuilt ({}); {} slots on their way to other disks",
+        summary.pending,
+        summary.rebuilt_shards,
+        human_bytes(summary.rebuilt_bytes),
+        summary.moves
+    );
+    for NodeRepair { node, repair } in summary.nodes {
+        let name = status.map.nodes.iter().find(|known| known.id == *node).map(label);
         println!(
-            "node {}: {} shards missing, {} rebuilt ({}) since its start, {} tries failed",
-            &status.node.to_string()[..12],
+            "  {:<26} {} missing, {} rebuilt ({}) since its start, {} tries failed",
+            name.unwrap_or_else(|| node.to_string()),
             repair.pending,
             repair.rebuilt_shards,
             human_bytes(repair.rebuilt_bytes),

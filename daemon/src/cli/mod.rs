@@ -8,6 +8,7 @@ mod cluster;
 mod daemon;
 mod dev;
 pub mod doctor;
+mod node;
 mod profile;
 mod remote;
 mod tenants;
@@ -29,7 +30,7 @@ enum Command {
     Dev(dev::Args),
     Daemon(daemon::Args),
     Status(cluster::StatusArgs),
-    Node(cluster::NodeArgs),
+    Node(node::Args),
     Group(cluster::GroupArgs),
     Repair(cluster::RepairArgs),
     Tenant(tenants::TenantArgs),
@@ -54,7 +55,7 @@ pub fn main() -> ExitCode {
             Command::Dev(args) => dev::run(args).await,
             Command::Daemon(args) => daemon::run(args).await,
             Command::Status(args) => cluster::status(args).await,
-            Command::Node(args) => cluster::node(args).await,
+            Command::Node(args) => node::run(args).await,
             Command::Group(args) => cluster::group(args).await,
             Command::Repair(args) => cluster::repair(args).await,
             Command::Tenant(args) => tenants::tenant(args).await,

@@ -91,6 +91,29 @@ impl Target {
     pub async fn get<A: DeserializeOwned>(&self, path: &str) -> anyhow::Result<A> {
         self.call::<(), A>(Method::GET, path, None).await
     }
+
+    /// Asks consoles until one's answer is the best there can be; else the first answer.     ///
+    /// # Errors
+    /// No console answers, or the first that does refuses.
+    pub async fn get_best<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        is_best: impl Fn(&A) -> bool,
+    ) -> anyhow::Result<A> {
+        let first: A = self.get(path).await?;
+        if is_best(&first) {
+            return Ok(first);
+        }
+        for console in self.consoles()?.into_iter().filter(|console| !console.url.is_empty()) {
+            if let Ok((true, answer)) = ask_console::<()>(&console, Method::GET, path, None).await
+                && let Ok(answer) = serde_json::from_slice(&answer)
+                && is_best(&answer)
+            {
+                return Ok(answer);
+            }
+        }
+        Ok(first)
+    }
 }
 
 /// One request: whether it succeeded, and the body of the answer.

@@ -129,9 +129,10 @@ mod tests {
         };
         let beat =
             |id: u8| DiskBeat { disk: DiskId([id; 16]), capacity_bytes: 1, free_bytes: 1, shard_count: 0 };
+        let heard = |at, disks| Heard { at, disks, repair: Default::default(), filled: vec![] };
         let heard = HashMap::from([
-            (NodeId([1; 32]), Heard { at: now, disks: vec![beat(11)] }),
-            (NodeId([2; 32]), Heard { at: now - Duration::from_secs(50), disks: vec![] }),
+            (NodeId([1; 32]), heard(now, vec![beat(11)])),
+            (NodeId([2; 32]), heard(now - Duration::from_secs(50), vec![])),
         ]);
         let disks = [
             disk(11, 1, Standing::Active),

@@ -1,4 +1,4 @@
-//! Tells the leader that this node lives and how full its disks are; learns that the map changed.
+//! Tells the leader that this node lives and how full its disks are, and which slots have come over; learns that the map changed.
 
 use std::time::Duration;
 
@@ -14,7 +14,11 @@ pub async fn run(shell: Shell) {
     let mut leader: Option<NodeId> = None;
     let mut next_voter = 0;
     while shell.pause(BEAT_EVERY).await {
-        let beat = Heartbeat { disks: disk_beats(&shell) };
+        let beat = Heartbeat {
+            disks: disk_beats(&shell),
+            repair: shell.progress.now(),
+            filled: shell.progress.filled(),
+        };
         let own_view = shell.members.meta().and_then(makai_raft::handle::MetaNode::leader);
         // A node that may become a voter is none yet: it asks the others who leads.
         let others: Vec<NodeId> = shell.members.voters().into_iter().filter(|id| *id != shell.id).collect();

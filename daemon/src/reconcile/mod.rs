@@ -12,10 +12,12 @@
 //! | [`shards`]    | storage  | every shard that should be on a disk of this node is there        |
 //! | [`compact`]   | storage  | room of dead shards is given back                                 |
 //! | [`orphans`]   | storage  | no shard stays that no fact names                                 |
+//! | [`displaced`] | storage  | no shard stays whose slot went to another disk                    |
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
 //! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
 
 pub mod compact;
+pub mod displaced;
 pub mod garbage;
 pub mod health;
 pub mod heartbeat;
@@ -95,6 +97,7 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
     if shell.disks.iter().next().is_some() {
         tasks.spawn(shards::run(shell.clone()));
         tasks.spawn(orphans::run(shell.clone()));
+        tasks.spawn(displaced::run(shell.clone()));
         tasks.spawn(scrub::run(shell.clone()));
         tasks.spawn(compact::run(shell.clone()));
     }

@@ -1,15 +1,21 @@
 //! Sees to it that every scheme in use has placement groups, on disks that may be used.
 //!
-//! Always: a slot moves only when a person has said that its disk or node is lost. A disk that drains, or whose node is
-//! away, keeps its slots, since groups are where shards are looked for; it is given no new ones.
+//! ```text
+//! lost disk ─> its slots go to others at once, to be rebuilt there
+//! draining disk, disk above its share ─> a move begins ─ the other disk is filled ─ it says so ─> the slot is switched
+//! ```
+//!
+//! Always: groups are where shards are looked for, so the slot of a disk that still answers changes only once the other
+//! disk holds all of it. A disk whose node is away keeps its slots and is given no new ones. A move to a disk that may no
+//! longer take slots is given up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use makai_erasure::placement::{Member, Placed, plan};
-use makai_erasure::{PgId, Scheme};
+use makai_erasure::placement::{Busy, Member, Move, Moving, Placed, plan, plan_moves};
+use makai_erasure::{DiskId, PgId, Scheme};
 use makai_raft::facts::Timestamp;
-use makai_raft::facts::cluster::{ClusterMap, Group, Standing};
+use makai_raft::facts::cluster::{ClusterMap, Group, SlotMove, Standing};
 use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::MetaError;
@@ -17,6 +23,7 @@ use makai_raft::view::IndexedMap;
 
 use super::Shell;
 use crate::clock;
+use crate::members::Filled;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -27,6 +34,8 @@ struct Disks {
     taking: Vec<Member>,
     /// Take no new slots, and keep those they have.
     keeping: Vec<Member>,
+    /// Of those, the ones to be emptied while they answer.
+    leaving: BTreeSet<DiskId>,
 }
 
 fn sort_disks(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Disks {
@@ -44,6 +53,10 @@ fn sort_disks(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Disks {
             capacity_bytes: disk.capacity_bytes.max(1),
         };
         let is_there = node.is_up || now.millis_since(node.changed_at) < grace_ms;
+        let is_leaving = disk.standing == Standing::Draining || node.standing == Standing::Draining;
+        if is_leaving {
+            disks.leaving.insert(disk.id);
+        }
         let is_taking = disk.standing == Standing::Active && node.standing == Standing::Active && is_there;
         if is_taking { disks.taking.push(member) } else { disks.keeping.push(member) }
     }
@@ -51,7 +64,18 @@ fn sort_disks(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Disks {
 }
 
 /// Groups to add or change so that each of `schemes` is placed. Pure.
+///
+/// A round either replaces what is lost or begins moves: protection goes first.
 fn changes(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<Group> {
+    let replaced = replacements(map, disks, schemes);
+    if !replaced.is_empty() {
+        return replaced;
+    }
+    let given_up = without_dead_moves(map, disks);
+    if given_up.is_empty() { begun_moves(map, disks, schemes) } else { given_up }
+}
+
+fn replacements(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<Group> {
     let mut next_id = map.groups.iter().map(|group| group.id.0).max().unwrap_or(0) + 1;
     let mut changes = Vec::new();
     for scheme in schemes {
@@ -62,10 +86,70 @@ fn changes(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<G
         for placed in plan(*scheme, &disks.taking, &disks.keeping, &existing, next_id) {
             next_id = next_id.max(placed.id.0 + 1);
             let Placed { id: PgId(id), version, disks } = placed;
-            changes.push(Group { id: PgId(id), scheme: *scheme, version, disks });
+            // Moves of a group that lost a disk begin anew, from where its slots are then.
+            changes.push(Group { id: PgId(id), scheme: *scheme, version, disks, moves: Vec::new() });
         }
     }
     changes
+}
+
+/// Groups less the moves to disks that may no longer take slots.
+fn without_dead_moves(map: &ClusterMap, disks: &Disks) -> Vec<Group> {
+    let may_take = |disk: DiskId| disks.taking.iter().any(|member| member.disk == disk);
+    let has_dead = |group: &&Group| group.moves.iter().any(|moving| !may_take(moving.to));
+    let less = |group: &Group| {
+        let moves = group.moves.iter().filter(|moving| may_take(moving.to)).copied().collect();
+        Group { moves, ..group.clone() }
+    };
+    map.groups.iter().filter(has_dead).map(less).collect()
+}
+
+fn begun_moves(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<Group> {
+    let moving = |group: &Group| Moving {
+        id: group.id,
+        disks: group.disks.clone(),
+        moves: group.moves.iter().map(|moving| (moving.slot, moving.to)).collect(),
+    };
+    let mut busy = Busy::default();
+    map.groups.iter().for_each(|group| busy.note(&moving(group)));
+    let mut begun: BTreeMap<PgId, Vec<SlotMove>> = BTreeMap::new();
+    for scheme in schemes {
+        let of_scheme: Vec<Moving> =
+            map.groups.iter().filter(|group| group.scheme == *scheme).map(moving).collect();
+        for Move { group, slot, to } in
+            plan_moves(&disks.taking, &disks.keeping, &disks.leaving, &of_scheme, &mut busy)
+        {
+            begun.entry(group).or_default().push(SlotMove { slot, to });
+        }
+    }
+    let with_moves = |group: &Group| {
+        let mut moves = group.moves.clone();
+        moves.extend(begun.get(&group.id)?);
+        moves.sort_unstable();
+        Some(Group { moves, ..group.clone() })
+    };
+    map.groups.iter().filter_map(with_moves).collect()
+}
+
+/// Moves whose disk says that it is filled. Pure.
+fn finished(map: &ClusterMap, filled: &[Filled]) -> Vec<Command> {
+    let mut finished = Vec::new();
+    for group in &map.groups {
+        for moving in &group.moves {
+            let told = filled.iter().find(|filled| {
+                filled.pg == group.id
+                    && filled.slot == moving.slot
+                    && filled.to == moving.to
+                    && filled.version == group.version
+            });
+            if let Some(&Filled { pg, slot, to, version, sequence }) = told {
+                finished.push(Command::FinishMove { pg, slot, to, version, sequence });
+                // The group's version changes: its other moves are told of again.
+                break;
+            }
+        }
+    }
+    finished
 }
 
 pub async fn run(shell: Shell) {
@@ -93,6 +177,7 @@ async fn step(shell: &Shell) -> Result<(), MetaError> {
     let mut schemes: BTreeSet<Scheme> = buckets.iter().filter_map(|bucket| bucket.scheme).collect();
     schemes.insert(map.default_scheme());
     schemes.extend(map.map.groups.iter().map(|group| group.scheme));
+    finish_moves(shell, &map.map).await?;
     let grace_ms = shell.config.storage.repair_grace_secs.saturating_mul(1000);
     let groups = changes(&map.map, &sort_disks(&map, clock::now(), grace_ms), &schemes);
     if groups.is_empty() {
@@ -106,5 +191,117 @@ async fn step(shell: &Shell) -> Result<(), MetaError> {
             Ok(())
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Switches the slots whose disks are filled. A blob that came meanwhile refuses it: the disk tells again.
+async fn finish_moves(shell: &Shell, map: &ClusterMap) -> Result<(), MetaError> {
+    let node_of = |disk: DiskId| map.disks.iter().find(|known| known.id == disk).map(|known| known.node);
+    let heard = shell.members.heard();
+    let told = heard.iter().flat_map(|(node, heard)| {
+        heard.filled.iter().filter(|filled| node_of(filled.to) == Some(*node)).copied()
+    });
+    for command in finished(map, &told.collect::<Vec<_>>()) {
+        match shell.facts.propose(command).await {
+            Ok(_) => shell.map_changed.notify_one(),
+            Err(MetaError::Refused(refusal)) => tracing::debug!(%refusal, "a slot is not switched yet"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use makai_erasure::NodeId;
+    use makai_raft::facts::cluster::{Disk, Node};
+
+    use super::*;
+
+    fn disk(id: u8) -> DiskId {
+        DiskId([id; 16])
+    }
+
+    /// Nodes with one disk each, and one 2+2 group on the first four.
+    fn map(standings: &[Standing]) -> ClusterMap {
+        let node = |(at, standing): (u8, &Standing)| Node {
+            id: NodeId([at; 32]),
+            number: u64::from(at),
+            name: String::new(),
+            owner: String::new(),
+            site: String::new(),
+            roles: vec![],
+            addresses: vec![],
+            standing: *standing,
+            joined_at: Timestamp(0),
+            is_up: true,
+            changed_at: Timestamp(0),
+            version: String::new(),
+        };
+        let of = |at: u8| Disk {
+            id: disk(at),
+            node: NodeId([at; 32]),
+            capacity_bytes: 1 << 40,
+            standing: Standing::Active,
+            added_at: Timestamp(0),
+        };
+        ClusterMap {
+            epoch: 7,
+            cluster_id: String::new(),
+            nodes: (1u8..).zip(standings).map(node).collect(),
+            disks: (1u8..).zip(standings).map(|(at, _)| of(at)).collect(),
+            groups: vec![Group {
+                id: PgId(1),
+                scheme: scheme(),
+                version: 5,
+                disks: (1..5).map(disk).collect(),
+                moves: vec![],
+            }],
+        }
+    }
+
+    fn scheme() -> Scheme {
+        Scheme { data: 2, parity: 2 }
+    }
+
+    fn changed(map: &ClusterMap) -> Option<Group> {
+        let disks = sort_disks(&IndexedMap::new(map.clone()), Timestamp(1), 1000);
+        changes(map, &disks, &BTreeSet::from([scheme()])).into_iter().find(|group| group.id == PgId(1))
+    }
+
+    #[test]
+    fn a_lost_slot_is_replaced_and_a_draining_one_moves() {
+        use Standing::{Active, Draining, Lost};
+        let lost = changed(&map(&[Active, Lost, Active, Active, Active])).unwrap();
+        assert_eq!((lost.version, lost.disks[1], lost.moves.len()), (6, disk(5), 0));
+        // New groups come before moves: with enough of those, the move begins.
+        let mut full = map(&[Active, Draining, Active, Active, Active]);
+        let spare = Group { id: PgId(2), disks: [1, 3, 4, 5].map(disk).to_vec(), ..full.groups[0].clone() };
+        full.groups.extend((2..40).map(|id| Group { id: PgId(id), ..spare.clone() }));
+        let moving = changed(&full).unwrap();
+        assert_eq!((moving.version, &moving.disks), (5, &full.groups[0].disks));
+        assert_eq!(moving.moves, [SlotMove { slot: 1, to: disk(5) }]);
+
+        full.groups[0] = moving.clone();
+        assert_eq!(changed(&full), None, "a slot moves once");
+        full.nodes[4].standing = Draining;
+        assert_eq!(changed(&full).unwrap().moves, [], "its disk may take slots no more");
+    }
+
+    #[test]
+    fn a_slot_is_switched_when_its_disk_says_it_is_filled() {
+        let mut map = map(&[Standing::Active; 5]);
+        map.groups[0].moves = vec![SlotMove { slot: 1, to: disk(5) }];
+        let told = Filled { pg: PgId(1), slot: 1, to: disk(5), version: 5, sequence: 9 };
+        for other in [
+            Filled { version: 4, ..told },
+            Filled { slot: 2, ..told },
+            Filled { to: disk(1), ..told },
+            Filled { pg: PgId(2), ..told },
+        ] {
+            assert_eq!(finished(&map, &[other]), []);
+        }
+        let finish = Command::FinishMove { pg: PgId(1), slot: 1, to: disk(5), version: 5, sequence: 9 };
+        assert_eq!(finished(&map, &[told]), [finish]);
     }
 }

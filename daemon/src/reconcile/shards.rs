@@ -1,8 +1,10 @@
 //! Sees to it that every shard that should be on a disk of this node is there: after an outage, a write that missed this
-//! disk, a lost segment, a group that was given this disk.
+//! disk, a lost segment, a group that was given this disk, a slot on its way here.
 //!
 //! ```text
-//! groups with a disk of mine ─ blobs behind the cursor ─> missing here? ─ long enough ─> rebuilt from k others
+//! groups with a disk of mine ─ blobs behind the cursor ─> missing here? ─ most endangered first ─> rebuilt from k others
+//! slots moving to a disk of mine ─ the same ──────────────> missing here? ─ last ─> copied from the disk it leaves
+//! nothing missing of a moving slot ─> told to the leader, which makes this disk the slot's own
 //! ```
 //!
 //! Always: what is there is left alone; what is rebuilt hashes to the root in the facts or is not written; it may stop at
@@ -10,11 +12,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use makai_erasure::codec::Codec;
 use makai_erasure::store::ShardStore;
-use makai_erasure::stripe::{RebuildSource, StripeError, rebuild_shard};
+use makai_erasure::stripe::{RebuildSource, StripeError, copy_shard, rebuild_shard};
 use makai_erasure::{BlobId, DiskId, PgId, ShardKey};
 use makai_raft::facts::cluster::Group;
 use makai_raft::facts::object::Blob;
@@ -23,6 +26,7 @@ use serde::Serialize;
 
 use super::Shell;
 use crate::clock;
+use crate::members::{FILLED_MAX, Filled};
 
 const BATCH: u32 = 1000;
 /// A shard that is missing may still be on its way: it is rebuilt only after this.
@@ -45,10 +49,11 @@ pub struct Progress {
     pub rebuilt_shards: AtomicU64,
     pub rebuilt_bytes: AtomicU64,
     pub failures: AtomicU64,
+    filled: Mutex<Vec<Filled>>,
 }
 
 /// [`Progress`] at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct ProgressNow {
     /// Times that all blobs of this node's groups were looked through: before the first, `pending` says nothing.
     pub looks: u64,
@@ -62,6 +67,16 @@ pub struct ProgressNow {
 }
 
 impl Progress {
+    /// Moving slots that are whole here.
+    #[must_use]
+    pub fn filled(&self) -> Vec<Filled> {
+        self.filled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_filled(&self, filled: Vec<Filled>) {
+        *self.filled.lock().unwrap_or_else(PoisonError::into_inner) = filled;
+    }
+
     #[must_use]
     pub fn now(&self) -> ProgressNow {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -80,6 +95,8 @@ impl Progress {
 struct Missing {
     blob: Blob,
     due: Instant,
+    /// The slot is on its way here: its own disk still serves it.
+    is_move: bool,
 }
 
 #[derive(Default)]
@@ -103,12 +120,13 @@ pub async fn run(shell: Shell) {
         }
         let looked = look(&shell, &mut round).await;
         mend(&shell, &mut round).await;
+        let is_filling = tell_filled(&shell, &round, looked.is_ok());
         shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
         match looked {
             Ok(found) => {
                 shell.progress.looks.fetch_add(1, Ordering::Relaxed);
                 // Looking costs the leader a question a group: seldom while nothing happens.
-                let is_idle = found == 0 && round.missing.is_empty();
+                let is_idle = found == 0 && round.missing.is_empty() && !is_filling;
                 let longer = (pause * 2).min(IDLE_PAUSE_MAX.max(shell.interval()));
                 pause = if is_idle { longer } else { shell.interval() };
             }
@@ -129,22 +147,66 @@ async fn look(shell: &Shell, round: &mut Round) -> anyhow::Result<usize> {
     let map = shell.map.get();
     let mut found = 0;
     for group in &map.map.groups {
-        for (index, disk) in (0u8..).zip(&group.disks) {
-            let Some((_, store)) = shell.disks.iter().find(|(own, _)| *own == disk) else { continue };
-            found += look_at(shell, round, group, index, *disk, store).await?;
+        for Holding { index, disk, is_move } in holdings(group) {
+            let Some((_, store)) = shell.disks.iter().find(|(own, _)| **own == disk) else { continue };
+            let at = Holding { index, disk, is_move };
+            found += look_at(shell, round, group, at, store).await?;
         }
     }
     Ok(found)
+}
+
+/// A disk that should hold a slot's shards: its own, or the one that it moves to.
+#[derive(Clone, Copy)]
+struct Holding {
+    index: u8,
+    disk: DiskId,
+    is_move: bool,
+}
+
+fn holdings(group: &Group) -> impl Iterator<Item = Holding> {
+    let own = (0u8..).zip(&group.disks).map(|(index, disk)| Holding { index, disk: *disk, is_move: false });
+    let coming =
+        group.moves.iter().map(|moving| Holding { index: moving.slot, disk: moving.to, is_move: true });
+    own.chain(coming)
+}
+
+/// Tells the leader, by the next heartbeat, which moving slots are whole here. Returns whether any moves here.
+fn tell_filled(shell: &Shell, round: &Round, is_looked: bool) -> bool {
+    let map = shell.map.get();
+    let (mut filled, mut is_filling) = (Vec::new(), false);
+    for group in &map.map.groups {
+        for moving in &group.moves {
+            if !shell.disks.iter().any(|(own, _)| *own == moving.to) {
+                continue;
+            }
+            is_filling = true;
+            let cursor = round.cursors.get(&(group.id, moving.to));
+            let Some(&(version, sequence)) = cursor.filter(|(version, _)| *version == group.version) else {
+                continue;
+            };
+            let is_missing = |(_, index, disk): &(BlobId, u8, DiskId), missing: &Missing| {
+                missing.blob.pg == group.id && *index == moving.slot && *disk == moving.to
+            };
+            if !is_looked || round.missing.iter().any(|(key, missing)| is_missing(key, missing)) {
+                continue;
+            }
+            filled.push(Filled { pg: group.id, slot: moving.slot, to: moving.to, version, sequence });
+        }
+    }
+    filled.truncate(FILLED_MAX);
+    shell.progress.set_filled(filled);
+    is_filling
 }
 
 async fn look_at(
     shell: &Shell,
     round: &mut Round,
     group: &Group,
-    index: u8,
-    disk: DiskId,
+    at: Holding,
     store: &ShardStore,
 ) -> anyhow::Result<usize> {
+    let Holding { index, disk, is_move } = at;
     let mut found = 0;
     let (version, mut after) = round.cursors.get(&(group.id, disk)).copied().unwrap_or((group.version, 0));
     if version != group.version {
@@ -157,7 +219,9 @@ async fn look_at(
         for blob in &blobs {
             after = after.max(blob.sequence);
             if !is_sound(store, ShardKey { blob: blob.id, index }) {
-                let missing = Missing { blob: blob.clone(), due: clock::instant() + MISSING_FOR };
+                // What moves was written long ago elsewhere; only a missed write may still be on its way.
+                let wait = if is_move { Duration::ZERO } else { MISSING_FOR };
+                let missing = Missing { blob: blob.clone(), due: clock::instant() + wait, is_move };
                 round.missing.entry((blob.id, index, disk)).or_insert(missing);
             }
         }
@@ -169,11 +233,31 @@ async fn look_at(
     Ok(found)
 }
 
+/// What has been missing for long enough: shards of the groups with the fewest disks up first, copies for moves last.
+fn due_by_danger(shell: &Shell, round: &Round) -> Vec<(BlobId, u8, DiskId)> {
+    let now = clock::instant();
+    let map = shell.map.get();
+    let mut spare = HashMap::new();
+    let mut spare_of = |pg: PgId| {
+        *spare.entry(pg).or_insert_with(|| {
+            let Some(group) = map.group(pg) else { return usize::MAX };
+            let up = group.disks.iter().filter(|disk| shell.peers.is_up(**disk)).count();
+            up.saturating_sub(usize::from(group.scheme.data))
+        })
+    };
+    let mut due: Vec<_> = round
+        .missing
+        .iter()
+        .filter(|(_, missing)| missing.due <= now)
+        .map(|(key, missing)| ((missing.is_move, spare_of(missing.blob.pg)), *key))
+        .collect();
+    due.sort_unstable();
+    due.into_iter().map(|(_, key)| key).collect()
+}
+
 /// Rebuilds what has been missing for long enough, under the configured rate.
 async fn mend(shell: &Shell, round: &mut Round) {
-    let now = clock::instant();
-    let due: Vec<(BlobId, u8, DiskId)> =
-        round.missing.iter().filter(|(_, missing)| missing.due <= now).map(|(key, _)| *key).collect();
+    let due = due_by_danger(shell, round);
     let mut codecs = HashMap::new();
     for key in due {
         if shell.stop.is_cancelled() {
@@ -182,7 +266,9 @@ async fn mend(shell: &Shell, round: &mut Round) {
         let (blob_id, index, disk) = key;
         let Some(Missing { blob, .. }) = round.missing.get(&key) else { continue };
         let map = shell.map.get();
-        let group = map.group(blob.pg).filter(|group| group.disks.get(usize::from(index)) == Some(&disk));
+        let is_held_here = |held: &Holding| held.index == index && held.disk == disk;
+        let is_move = map.group(blob.pg).and_then(|group| holdings(group).find(is_held_here));
+        let group = map.group(blob.pg).filter(|_| is_move.is_some());
         let here = shell
             .disks
             .iter()
@@ -215,7 +301,15 @@ async fn mend(shell: &Shell, round: &mut Round) {
             disks: group.disks.clone(),
             opened_at_ms: clock::now().0,
         };
-        match rebuild_shard(&shell.peers, codec, &source, index, disk).await {
+        let copied = match is_move {
+            Some(Holding { is_move: true, .. }) => copy_shard(&shell.peers, &source, index, disk).await.ok(),
+            _ => None,
+        };
+        let made = match copied {
+            Some(copied) => Ok(copied),
+            None => rebuild_shard(&shell.peers, codec, &source, index, disk).await,
+        };
+        match made {
             Ok(rebuilt) => {
                 for liar in rebuilt.liars {
                     tracing::warn!(blob = %blob_id, shard = liar, disk = %group.disks[usize::from(liar)],

@@ -1,6 +1,7 @@
-//! Grows the voter set to the configured size from nodes with that role, and retires voters that are lost.
+//! Grows the voter set to the configured size from nodes with that role, and retires voters that are lost or leave.
 //!
-//! The leader alone changes membership, one node at a time.
+//! The leader alone changes membership, one node at a time. A voter that drains is replaced first, where there is another
+//! node with the role, and retires then; a leader that drains hands over before.
 
 use std::time::Duration;
 
@@ -14,24 +15,41 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 enum Change {
     Add(u64),
     Remove(u64),
+    /// The leader itself is to retire: another leads first.
+    HandOver,
 }
+
+/// Voters that draining alone does not go below: three bear one loss.
+const DRAINED_VOTERS_MIN: usize = 3;
 
 /// The next change, if one is due. Pure.
 ///
-/// A lost voter goes first; then, while there is room, the longest-standing candidate that is up comes in.
-fn next_change(nodes: &[Node], voters: &[u64], voters_max: usize) -> Option<Change> {
+/// A lost voter goes first; then, while there is room, the longest-standing candidate that is up comes in; then a voter
+/// goes that drains.
+fn next_change(nodes: &[Node], voters: &[u64], leader: u64, voters_max: usize) -> Option<Change> {
     let is_candidate = |node: &&Node| node.standing == Standing::Active && node.roles.contains(&Role::Voter);
     let is_gone =
         |number: &&u64| !nodes.iter().any(|node| node.number == **number && node.standing != Standing::Lost);
     if let Some(gone) = voters.iter().find(is_gone) {
         return Some(Change::Remove(*gone));
     }
-    if voters.len() >= voters_max {
-        return None;
+    let is_leaving =
+        |number: &u64| nodes.iter().any(|node| node.number == *number && node.standing == Standing::Draining);
+    let leaving = voters.iter().find(|number| is_leaving(number));
+    let staying = voters.iter().filter(|number| !is_leaving(number)).count();
+    if staying < voters_max {
+        let candidates =
+            nodes.iter().filter(is_candidate).filter(|node| node.is_up && !voters.contains(&node.number));
+        if let Some(number) = candidates.map(|node| node.number).min() {
+            return Some(Change::Add(number));
+        }
     }
-    let candidates =
-        nodes.iter().filter(is_candidate).filter(|node| node.is_up && !voters.contains(&node.number));
-    candidates.map(|node| node.number).min().map(Change::Add)
+    match leaving {
+        Some(_) if staying < DRAINED_VOTERS_MIN => None,
+        Some(number) if *number == leader => Some(Change::HandOver),
+        Some(number) => Some(Change::Remove(*number)),
+        None => None,
+    }
 }
 
 pub async fn run(shell: Shell) {
@@ -42,7 +60,8 @@ pub async fn run(shell: Shell) {
             continue;
         }
         let voters: Vec<u64> = meta.status().voters.into_iter().map(|(number, _)| number).collect();
-        let change = next_change(&map.map.nodes, &voters, usize::from(shell.config.cluster.voters_max));
+        let own = map.node(shell.id).map_or(0, |node| node.number);
+        let change = next_change(&map.map.nodes, &voters, own, usize::from(shell.config.cluster.voters_max));
         let done = match change {
             None => continue,
             Some(Change::Add(number)) => match map.map.nodes.iter().find(|node| node.number == number) {
@@ -50,6 +69,7 @@ pub async fn run(shell: Shell) {
                 None => continue,
             },
             Some(Change::Remove(number)) => meta.remove_voter(number).await,
+            Some(Change::HandOver) => meta.transfer_leader(None).await,
         };
         match done {
             Ok(()) => tracing::info!(?change, "the voter set changed"),
@@ -90,10 +110,24 @@ mod tests {
             voter(3, true),
             node(4, &[Role::Storage], Standing::Active, true),
         ];
-        assert_eq!(next_change(&nodes, &[1], 3), Some(Change::Add(3)));
-        assert_eq!(next_change(&nodes, &[1, 3], 3), None, "2 is down and 4 is no voter");
-        assert_eq!(next_change(&nodes, &[1], 1), None);
+        assert_eq!(next_change(&nodes, &[1], 1, 3), Some(Change::Add(3)));
+        assert_eq!(next_change(&nodes, &[1, 3], 1, 3), None, "2 is down and 4 is no voter");
+        assert_eq!(next_change(&nodes, &[1], 1, 1), None);
         let lost = [voter(1, true), node(2, &[Role::Voter], Standing::Lost, false), voter(3, true)];
-        assert_eq!(next_change(&lost, &[1, 2], 3), Some(Change::Remove(2)));
+        assert_eq!(next_change(&lost, &[1, 2], 1, 3), Some(Change::Remove(2)));
+    }
+
+    #[test]
+    fn a_draining_voter_is_replaced_then_retires() {
+        let voter = |number, standing| node(number, &[Role::Voter], standing, true);
+        let active = |number| voter(number, Standing::Active);
+        let leaving = |number| voter(number, Standing::Draining);
+        let four = [active(1), leaving(2), active(3), active(4)];
+        assert_eq!(next_change(&four, &[1, 2, 3], 1, 3), Some(Change::Add(4)));
+        assert_eq!(next_change(&four, &[1, 2, 3, 4], 1, 3), Some(Change::Remove(2)));
+        assert_eq!(next_change(&four, &[1, 2, 3, 4], 2, 3), Some(Change::HandOver));
+        assert_eq!(next_change(&four, &[1, 3, 4], 1, 3), None);
+        let three = [active(1), leaving(2), active(3)];
+        assert_eq!(next_change(&three, &[1, 2, 3], 1, 3), None, "two voters bear no loss");
     }
 }

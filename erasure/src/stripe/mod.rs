@@ -20,7 +20,7 @@ mod tests;
 mod write;
 
 pub use read::{BlobSource, READ_WINDOW_BYTES, read_range};
-pub use rebuild::{RebuildSource, Rebuilt, rebuild_shard};
+pub use rebuild::{RebuildSource, Rebuilt, copy_shard, rebuild_shard};
 pub use write::{BlobWriter, WritePlan, WrittenBlob};
 
 use async_trait::async_trait;

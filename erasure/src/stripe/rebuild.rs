@@ -1,4 +1,5 @@
-//! Makes a lost shard again from k others, and keeps it only if it is the shard that was.
+//! Makes a shard again from k others, or copies it from the disk that it leaves, and keeps it only if it is the shard
+//! that was.
 //!
 //! Sources stream window by window; each is hashed as it passes. The result is finished only when its hash is the
 //! root that the blob's root vouches for; a source whose own hash differs is named and left out of the next try.
@@ -97,6 +98,63 @@ pub async fn rebuild_shard(
     }
 }
 
+/// Copies shard `index` from the slot's own disk onto `target`: one shard is read instead of k.
+///
+/// # Errors
+/// The slot's disk does not give the shard that the blob's root vouches for, or the target refuses it: nothing is
+/// written, [`rebuild_shard`] may still make it.
+pub async fn copy_shard(
+    peers: &Arc<dyn ShardPeers>,
+    source: &RebuildSource,
+    index: u8,
+    target: DiskId,
+) -> Result<Rebuilt, StripeError> {
+    let invalid = || StripeError::Invalid(format!("blob {} has no shard {index}", source.blob));
+    let layout = BlobLayout::new(source.scheme, source.plain_len).ok_or_else(invalid)?;
+    let from = *source.disks.get(usize::from(index)).ok_or_else(invalid)?;
+    let key = ShardKey { blob: source.blob, index };
+    let unread = |error: PeerError| StripeError::TooFewShards {
+        blob: source.blob,
+        have: 0,
+        need: 1,
+        last: format!("disk {from}: {error}"),
+    };
+    let footer = find_footer(peers, source, &BTreeSet::from([index]))
+        .await
+        .map_err(|last| StripeError::TooFewShards { blob: source.blob, have: 0, need: 1, last })?;
+    let refused =
+        |error: PeerError| StripeError::Invalid(format!("disk {target} does not take the shard: {error}"));
+    let shard_len = layout.shard_len();
+    let mut sink = peers.put(target, header_of(source, index, shard_len)).await.map_err(refused)?;
+    let mut hash = blake3::Hasher::new();
+    let mut at = 0;
+    while at < shard_len {
+        let len = (shard_len - at).min(WINDOW_CELLS * CELL_BYTES);
+        let bytes = peers.read(from, key, at, len).await.map_err(unread)?;
+        if bytes.len() as u64 != len {
+            return Err(unread(PeerError::Corrupt(format!("{} bytes came, {len} were asked", bytes.len()))));
+        }
+        hash.update(&bytes);
+        sink.send(bytes).await.map_err(refused)?;
+        at += len;
+    }
+    if *hash.finalize().as_bytes() != footer.roots[usize::from(index)] {
+        return Err(unread(PeerError::Corrupt("its bytes do not have the shard's root".into())));
+    }
+    sink.finish(footer).await.map_err(refused)?;
+    Ok(Rebuilt { bytes: shard_len, liars: Vec::new() })
+}
+
+fn header_of(source: &RebuildSource, index: u8, shard_len: u64) -> ShardHeader {
+    ShardHeader {
+        key: ShardKey { blob: source.blob, index },
+        pg: source.pg,
+        scheme: source.scheme,
+        len_max: shard_len,
+        opened_at_ms: source.opened_at_ms,
+    }
+}
+
 /// A footer that the blob's root vouches for.
 async fn find_footer(
     peers: &Arc<dyn ShardPeers>,
@@ -134,13 +192,7 @@ async fn attempt(
     target: DiskId,
 ) -> Result<Attempt, StripeError> {
     let shard_len = layout.shard_len();
-    let header = ShardHeader {
-        key: ShardKey { blob: source.blob, index },
-        pg: source.pg,
-        scheme: source.scheme,
-        len_max: shard_len,
-        opened_at_ms: source.opened_at_ms,
-    };
+    let header = header_of(source, index, shard_len);
     let refused =
         |error: PeerError| StripeError::Invalid(format!("disk {target} does not take the shard: {error}"));
     let mut sink = peers.put(target, header).await.map_err(refused)?;

@@ -163,7 +163,8 @@ impl Objects {
         }))
     }
 
-    /// A group of `scheme` with the most disks up, any of the best.
+    /// A group of `scheme` with the most disks up, any of the best; of these rather one whose slots stay where they are,
+    /// so that what moves away can be emptied.
     fn choose_group(&self, scheme: Scheme, not: Option<&Group>) -> Option<(Group, usize)> {
         let map = self.inner.map.get();
         let usable = |disk: &makai_erasure::DiskId| {
@@ -179,8 +180,15 @@ impl Objects {
             .filter(|group| not.is_none_or(|not| not.id != group.id))
             .map(|group| (group, up(group)))
             .collect();
-        let best = groups.iter().map(|(_, up)| *up).max()?;
-        let best: Vec<_> = groups.into_iter().filter(|(_, up)| *up == best).collect();
+        let rank = |(group, up): &(&Group, usize)| {
+            let leaves = |disk: &makai_erasure::DiskId| {
+                map.standing_of(*disk).is_some_and(|standing| standing == Standing::Draining)
+            };
+            let is_settled = group.moves.is_empty() && !group.disks.iter().any(leaves);
+            (*up, is_settled)
+        };
+        let best = groups.iter().map(rank).max()?;
+        let best: Vec<_> = groups.into_iter().filter(|group| rank(group) == best).collect();
         let (group, up) = best.choose(&mut rand::rng())?;
         Some(((*group).clone(), *up))
     }

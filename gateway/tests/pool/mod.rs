@@ -214,6 +214,7 @@ async fn make_disks(facts: &Facts) {
     };
     let schemes = [default_scheme(1, usize::from(DISKS)), "2+1".parse().unwrap(), "4+2".parse().unwrap()];
     let groups = (1..).zip(schemes).map(|(id, scheme)| Group {
+        moves: vec![],
         id: PgId(id),
         scheme,
         version: 1,

@@ -312,7 +312,7 @@ impl Running {
                 .collect();
             for Placed { id, version, disks } in plan(scheme, &members, &[], &existing, next_id) {
                 next_id = next_id.max(id.0 + 1);
-                groups.push(Group { id, scheme, version, disks });
+                groups.push(Group { id, scheme, version, disks, moves: vec![] });
             }
         }
         if !groups.is_empty() {

@@ -57,6 +57,18 @@ pub enum Standing {
     Lost,
 }
 
+impl Standing {
+    /// Of what is decided about a disk and about its node, the one that holds for the disk.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Lost, _) | (_, Self::Lost) => Self::Lost,
+            (Self::Draining, _) | (_, Self::Draining) => Self::Draining,
+            (Self::Active, Self::Active) => Self::Active,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     pub id: NodeId,
@@ -95,6 +107,17 @@ pub struct Group {
     pub version: u32,
     /// `disks[i]` holds shard i.
     pub disks: Vec<DiskId>,
+    /// Slots on their way to another disk, ascending; at most one move a slot.
+    #[serde(default)]
+    pub moves: Vec<SlotMove>,
+}
+
+/// A slot that another disk is being filled for. Until that one holds every shard of the slot, the slot's own disk is
+/// read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SlotMove {
+    pub slot: u8,
+    pub to: DiskId,
 }
 
 /// Everything a door needs to reach blobs. Small: O(nodes + groups).

@@ -203,6 +203,16 @@ pub enum Command {
         groups: Vec<Group>,
     },
 
+    /// Makes the disk that a slot was moving to the slot's own. Refused with [`Refusal::PreconditionFailed`] unless the
+    /// group is at `version` and has no blob after `sequence`: then that disk holds every shard of the slot.
+    FinishMove {
+        pg: PgId,
+        slot: u8,
+        to: DiskId,
+        version: u32,
+        sequence: u64,
+    },
+
     /// Forgets unreferenced blobs whose shards are gone. Blobs referenced again in between stay.
     ForgetBlobs {
         blobs: Vec<BlobId>,

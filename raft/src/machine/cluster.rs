@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use makai_erasure::{DiskId, NodeId, PgId, Scheme};
 use serde::{Deserialize, Serialize};
 
-use super::draft::{Draft, Outcome, all, is_empty, read};
+use super::draft::{Draft, Outcome, all, is_empty, keys_in, read};
 use super::keys::{self, Counter};
 use super::kv::{KvError, View};
-use crate::facts::cluster::{ClusterMap, Disk, Group, JoinToken, Node, Role, Standing};
+use crate::facts::cluster::{ClusterMap, Disk, Group, JoinToken, Node, Role, SlotMove, Standing};
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
 
@@ -263,12 +263,51 @@ fn check_group(view: &dyn View, group: &Group, known: Option<&Group>) -> Outcome
         }
         _ => {}
     }
-    for disk in &group.disks {
+    if !group.moves.is_sorted_by(|a, b| a.slot < b.slot) {
+        return invalid("its moves are in the order of their slots, one a slot");
+    }
+    if group.moves.iter().any(|moving| usize::from(moving.slot) >= group.disks.len()) {
+        return invalid("it moves a slot that it does not have");
+    }
+    let holding: BTreeSet<_> =
+        group.disks.iter().chain(group.moves.iter().map(|moving| &moving.to)).collect();
+    if holding.len() != group.disks.len() + group.moves.len() {
+        return invalid("it moves a slot to a disk that it has already");
+    }
+    for disk in holding {
         if view.get(&keys::disk(disk))?.is_none() {
             return Err(not_found("disk", disk).into());
         }
     }
     Ok(())
+}
+
+/// A blob committed by a writer that began before the switch and wrote to the slot's former disk is behind the group's
+/// order then, and found missing as any shard that a write missed.
+pub fn finish_move(
+    draft: &mut Draft<'_>,
+    pg: PgId,
+    finished: SlotMove,
+    version: u32,
+    sequence: u64,
+) -> Outcome<Reply> {
+    let place = keys::group(pg);
+    let mut group: Group = read(draft, &place)?.ok_or_else(|| not_found("group", &pg))?;
+    let newer = keys::group_blob(pg, sequence.saturating_add(1))..keys::end_of(&keys::group_blobs(pg));
+    let has_newer = !keys_in(draft, &newer.start, &newer.end, 1)?.is_empty();
+    if group.version != version || has_newer || !group.moves.contains(&finished) {
+        return Err(Refusal::PreconditionFailed.into());
+    }
+    let next = group.version.checked_add(1).filter(|_| usize::from(finished.slot) < group.disks.len());
+    let Some(next) = next else {
+        return Err(Refusal::Invalid(format!("group {pg} cannot change any more")).into());
+    };
+    group.version = next;
+    group.disks[usize::from(finished.slot)] = finished.to;
+    group.moves.retain(|other| *other != finished);
+    draft.write(place, &group)?;
+    draft.next(Counter::MapEpoch)?;
+    Ok(Reply::Done)
 }
 
 const FIRST_GROUP_VERSION: u32 = 1;

@@ -87,6 +87,7 @@ use self::draft::{Draft, Outcome, read, settle};
 use self::kv::{Edit, KvError, View};
 use self::sessions::Sessions;
 use crate::facts::Timestamp;
+use crate::facts::cluster::SlotMove;
 use crate::facts::command::{Batch, Command, Refusal, Reply};
 use crate::facts::query::{Answer, ENTRIES_PER_ANSWER_MAX, Query};
 
@@ -195,6 +196,9 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
         Command::SetNodeStanding { node, standing } => cluster::set_node_standing(draft, node, *standing),
         Command::SetDiskStanding { disk, standing } => cluster::set_disk_standing(draft, disk, *standing),
         Command::PutGroups { map_epoch, groups } => cluster::put_groups(draft, *map_epoch, groups),
+        Command::FinishMove { pg, slot, to, version, sequence } => {
+            cluster::finish_move(draft, *pg, SlotMove { slot: *slot, to: *to }, *version, *sequence)
+        }
 
         Command::ForgetBlobs { blobs } => blobs::forget(draft, blobs),
         Command::ExpireSessions { idle_ms } => {

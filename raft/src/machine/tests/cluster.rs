@@ -1,7 +1,7 @@
 //! Nodes, disks, groups and tokens.
 
 use super::*;
-use crate::facts::cluster::{ClusterMap, JoinToken};
+use crate::facts::cluster::{ClusterMap, JoinToken, SlotMove};
 
 fn map(world: &World) -> ClusterMap {
     match world.ask(Query::ClusterMap { known_epoch: None }) {
@@ -180,4 +180,38 @@ fn groups_change_step_by_step() {
     assert_eq!((map(&world).groups, map(&world).epoch), (vec![next.clone(), new], epoch + 1));
     assert_eq!(set(&mut world, &[next]), Ok(Reply::Done));
     assert_eq!(map(&world).epoch, epoch + 1);
+}
+
+#[test]
+fn a_slot_moves_once_the_other_disk_holds_it_all() {
+    let mut world = World::new();
+    let old = map(&world).groups[0].clone();
+    let to = disk(4, 1).id;
+    let moving = SlotMove { slot: 1, to };
+    let map_epoch = map(&world).epoch;
+    let with =
+        |moves: Vec<SlotMove>| Command::PutGroups { map_epoch, groups: vec![Group { moves, ..old.clone() }] };
+    for fault in [
+        vec![SlotMove { slot: old.disks.len() as u8, to }],
+        vec![SlotMove { slot: 1, to: old.disks[0] }],
+        vec![moving, moving],
+        vec![moving, SlotMove { slot: 0, to: disk(4, 1).id }],
+    ] {
+        assert!(matches!(world.run(with(fault)), Err(Refusal::Invalid(_))));
+    }
+    assert_eq!(world.run(with(vec![moving])), Ok(Reply::Done));
+    assert_eq!(map(&world).groups[0].moves, [moving]);
+
+    assert!(world.run(put("aaa", "k", whole(1, 1, world.now))).is_ok());
+    let finish = |sequence, slot, version| Command::FinishMove { pg: old.id, slot, to, version, sequence };
+    let unready = Err(Refusal::PreconditionFailed);
+    assert_eq!(world.run(finish(0, 1, old.version)), unready, "a blob came meanwhile");
+    assert_eq!(world.run(finish(1, 0, old.version)), unready, "that slot does not move");
+    assert_eq!(world.run(finish(1, 1, old.version + 1)), unready, "of another version");
+    assert_eq!(world.run(finish(1, 1, old.version)), Ok(Reply::Done));
+    let new = map(&world).groups[0].clone();
+    let mut disks = old.disks.clone();
+    disks[1] = to;
+    assert_eq!(new, Group { version: old.version + 1, disks, ..old.clone() });
+    assert_eq!(world.run(finish(1, 1, new.version)), unready, "a move ends once");
 }

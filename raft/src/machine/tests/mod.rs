@@ -102,7 +102,7 @@ fn founding() -> Vec<Command> {
         Command::JoinNode { node: node(1), disks, token: None },
         Command::PutGroups {
             map_epoch: 2,
-            groups: vec![Group { id: GROUP, scheme, version: 1, disks: ids }],
+            groups: vec![Group { id: GROUP, scheme, version: 1, disks: ids, moves: vec![] }],
         },
         tenant("one"),
         tenant("two"),

@@ -1,0 +1,316 @@
+//! `makai node`: nodes and their disks: list them, let new ones in, empty them, take them out.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Subcommand;
+use http::Method;
+use indicatif::{ProgressBar, ProgressStyle};
+use makai_erasure::DiskId;
+use makai_raft::facts::cluster::{ClusterMap, Node, Role, Standing};
+use serde::Serialize;
+
+use super::cluster::fetch;
+use super::remote::Target;
+use super::{human_bytes, print_json};
+use crate::console::{JoinTokenAnswer, JoinTokenRequest, StandingRequest, Status};
+
+/// How often a drain is looked at while it is waited for.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// List nodes, let new ones in, empty them, take them out
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: NodeCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// All nodes: roles, whether they are up, their disks
+    Ls {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// One node, by id or the beginning of it, or by name
+    Show {
+        node: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Make a token that lets machines join; prints it
+    JoinToken {
+        /// Roles that a joining machine may take. Voters and gateways are trusted with customers' keys
+        #[arg(long, value_delimiter = ',', default_value = "storage")]
+        roles: Vec<Role>,
+        /// Hours until the token expires
+        #[arg(long, default_value_t = 24)]
+        valid_hours: u64,
+        /// Machines that may join with it
+        #[arg(long, default_value_t = 1)]
+        uses: u32,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Move everything off a node, or off one of its disks, while it goes on serving; waits until it is empty
+    Drain {
+        node: String,
+        /// Only this disk, by id or the beginning of it
+        #[arg(long)]
+        disk: Option<String>,
+        /// Take new shards again: what has not moved yet stays
+        #[arg(long)]
+        cancel: bool,
+        /// Return at once; `makai node show` tells how far it is
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take a node out: a drained one that is stopped, or a dead one whose shards are then rebuilt elsewhere
+    Remove {
+        node: String,
+        /// Only this disk, by id or the beginning of it
+        #[arg(long)]
+        disk: Option<String>,
+        /// Confirms that it will never come back, whatever it still holds
+        #[arg(long)]
+        lost: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// How far a node's disks, or one of them, are empty.
+#[derive(Debug, Serialize)]
+struct Left {
+    /// Slots that these disks still hold for groups.
+    slots: usize,
+    /// Of these, on their way to other disks now.
+    moving: usize,
+    is_empty: bool,
+}
+
+fn left_on(map: &ClusterMap, node: &Node, disk: Option<DiskId>) -> Left {
+    let is_meant = |id: &DiskId| match disk {
+        Some(only) => *id == only,
+        None => map.disks.iter().any(|known| known.id == *id && known.node == node.id),
+    };
+    let (mut slots, mut moving) = (0, 0);
+    for group in &map.groups {
+        for (slot, _) in group.disks.iter().enumerate().filter(|(_, disk)| is_meant(disk)) {
+            slots += 1;
+            moving += usize::from(group.moves.iter().any(|moving| usize::from(moving.slot) == slot));
+        }
+    }
+    Left { slots, moving, is_empty: slots == 0 }
+}
+
+/// The disk of `node` that is meant by an id or the beginning of one.
+fn find_disk(map: &ClusterMap, node: &Node, text: &str) -> anyhow::Result<DiskId> {
+    let is_meant = |id: &DiskId| text.len() >= 4 && id.to_string().starts_with(text);
+    let of_node = map.disks.iter().filter(|disk| disk.node == node.id).map(|disk| disk.id);
+    let meant: Vec<DiskId> = of_node.filter(is_meant).collect();
+    match meant[..] {
+        [disk] => Ok(disk),
+        [] => bail!("{} has no disk {text:?}; see `makai node show`", label(node)),
+        _ => bail!("{} disks of {} begin with {text:?}; give more of the id", meant.len(), label(node)),
+    }
+}
+
+/// A node as a person calls it.
+pub(super) fn label(node: &Node) -> String {
+    let id = node.id.to_string();
+    if node.name.is_empty() { id[..12].into() } else { format!("{} ({})", node.name, &id[..12]) }
+}
+
+/// The node that is meant by an id, the beginning of one, or a name.
+fn find<'m>(map: &'m ClusterMap, text: &str) -> anyhow::Result<&'m Node> {
+    let is_meant =
+        |node: &&Node| node.name == text || (text.len() >= 4 && node.id.to_string().starts_with(text));
+    let meant: Vec<&Node> = map.nodes.iter().filter(is_meant).collect();
+    match meant[..] {
+        [node] => Ok(node),
+        [] => bail!("no node is called {text:?}; see `makai node ls`"),
+        _ => bail!("{} nodes are called {text:?}; give more of the id", meant.len()),
+    }
+}
+
+fn standing(node: &Node) -> &'static str {
+    match (node.standing, node.is_up) {
+        (Standing::Active, true) => "up",
+        (Standing::Active, false) => "down",
+        (Standing::Draining, _) => "draining",
+        (Standing::Lost, _) => "lost",
+    }
+}
+
+fn print_node(status: &Status, node: &Node) {
+    let roles: Vec<String> = node.roles.iter().map(Role::to_string).collect();
+    let disks: Vec<_> = status.map.disks.iter().filter(|disk| disk.node == node.id).collect();
+    let heard =
+        |disk: makai_erasure::DiskId| status.heard.iter().chain(&status.disks).find(|beat| beat.disk == disk);
+    println!(
+        "{:<26} {:<9} {:<8} {:<28} {}",
+        label(node),
+        standing(node),
+        if status.leader == Some(node.id) {
+            "leader"
+        } else if status.voters.contains(&node.id) {
+            "voter"
+        } else {
+            "-"
+        },
+        roles.join(","),
+        node.addresses.join(" ")
+    );
+    for disk in disks {
+        match heard(disk.id) {
+            Some(beat) => println!(
+                "  disk {}  {} free of {}, {} shards",
+                disk.id,
+                human_bytes(beat.free_bytes),
+                human_bytes(beat.capacity_bytes),
+                beat.shard_count
+            ),
+            None => println!("  disk {}  {}", disk.id, human_bytes(disk.capacity_bytes)),
+        }
+    }
+}
+
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.what {
+        NodeCommand::Ls { target } => {
+            let status = fetch(&target).await?;
+            if target.json {
+                print_json(&status.map.nodes)?;
+            } else {
+                status.map.nodes.iter().for_each(|node| print_node(&status, node));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        NodeCommand::Show { node, target } => {
+            let status = fetch(&target).await?;
+            let node = find(&status.map, &node)?;
+            if target.json {
+                print_json(node)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            print_node(&status, node);
+            let left = left_on(&status.map, node, None);
+            println!("  {} slots of groups, {} of them on their way to other disks", left.slots, left.moving);
+            Ok(ExitCode::SUCCESS)
+        }
+        NodeCommand::JoinToken { roles, valid_hours, uses, target } => {
+            let request = JoinTokenRequest { roles, valid_secs: valid_hours.saturating_mul(3600), uses };
+            let answer: JoinTokenAnswer =
+                target.call(Method::POST, "/api/v1/join-token", Some(&request)).await?;
+            if target.json {
+                print_json(&answer)?
+            } else {
+                println!("{}", answer.token)
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        NodeCommand::Drain { node, disk, cancel, no_wait, target } => {
+            drain(&node, disk.as_deref(), cancel, no_wait, &target).await
+        }
+        NodeCommand::Remove { node, disk, lost, target } => {
+            remove(&node, disk.as_deref(), lost, &target).await
+        }
+    }
+}
+
+async fn set_standing(target: &Target, request: &StandingRequest) -> anyhow::Result<()> {
+    target.call(Method::POST, "/api/v1/standing", Some(request)).await
+}
+
+async fn drain(
+    name: &str,
+    disk: Option<&str>,
+    is_cancel: bool,
+    no_wait: bool,
+    target: &Target,
+) -> anyhow::Result<ExitCode> {
+    let status = fetch(target).await?;
+    let node = find(&status.map, name)?.clone();
+    if node.standing == Standing::Lost {
+        bail!("{} is lost: there is nothing to move off it", label(&node));
+    }
+    let disk = disk.map(|text| find_disk(&status.map, &node, text)).transpose()?;
+    let standing = if is_cancel { Standing::Active } else { Standing::Draining };
+    set_standing(target, &StandingRequest { node: node.id, disk, standing }).await?;
+    if is_cancel {
+        if !target.json {
+            println!("{} takes new shards again", label(&node));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let first = left_on(&status.map, &node, disk);
+    let bar = if target.json || no_wait { ProgressBar::hidden() } else { drain_bar(first.slots) };
+    let mut left = first;
+    while !no_wait && !left.is_empty {
+        tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+        let status = fetch(target).await?;
+        let now = find(&status.map, &node.id.to_string())?;
+        if left_to(now, disk, &status.map) != Standing::Draining {
+            bail!("the drain of {} was called off", label(&node));
+        }
+        left = left_on(&status.map, &node, disk);
+        bar.set_position(bar.length().unwrap_or(0).saturating_sub(left.slots as u64));
+        bar.set_message(match left.moving {
+            0 if !left.is_empty => "no other disk may take these slots: add nodes, or --cancel".to_owned(),
+            moving => format!("{moving} moving"),
+        });
+    }
+    bar.finish_and_clear();
+    if target.json {
+        print_json(&left)?;
+    } else if left.is_empty {
+        println!("{} is empty; stop its daemon, then `makai node remove`", label(&node));
+    } else {
+        println!("{} drains: {} slots left", label(&node), left.slots);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was decided about what is drained.
+fn left_to(node: &Node, disk: Option<DiskId>, map: &ClusterMap) -> Standing {
+    let of_disk = disk.and_then(|disk| map.disks.iter().find(|known| known.id == disk));
+    of_disk.map_or(node.standing, |disk| disk.standing.worse(node.standing))
+}
+
+fn drain_bar(slots: usize) -> ProgressBar {
+    let bar = ProgressBar::new(slots as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} slots moved  {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+async fn remove(name: &str, disk: Option<&str>, is_lost: bool, target: &Target) -> anyhow::Result<ExitCode> {
+    let status = fetch(target).await?;
+    let node = find(&status.map, name)?;
+    let disk = disk.map(|text| find_disk(&status.map, node, text)).transpose()?;
+    let left = left_on(&status.map, node, disk);
+    if !is_lost && !left.is_empty {
+        bail!(
+            "{} still holds {} slots; `makai node drain` moves them off, or say --lost if it will never come back",
+            label(node),
+            left.slots
+        );
+    }
+    if node.is_up && disk.is_none() {
+        bail!("{} is up; stop its daemon first if it is really to go", label(node));
+    }
+    set_standing(target, &StandingRequest { node: node.id, disk, standing: Standing::Lost }).await?;
+    if target.json {
+        print_json(node)?;
+    } else if left.is_empty {
+        println!("{} is out", label(node));
+    } else {
+        println!("{} is lost; its shards are rebuilt on other disks as far as there are enough", label(node));
+    }
+    Ok(ExitCode::SUCCESS)
+}
