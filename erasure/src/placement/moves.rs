@@ -16,10 +16,10 @@ use crate::ids::{DiskId, PgId};
 
 /// Moves under way that read from one disk, and that fill one disk.
 const MOVES_PER_DISK_MAX: usize = 2;
-/// Slots above its share that a disk keeps: below this, moving costs more than it evens out.
-const EXCESS_SLOTS_MIN: u64 = 2;
+/// Slots that a disk may have above or below its share: nearer to it, moving costs more than it evens out.
+const UNEVEN_SLOTS_MIN: u64 = 2;
 /// As above, in parts of the disk's share.
-const EXCESS_PARTS: u64 = 10;
+const UNEVEN_PARTS: u64 = 10;
 
 /// A group of any one scheme: who holds its slots, and which are on their way to whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +113,10 @@ fn is_moving(group: &Moving, slot: usize) -> bool {
     group.moves.iter().any(|(moving, _)| usize::from(*moving) == slot)
 }
 
+fn uneven(share: u64) -> u64 {
+    UNEVEN_SLOTS_MIN.max(share / UNEVEN_PARTS)
+}
+
 struct Round<'a, 'b> {
     load: BTreeMap<DiskId, u64>,
     taking: BTreeMap<DiskId, &'a Member>,
@@ -188,7 +192,7 @@ impl<'a> Round<'a, '_> {
         u64::try_from(share).unwrap_or(u64::MAX)
     }
 
-    /// From disks far above their share to those below theirs.
+    /// From disks above their share to those below theirs, where one of the two is far from it.
     fn even_out(&mut self, groups: &[Moving]) {
         let capacity: u128 = self.taking.values().map(|member| u128::from(member.capacity_bytes)).sum();
         let slots: u64 = self.taking.keys().map(|disk| self.load_of(*disk)).sum();
@@ -200,16 +204,19 @@ impl<'a> Round<'a, '_> {
             }
             for slot in 0..group.disks.len() {
                 let from = group.disks[slot];
-                let Some(share) = shares.get(&from) else { continue };
-                let spare = EXCESS_SLOTS_MIN.max(share / EXCESS_PARTS);
-                if self.load_of(from) < share + spare {
+                let share_of = |disk: DiskId| shares.get(&disk).copied().unwrap_or(0);
+                if !shares.contains_key(&from) || self.load_of(from) <= share_of(from) {
                     continue;
                 }
+                let is_far_above = self.load_of(from) >= share_of(from) + uneven(share_of(from));
                 let Some(others) = self.others(group, slot) else { continue };
                 let best = self
                     .taking
                     .values()
-                    .filter(|to| self.load_of(to.disk) < shares.get(&to.disk).copied().unwrap_or(0))
+                    .filter(|to| {
+                        let below = share_of(to.disk).saturating_sub(self.load_of(to.disk));
+                        below > 0 && (is_far_above || below >= uneven(share_of(to.disk)))
+                    })
                     .filter(|to| self.may_go(group, slot, to, &others))
                     .min_by_key(|to| (self.fullness(to), rendezvous(group.id, slot, to.disk), to.disk))
                     .map(|to| to.disk);
@@ -317,7 +324,8 @@ mod tests {
         assert_eq!(settle(&members, &BTreeSet::from([gone]), &mut groups), 0);
         let second = Member { disk: DiskId([99; 16]), ..members[1].clone() };
         members.push(second);
-        assert_eq!(settle(&members, &BTreeSet::from([gone]), &mut groups), 0, "two slots on one node");
+        settle(&members, &BTreeSet::from([gone]), &mut groups);
+        assert_eq!(loads(&groups)[&gone], groups.len(), "two slots of a group on one node");
     }
 
     /// A big disk takes more than a small one.
