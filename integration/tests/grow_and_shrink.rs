@@ -11,7 +11,7 @@ use makai_integration::cluster::{Cluster, ClusterOptions, Node, makai};
 use makai_integration::load::{Load, LoadOptions, Model, seed};
 use makai_integration::s3::{Content, S3};
 use makai_integration::wait;
-use makai_raft::facts::cluster::{ClusterMap, Role as FactRole};
+use makai_raft::facts::cluster::ClusterMap;
 
 const BUCKET: &str = "moving";
 const SETTLED_WITHIN: Duration = Duration::from_secs(180);
@@ -100,7 +100,7 @@ async fn six_nodes_become_nine_and_seven_under_load() -> anyhow::Result<()> {
 async fn join(cluster: &Cluster, count: usize) -> anyhow::Result<Vec<Node>> {
     let mut joined = Vec::new();
     for at in 0..count {
-        let token = Secret::new(cluster.nodes[0].join_token(&[FactRole::Storage]).await?);
+        let token = Secret::new(cluster.nodes[0].join_token(&[Role::Storage]).await?);
         let with_token = move |config: &mut makai_config::NodeConfig| config.cluster.join_token = Some(token);
         let mut node = Node::new(cluster.dir(), &format!("newcomer{at}"), &[Role::Storage], with_token)?;
         node.spawn()?;
