@@ -80,7 +80,7 @@ impl Objects {
             let head = answer.head.clone();
             if let Content::Inline { blob, wrapped_key, sealed } = answer.content {
                 let range = resolve(&range, &head, &[])?;
-                let plain = self.open_inline(caller, blob, &wrapped_key, &sealed).await?;
+                let plain = self.open_inline(caller, &head, blob, &wrapped_key, &sealed).await?;
                 if plain.len() as u64 != head.size {
                     return Err(ObjectsError::Internal(format!(
                         "inline content of {key:?} has a wrong length"
@@ -125,11 +125,12 @@ impl Objects {
     pub(super) async fn open_inline(
         &self,
         caller: &Caller,
+        head: &ObjectHead,
         blob: BlobId,
         wrapped_key: &[u8],
         sealed: &[u8],
     ) -> Result<Bytes, ObjectsError> {
-        let key = self.data_key(&self.tenant_key(caller).await?, blob, wrapped_key)?;
+        let key = self.data_key(&self.reading_key(caller, &head.headers).await?, blob, wrapped_key)?;
         let mut plain = sealed.to_vec();
         let len = match PageSealer::new(&key, blob).open(0, &mut plain) {
             Ok(opened) => opened.len(),
@@ -139,8 +140,13 @@ impl Objects {
         Ok(plain.into())
     }
 
-    fn data_key(&self, tenant_key: &[u8; 32], blob: BlobId, wrapped: &[u8]) -> Result<DataKey, ObjectsError> {
-        unwrap_key(tenant_key, blob, wrapped)
+    fn data_key(
+        &self,
+        reading_key: &[u8; 32],
+        blob: BlobId,
+        wrapped: &[u8],
+    ) -> Result<DataKey, ObjectsError> {
+        unwrap_key(reading_key, blob, wrapped)
             .map_err(|error| ObjectsError::Internal(format!("data key of blob {blob}: {error}")))
     }
 
@@ -151,7 +157,7 @@ impl Objects {
         range: Range<u64>,
         extents: &[ResolvedExtent],
     ) -> Result<Download, ObjectsError> {
-        let tenant_key = self.tenant_key(caller).await?;
+        let reading_key = self.reading_key(caller, &head.headers).await?;
         let mut keys = HashMap::new();
         let mut windows = Vec::new();
         for extent in extents {
@@ -161,7 +167,7 @@ impl Objects {
                 continue;
             }
             let Blob { id, pg, plain_len, wrapped_key, .. } = &extent.blob;
-            keys.insert(*id, self.data_key(&tenant_key, *id, wrapped_key)?);
+            keys.insert(*id, self.data_key(&reading_key, *id, wrapped_key)?);
             let in_blob = extent.extent.offset + (from - extent.at)..extent.extent.offset + (to - extent.at);
             let mut at = in_blob.start;
             while at < in_blob.end {

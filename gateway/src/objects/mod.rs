@@ -8,6 +8,7 @@
 //! | room          | holds                                                     |
 //! |---------------|-----------------------------------------------------------|
 //! | [`upload`]    | a body into content: where blobs go, what happens when disks die under them |
+//! | [`sealing`]   | which key wraps an object's keys: the tenant's, a named one, the customer's |
 //! | [`download`]  | content into a body                                       |
 //! | [`documents`] | what decides about access to a bucket, kept for a lease   |
 //! | [`multipart`] | uploads in parts, copies                                  |
@@ -18,6 +19,7 @@
 pub mod documents;
 mod download;
 mod multipart;
+pub mod sealing;
 mod upload;
 
 use std::collections::HashMap;
@@ -75,6 +77,9 @@ pub enum ObjectsError {
     /// The pool broke its promise: bytes that should be there are not, or do not verify.
     #[error("internal: {0}")]
     Internal(String),
+    /// The object does not open with the customer's key that was given, or not given.
+    #[error(transparent)]
+    Sealing(#[from] sealing::SealingFault),
 }
 
 /// What was wrong with a body: the door's own error, carried through.
@@ -146,6 +151,8 @@ impl Default for ObjectsOptions {
 #[derive(Clone)]
 pub struct Objects {
     inner: Arc<Inner>,
+    /// How new objects are sealed, and what is at hand to open old ones.
+    sealing: sealing::Sealing,
 }
 
 struct Inner {
@@ -211,6 +218,7 @@ impl Objects {
                 buckets,
                 access,
             }),
+            sealing: sealing::Sealing::Tenant,
         }
     }
 

@@ -58,7 +58,7 @@ struct PlacedBlob {
     new: NewBlob,
 }
 
-fn random<const N: usize>() -> Result<[u8; N], ObjectsError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], ObjectsError> {
     let mut bytes = [0; N];
     match SystemRandom::new().fill(&mut bytes) {
         Ok(()) => Ok(bytes),
@@ -84,11 +84,11 @@ impl Objects {
             .ok()
             .and_then(Result::ok)
             .ok_or_else(|| ObjectsError::SlowDown("too many uploads are under way".into()))?;
-        let tenant_key = self.tenant_key(caller).await?;
+        let wrapping_key = self.writing_key(caller).await?;
         let scheme = bucket.scheme.unwrap_or_else(|| self.inner.map.get().default_scheme());
         let mut intake = Intake {
             objects: self,
-            tenant_key,
+            wrapping_key,
             bucket_id: bucket.id,
             scheme,
             extents: Vec::new(),
@@ -197,7 +197,7 @@ impl Objects {
 /// One body on its way in.
 struct Intake<'o> {
     objects: &'o Objects,
-    tenant_key: [u8; 32],
+    wrapping_key: [u8; 32],
     bucket_id: u64,
     scheme: Scheme,
     extents: Vec<Extent>,
@@ -283,7 +283,7 @@ impl Intake<'_> {
         let (blob, key, nonce) = (BlobId(random()?), DataKey(random()?), random::<WRAP_NONCE_BYTES>()?);
         plain.resize(plain.len() + TAG_BYTES as usize, 0);
         PageSealer::new(&key, blob).seal(0, &mut plain);
-        let wrapped_key = Bytes::copy_from_slice(&wrap_key(&self.tenant_key, blob, &key, nonce));
+        let wrapped_key = Bytes::copy_from_slice(&wrap_key(&self.wrapping_key, blob, &key, nonce));
         Ok(Content::Inline { blob, wrapped_key, sealed: plain.into() })
     }
 
@@ -353,7 +353,7 @@ impl Intake<'_> {
         opened_at: makai_raft::facts::Timestamp,
         written: &WrittenBlob,
     ) -> Result<PlacedBlob, ObjectsError> {
-        let wrapped = wrap_key(&self.tenant_key, id, &key, random::<WRAP_NONCE_BYTES>()?);
+        let wrapped = wrap_key(&self.wrapping_key, id, &key, random::<WRAP_NONCE_BYTES>()?);
         let new = NewBlob {
             id,
             pg: group.id,

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, Stream, StreamExt as _};
+use http::{HeaderName, HeaderValue};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use makai_ops::metrics as names;
 use md5::{Digest as _, Md5};
@@ -111,11 +112,33 @@ pub(super) struct Notes {
     pub(super) operation: OnceLock<String>,
     fault: Mutex<Option<Fault>>,
     leftover: Mutex<Option<Incoming>>,
+    headers: Mutex<Vec<(HeaderName, HeaderValue)>>,
+    form_file_name: OnceLock<String>,
+    form_acl: OnceLock<String>,
 }
 
 impl Notes {
     pub(super) fn fault(&self) -> Option<Fault> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the answer carry headers, if it is a success.
+    pub(super) fn say(&self, headers: Vec<(HeaderName, HeaderValue)>) {
+        self.headers.lock().unwrap_or_else(PoisonError::into_inner).extend(headers);
+    }
+
+    pub(super) fn take_headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        std::mem::take(&mut *self.headers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the browser calls the file of a form.
+    pub(super) fn form_file_name(&self) -> Option<String> {
+        self.form_file_name.get().cloned()
+    }
+
+    /// The canned access list that a form names.
+    pub(super) fn form_acl(&self) -> Option<String> {
+        self.form_acl.get().cloned()
     }
 
     /// The body, where it was given up before its end.
@@ -152,6 +175,45 @@ impl Digests {
     }
 }
 
+/// Looks for what the parser does not give out of a form: the name of its file, and the field `acl` before it. A form
+/// in which they are not found is read as well.
+#[derive(Default)]
+struct FormHead {
+    acl: Option<String>,
+    /// What may be the beginning of what is looked for.
+    seen: Vec<u8>,
+}
+
+impl FormHead {
+    /// Bytes kept of what has come.
+    const SEEN_BYTES_MAX: usize = 4096;
+
+    fn push(&mut self, data: &[u8]) -> Option<String> {
+        const ACL: &[u8] = b"name=\"acl\"\r\n\r\n";
+        const FILE: &[u8] = b"name=\"file\"; filename=\"";
+        for piece in data.chunks(Self::SEEN_BYTES_MAX) {
+            self.seen.extend_from_slice(piece);
+            if let Some(at) = self.seen.windows(ACL.len()).position(|window| window == ACL) {
+                let value = &self.seen[at + ACL.len()..];
+                if let Some(end) = value.windows(2).position(|window| window == b"\r\n") {
+                    self.acl = Some(String::from_utf8_lossy(&value[..end]).into_owned());
+                }
+            }
+            if let Some(at) = self.seen.windows(FILE.len()).position(|window| window == FILE) {
+                let name = &self.seen[at + FILE.len()..];
+                if let Some(end) = name.iter().position(|byte| *byte == b'"') {
+                    let name = String::from_utf8_lossy(&name[..end]).into_owned();
+                    // Some browsers send a whole path.
+                    return Some(name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned());
+                }
+            }
+            let surplus = self.seen.len().saturating_sub(Self::SEEN_BYTES_MAX);
+            self.seen.drain(..surplus);
+        }
+        None
+    }
+}
+
 /// A request's body as it comes from the socket.
 pub(super) struct Inbound {
     body: Option<Incoming>,
@@ -160,6 +222,7 @@ pub(super) struct Inbound {
     framing: Option<Framing>,
     digests: Option<Digests>,
     ready: VecDeque<Bytes>,
+    form: Option<FormHead>,
     /// Whether unread bytes are worth reading: the client sends them without being asked to.
     keeps_leftover: bool,
 }
@@ -174,7 +237,13 @@ impl Inbound {
         keeps_leftover: bool,
     ) -> Self {
         let (stall, ready) = (Stall::new(stall_after), VecDeque::new());
-        Self { body: Some(body), notes, stall, framing, digests, ready, keeps_leftover }
+        Self { body: Some(body), notes, stall, framing, digests, ready, form: None, keeps_leftover }
+    }
+
+    /// The body is a form: the name of its file is looked for.
+    pub(super) fn of_form(mut self) -> Self {
+        self.form = Some(FormHead::default());
+        self
     }
 
     fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
@@ -191,6 +260,15 @@ impl Inbound {
     fn on_data(&mut self, data: Bytes) -> Result<(), Fault> {
         if let Some(digests) = &mut self.digests {
             digests.update(&data);
+        }
+        if let Some(form) = &mut self.form
+            && let Some(name) = form.push(&data)
+        {
+            let _ = self.notes.form_file_name.set(name);
+            if let Some(acl) = form.acl.take() {
+                let _ = self.notes.form_acl.set(acl);
+            }
+            self.form = None;
         }
         match &mut self.framing {
             Some(framing) => framing.push(data, &mut self.ready).map_err(Fault::Framing),

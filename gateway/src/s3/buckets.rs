@@ -210,15 +210,6 @@ impl Operations {
         Ok(S3Response::new(DeleteBucketTaggingOutput {}))
     }
 
-    pub(super) async fn get_bucket_cors(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetBucketCorsInput>,
-    ) -> S3Result<S3Response<GetBucketCorsOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        Err(s3_error!(NoSuchCORSConfiguration, "The CORS configuration does not exist."))
-    }
-
     pub(super) async fn get_bucket_lifecycle_configuration(
         &self,
         caller: &Caller,

@@ -1,4 +1,4 @@
-//! Copies whose bytes must be sealed anew: from another tenant's bucket.
+//! Copies whose bytes must be sealed anew: from another tenant's bucket, or under other keys.
 
 use std::ops::Range;
 
@@ -8,9 +8,15 @@ use makai_raft::facts::object::{ObjectHead, ObjectHeaders, Part};
 use s3s::S3Result;
 
 use super::errors::refused;
-use super::operations::Operations;
 use crate::identity::Caller;
-use crate::objects::{BodyError, ByteRange, CopyFrom, Download, Upstream};
+use crate::objects::{BodyError, ByteRange, CopyFrom, Download, Objects, Upstream};
+
+/// What is copied, for whom it is read, and with the key that opens it. It must still have the ETag that `from` names.
+pub(super) struct Source<'a> {
+    pub(super) objects: &'a Objects,
+    pub(super) reader: &'a Caller,
+    pub(super) from: &'a CopyFrom,
+}
 
 /// Where a copy goes.
 pub(super) struct Target<'a> {
@@ -18,49 +24,45 @@ pub(super) struct Target<'a> {
     pub(super) key: &'a str,
 }
 
-impl Operations {
-    /// As `Objects::copy`, by bytes: `from` is read as `reader`, and must still have the ETag that it names.
-    pub(super) async fn copy_bytes(
-        &self,
-        reader: &Caller,
-        from: &CopyFrom,
-        writer: &Caller,
-        target: Target<'_>,
-        headers: ObjectHeaders,
-        precondition: Precondition,
-    ) -> S3Result<ObjectHead> {
-        let download = self.source_bytes(reader, from, ByteRange::All).await?;
-        let upstream = relay(download);
-        let Target { bucket, key } = target;
-        self.objects.put(writer, bucket, key, headers, upstream, precondition).await.map_err(refused)
-    }
-
-    /// As `Objects::copy_part`, by bytes.
-    pub(super) async fn copy_part_bytes(
-        &self,
-        reader: &Caller,
-        from: &CopyFrom,
-        range: Option<Range<u64>>,
-        writer: &Caller,
-        target: Target<'_>,
-        part: (&str, u16),
-    ) -> S3Result<Part> {
-        let range = range.map_or(ByteRange::All, |range| ByteRange::From {
-            first: range.start,
-            last: Some(range.end.saturating_sub(1)),
-        });
-        let upstream = relay(self.source_bytes(reader, from, range).await?);
-        let Target { bucket, key } = target;
-        let (upload_id, number) = part;
-        let part = self.objects.put_part(writer, bucket, key, upload_id, number, upstream).await;
-        part.map_err(refused)
-    }
-
-    async fn source_bytes(&self, reader: &Caller, from: &CopyFrom, range: ByteRange) -> S3Result<Download> {
-        let download = self.objects.get(reader, &from.bucket, &from.key, range).await.map_err(refused)?;
-        self.objects.check_source(&download.head, from).map_err(refused)?;
+impl Source<'_> {
+    async fn bytes(&self, range: ByteRange) -> S3Result<Download> {
+        let Self { objects, reader, from } = self;
+        let download = objects.get(reader, &from.bucket, &from.key, range).await.map_err(refused)?;
+        objects.check_source(&download.head, from).map_err(refused)?;
         Ok(download)
     }
+}
+
+/// As `Objects::copy`, by bytes.
+pub(super) async fn copy_bytes(
+    source: Source<'_>,
+    objects: &Objects,
+    writer: &Caller,
+    target: Target<'_>,
+    headers: ObjectHeaders,
+    precondition: Precondition,
+) -> S3Result<ObjectHead> {
+    let upstream = relay(source.bytes(ByteRange::All).await?);
+    let Target { bucket, key } = target;
+    objects.put(writer, bucket, key, headers, upstream, precondition).await.map_err(refused)
+}
+
+/// As `Objects::copy_part`, by bytes.
+pub(super) async fn copy_part_bytes(
+    source: Source<'_>,
+    range: Option<Range<u64>>,
+    objects: &Objects,
+    writer: &Caller,
+    target: Target<'_>,
+    (upload_id, number): (&str, u16),
+) -> S3Result<Part> {
+    let range = range.map_or(ByteRange::All, |range| ByteRange::From {
+        first: range.start,
+        last: Some(range.end.saturating_sub(1)),
+    });
+    let upstream = relay(source.bytes(range).await?);
+    let Target { bucket, key } = target;
+    objects.put_part(writer, bucket, key, upload_id, number, upstream).await.map_err(refused)
 }
 
 fn relay(download: Download) -> Upstream {

@@ -8,6 +8,7 @@ use s3s::{S3Error, S3ErrorCode, s3_error};
 
 use crate::identity::IdentityError;
 use crate::objects::ObjectsError;
+use crate::objects::sealing::SealingFault;
 
 /// An error whose code `s3s` does not list.
 pub(super) fn custom(code: &'static str, status: u16, message: impl Into<String>) -> S3Error {
@@ -39,12 +40,30 @@ pub(super) fn refused(error: ObjectsError) -> S3Error {
             507,
             format!("The pool is full: {why}. Delete objects, or ask the operator to add disks."),
         ),
+        ObjectsError::Sealing(fault) => unopened(fault),
         ObjectsError::Internal(why) => {
             tracing::error!(why, "an S3 request failed inside");
             s3_error!(
                 InternalError,
                 "We encountered an internal error. Please try again, and report the request id."
             )
+        }
+    }
+}
+
+fn unopened(fault: SealingFault) -> S3Error {
+    match fault {
+        SealingFault::KeyMissing => s3_error!(
+            InvalidRequest,
+            "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to \
+             retrieve the object."
+        ),
+        SealingFault::KeyDiffers => s3_error!(
+            InvalidRequest,
+            "The provided encryption parameters did not match the ones used originally to encrypt the object."
+        ),
+        SealingFault::KeyNotUsed => {
+            s3_error!(InvalidRequest, "The encryption parameters are not applicable to this object.")
         }
     }
 }

@@ -6,10 +6,7 @@ use std::time::{Duration, SystemTime};
 use makai_raft::facts::Timestamp as Millis;
 use makai_raft::facts::command::Precondition;
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
-use s3s::dto::{
-    CopySource, ETag, ETagCondition, Metadata, Owner, Range, ServerSideEncryption, Tag, Timestamp,
-    TimestampFormat,
-};
+use s3s::dto::{CopySource, ETag, ETagCondition, Metadata, Owner, Range, Tag, Timestamp, TimestampFormat};
 use s3s::{S3Result, s3_error};
 
 use crate::identity::Caller;
@@ -81,11 +78,6 @@ pub(super) struct Fields<'a> {
 macro_rules! object_headers {
     ($input:expr) => {{
         $crate::s3::headers::refuse_unkept(&$crate::s3::headers::Promises {
-            has_customer_key: $input.sse_customer_algorithm.is_some()
-                || $input.sse_customer_key.is_some()
-                || $input.sse_customer_key_md5.is_some(),
-            encryption: $input.server_side_encryption.as_ref(),
-            has_kms_key: $input.ssekms_key_id.is_some() || $input.ssekms_encryption_context.is_some(),
             has_lock: $input.object_lock_legal_hold_status.is_some()
                 || $input.object_lock_mode.is_some()
                 || $input.object_lock_retain_until_date.is_some(),
@@ -152,27 +144,11 @@ fn stored_encoding(value: &str) -> Option<String> {
 }
 
 /// What a client asks the object to be that it may not become.
-pub(super) struct Promises<'a> {
-    pub(super) has_customer_key: bool,
-    pub(super) encryption: Option<&'a ServerSideEncryption>,
-    pub(super) has_kms_key: bool,
+pub(super) struct Promises {
     pub(super) has_lock: bool,
 }
 
-pub(super) fn refuse_unkept(promises: &Promises<'_>) -> S3Result<()> {
-    if promises.has_customer_key {
-        return Err(s3_error!(
-            NotImplemented,
-            "Keys of customers (SSE-C) are not implemented: every object is encrypted at rest without them."
-        ));
-    }
-    let encryption = promises.encryption.map(ServerSideEncryption::as_str);
-    if promises.has_kms_key || encryption.is_some_and(|method| method != ServerSideEncryption::AES256) {
-        return Err(s3_error!(
-            NotImplemented,
-            "Only x-amz-server-side-encryption: AES256 is implemented, and done without being asked for."
-        ));
-    }
+pub(super) fn refuse_unkept(promises: &Promises) -> S3Result<()> {
     if promises.has_lock {
         return Err(s3_error!(InvalidRequest, "Bucket is missing Object Lock Configuration."));
     }
@@ -187,13 +163,6 @@ pub(super) fn refuse_version(version_id: Option<&String>) -> S3Result<()> {
             Err(s3_error!(NoSuchVersion, "Buckets are not versioned: the only version id is \"null\"."))
         }
     }
-}
-
-pub(super) fn refuse_customer_key(is_given: bool) -> S3Result<()> {
-    if is_given {
-        return Err(s3_error!(InvalidRequest, "The object was not stored with a key of yours: send none."));
-    }
-    Ok(())
 }
 
 fn etag_text(condition: &ETagCondition) -> String {
@@ -479,23 +448,8 @@ mod tests {
 
     #[test]
     fn what_would_not_be_kept_is_refused() {
-        let none =
-            Promises { has_customer_key: false, encryption: None, has_kms_key: false, has_lock: false };
-        assert!(refuse_unkept(&none).is_ok());
-        let (kms, aes) =
-            (ServerSideEncryption::from_static("aws:kms"), ServerSideEncryption::from_static("AES256"));
-        assert!(refuse_unkept(&Promises { encryption: Some(&aes), ..none }).is_ok());
-        for promises in [
-            Promises { has_customer_key: true, ..none },
-            Promises { encryption: Some(&kms), ..none },
-            Promises { has_kms_key: true, ..none },
-        ] {
-            assert_eq!(code(refuse_unkept(&promises)), Some(S3ErrorCode::NotImplemented));
-        }
-        assert_eq!(
-            code(refuse_unkept(&Promises { has_lock: true, ..none })),
-            Some(S3ErrorCode::InvalidRequest)
-        );
+        assert!(refuse_unkept(&Promises { has_lock: false }).is_ok());
+        assert_eq!(code(refuse_unkept(&Promises { has_lock: true })), Some(S3ErrorCode::InvalidRequest));
         let glacier = object_headers_of(&Fields { storage_class: Some("GLACIER"), ..fields() });
         assert_eq!(code(glacier), Some(S3ErrorCode::InvalidStorageClass));
     }

@@ -10,7 +10,8 @@
 //! | `serve` | listeners, TLS, connections: bounded, timed, drained at the end |
 //! | `service` | one request: its id, its limits, what it is refused for before and after `s3s` |
 //! | `access` | whether the request may be served, and for whom |
-//! | `operations`, `buckets`, `acls`, `policies`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
+//! | `operations`, `buckets`, `acls`, `policies`, `documents`, `encryption`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
+//! | `cors` | what browsers ask and must be told |
 //! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
 //! | `body`, `chunked` | bytes in and out, checked while they stream |
 //!
@@ -24,6 +25,9 @@ mod buckets;
 mod checksums;
 mod chunked;
 mod copying;
+mod cors;
+mod documents;
+mod encryption;
 mod errors;
 mod headers;
 mod listing;

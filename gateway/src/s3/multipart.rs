@@ -14,11 +14,10 @@ use super::body::{Notes, upstream};
 use super::checksums::{
     Algorithm, Promise, checksum_fields, complete, kind, kind_of, one_of, set_checksum, upload_checksum,
 };
-use super::copying::Target;
+use super::copying::{Source, Target, copy_part_bytes};
 use super::errors::refused;
 use super::headers::{
-    copy_from, copy_range, length, object_headers, owner, precondition, refuse_customer_key,
-    source_conditions, timestamp,
+    copy_from, copy_range, length, object_headers, owner, precondition, source_conditions, timestamp,
 };
 use super::listing::{Names, entries_max};
 use super::operations::Operations;
@@ -43,7 +42,7 @@ impl Operations {
         let granted = granted(&request)?;
         let input = request.input;
         let mut headers = object_headers!(input)?;
-        headers.acl = granted.new_acl_text();
+        granted.complete(&mut headers)?;
         let algorithm = input.checksum_algorithm.as_ref().map(ChecksumAlgorithm::as_str);
         let (algorithm, is_composite) = upload_checksum(algorithm, input.checksum_type.as_ref())?;
         let name = algorithm.map(|algorithm| algorithm.name().to_owned());
@@ -67,8 +66,8 @@ impl Operations {
         caller: &Caller,
         mut request: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
+        let granted = granted(&request)?;
         let input = &mut request.input;
-        refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
         let number = part_number(input.part_number)?;
         // Refused before its bytes are sent, and computed with what the whole will need.
         let upload = self
@@ -76,6 +75,7 @@ impl Operations {
             .upload(caller, &input.bucket, &input.key, &input.upload_id)
             .await
             .map_err(refused)?;
+        let objects = granted.of_upload(&self.objects, &upload.headers)?;
         let mut promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
         if let Some(expected) = upload.checksum_algorithm.as_deref().map(Algorithm::parse).transpose()? {
             if promise.algorithm().is_some_and(|algorithm| algorithm != expected) {
@@ -90,10 +90,8 @@ impl Operations {
         }
         let notes = request.extensions.get::<Arc<Notes>>().cloned();
         let upstream = upstream(input.body.take(), input.content_length, promise, notes)?;
-        let part = self
-            .objects
-            .put_part(caller, &input.bucket, &input.key, &input.upload_id, number, upstream)
-            .await;
+        let part =
+            objects.put_part(caller, &input.bucket, &input.key, &input.upload_id, number, upstream).await;
         let part = part.map_err(refused)?;
         let mut output =
             UploadPartOutput { e_tag: Some(ETag::Strong(part.etag)), ..UploadPartOutput::default() };
@@ -109,23 +107,28 @@ impl Operations {
         let granted = granted(&request)?;
         let (reader, may_read) = granted.source()?;
         let input = request.input;
-        refuse_customer_key(
-            input.sse_customer_algorithm.is_some() || input.copy_source_sse_customer_key.is_some(),
-        )?;
         let number = part_number(input.part_number)?;
         let mut from = copy_from(&input.copy_source, &source_conditions!(input))?;
         let range = input.copy_source_range.as_deref().map(copy_range).transpose()?;
         let source = self.objects.head(&reader, &from.bucket, &from.key).await.map_err(refused)?;
         may_read.check_object(&source)?;
         self.objects.check_source(&source, &from).map_err(refused)?;
-        from.precondition.if_match = vec![source.etag];
+        from.precondition.if_match = vec![source.etag.clone()];
+        let opened = may_read.sealing.of_object(&source.headers).map_err(|fault| refused(fault.into()))?;
+        let upload = self.objects.upload(caller, &input.bucket, &input.key, &input.upload_id).await;
+        let upload = upload.map_err(refused)?.headers;
+        let objects = granted.of_upload(&self.objects, &upload)?;
+        let sealing = granted.sealing.of_object(&upload).map_err(|fault| refused(fault.into()))?;
+        let shares = reader.tenant == caller.tenant && opened.is_tenants() && sealing.is_tenants();
         let (bucket, key, upload_id) = (&input.bucket, &input.key, &input.upload_id);
-        let part = if reader.tenant == caller.tenant {
+        let part = if shares {
             let part = self.objects.copy_part(caller, from, range, bucket, key, upload_id, number).await;
             part.map_err(refused)?
         } else {
             let place = Target { bucket, key };
-            self.copy_part_bytes(&reader, &from, range, caller, place, (upload_id, number)).await?
+            let from_objects = may_read.sealed(&self.objects);
+            let from = Source { objects: &from_objects, reader: &reader, from: &from };
+            copy_part_bytes(from, range, &objects, caller, place, (upload_id, number)).await?
         };
         let mut result = CopyPartResult {
             e_tag: Some(ETag::Strong(part.etag)),
@@ -142,6 +145,7 @@ impl Operations {
         caller: &Caller,
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let granted = granted(&request)?;
         let input = request.input;
         let named =
             input.multipart_upload.as_ref().and_then(|upload| upload.parts.as_deref()).unwrap_or_default();
@@ -182,6 +186,7 @@ impl Operations {
             .complete_upload(caller, &input.bucket, &input.key, &input.upload_id, parts, checksum, target)
             .await
             .map_err(refused)?;
+        granted.say_sealing(&head.headers);
         let mut output = CompleteMultipartUploadOutput {
             location: Some(format!("/{}/{}", input.bucket, input.key)),
             bucket: Some(input.bucket),

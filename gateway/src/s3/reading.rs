@@ -9,8 +9,7 @@ use super::body::outgoing;
 use super::checksums::{kind, set_checksum};
 use super::errors::{custom, range_not_satisfiable, refused};
 use super::headers::{
-    Conditions, byte_range, describe, etag, length, parse_tags, refuse_customer_key, refuse_version, tag_set,
-    timestamp,
+    Conditions, byte_range, describe, etag, length, parse_tags, refuse_version, tag_set, timestamp,
 };
 use super::operations::Operations;
 use crate::identity::Caller;
@@ -77,7 +76,6 @@ impl Operations {
         let granted = granted(&request)?;
         let input = request.input;
         refuse_version(input.version_id.as_ref())?;
-        refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
         let wanted =
             self.wanted(caller, &input.bucket, &input.key, input.range.as_ref(), input.part_number).await?;
         let conditions = conditions(
@@ -86,8 +84,8 @@ impl Operations {
             input.if_modified_since.as_ref(),
             input.if_unmodified_since.as_ref(),
         );
-        let download =
-            self.objects.get(caller, &input.bucket, &input.key, wanted.range).await.map_err(refused)?;
+        let objects = granted.sealed(&self.objects);
+        let download = objects.get(caller, &input.bucket, &input.key, wanted.range).await.map_err(refused)?;
         granted.check_object(&download.head)?;
         conditions.check(&download.head)?;
 
@@ -115,7 +113,6 @@ impl Operations {
         let granted = granted(&request)?;
         let input = request.input;
         refuse_version(input.version_id.as_ref())?;
-        refuse_customer_key(input.sse_customer_algorithm.is_some() || input.sse_customer_key.is_some())?;
         let wanted =
             self.wanted(caller, &input.bucket, &input.key, input.range.as_ref(), input.part_number).await?;
         let conditions = conditions(
@@ -127,8 +124,8 @@ impl Operations {
         let (head, range) = match (wanted.range, &input.range) {
             // Only the object's layout knows where a part lies. Its bytes are not asked for.
             (part @ ByteRange::Part(_), _) => {
-                let download =
-                    self.objects.get(caller, &input.bucket, &input.key, part).await.map_err(refused)?;
+                let objects = granted.sealed(&self.objects);
+                let download = objects.get(caller, &input.bucket, &input.key, part).await.map_err(refused)?;
                 let Download { head, range, body: _ } = download;
                 granted.check_object(&head)?;
                 conditions.check(&head)?;

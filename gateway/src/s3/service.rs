@@ -30,6 +30,7 @@ use super::access::Guard;
 use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
 use super::chunked::Framing;
+use super::cors;
 use super::errors::{custom, default_message, unidentified};
 use super::operations::Operations;
 use crate::identity::Identity;
@@ -43,6 +44,9 @@ const CLOCK_SKEW_SECONDS_MAX: u32 = 15 * 60;
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 /// How long a client may take to send the next bytes of a body.
 const BODY_STALL_MAX: Duration = Duration::from_secs(60);
+/// Bytes of a file in a form, and forms under way at once: files of forms are held in memory.
+const FORM_FILE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+const FORMS_MAX: usize = 16;
 /// What is read of the body of a refused request while its answer is sent: a connection closed with bytes unread would
 /// be reset, and the answer lost.
 const LEFTOVER_BYTES_MAX: u64 = 1024 * 1024;
@@ -91,6 +95,9 @@ pub struct S3Door {
 
 struct Inner {
     service: S3Service,
+    objects: Objects,
+    hosts: Hosts,
+    forms: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     connections_max: usize,
     id_seed: u64,
@@ -122,6 +129,7 @@ impl S3Door {
 
         let requests = Arc::new(Semaphore::new(config.requests_max.clamp(1, Semaphore::MAX_PERMITS)));
         let hosts = Hosts { suffixes: config.domains.iter().map(|domain| format!(".{domain}")).collect() };
+        let all_hosts = hosts.clone();
         let operations = Operations { objects: objects.clone(), region: config.region };
         let guard = || Guard { identity: identity.clone(), objects: objects.clone() };
 
@@ -141,6 +149,9 @@ impl S3Door {
 
         let inner = Inner {
             service: service.build(),
+            objects,
+            hosts: all_hosts,
+            forms: Arc::new(Semaphore::new(FORMS_MAX)),
             requests,
             connections_max: config.connections_max.clamp(1, Semaphore::MAX_PERMITS),
             id_seed: u64::from_be_bytes(seed),
@@ -166,9 +177,15 @@ impl S3Door {
             && request.version() < Version::HTTP_2
             && request.body().is_end_stream();
         let permit = Arc::clone(&self.inner.requests).try_acquire_owned().ok();
+        let method = request.method().clone();
+        let bucket = self.inner.hosts.bucket(request.headers(), request.uri());
+        let origin = request.headers().contains_key(header::ORIGIN).then(|| request.headers().clone());
         let resource = request.uri().path().to_owned();
         let notes = Arc::new(Notes::default());
         let outcome = match &permit {
+            Some(_) if method == Method::OPTIONS => {
+                cors::preflight(&self.inner.objects, bucket.as_deref(), request.headers()).await
+            }
             Some(_) => self.call(request, &notes).await,
             None => {
                 Err(s3_error!(SlowDown, "Please reduce your request rate: too many requests are under way."))
@@ -193,6 +210,14 @@ impl S3Door {
         } else {
             body
         };
+        if head.status.is_success() {
+            head.headers.extend(notes.take_headers());
+        }
+        if let (Some(asked), Some(bucket)) = (&origin, &bucket)
+            && method != Method::OPTIONS
+        {
+            head.headers.extend(cors::on_answer(&self.inner.objects, bucket, method.as_str(), asked).await);
+        }
         // `s3s` answers HEAD with 200 whatever the range.
         if head.status == StatusCode::OK && head.headers.contains_key(header::CONTENT_RANGE) {
             head.status = StatusCode::PARTIAL_CONTENT;
@@ -214,15 +239,25 @@ impl S3Door {
     async fn call(&self, request: Request<Incoming>, notes: &Arc<Notes>) -> S3Result<Response<s3s::Body>> {
         let (mut head, body) = request.into_parts();
         refuse_early(&head)?;
+        // The file of a form is held in memory until its policy is checked.
+        let _room = if is_form(&head) {
+            let room = Arc::clone(&self.inner.forms).try_acquire_owned();
+            Some(room.map_err(|_| {
+                s3_error!(SlowDown, "Please reduce your request rate: too many forms are sent.")
+            })?)
+        } else {
+            None
+        };
         let body = if body.is_end_stream() {
             s3s::Body::empty()
         } else {
             let framing = framing(&head.headers);
-            let digests = if framing.is_none() { digests(&head)? } else { None };
+            let is_form = is_form(&head);
+            let digests = if framing.is_none() && !is_form { digests(&head)? } else { None };
             let waits_for_continue = head.headers.contains_key(header::EXPECT);
             let inbound =
                 Inbound::new(body, Arc::clone(notes), BODY_STALL_MAX, framing, digests, !waits_for_continue);
-            s3s::Body::http_body(inbound)
+            s3s::Body::http_body(if is_form { inbound.of_form() } else { inbound })
         };
         head.extensions.insert(Arc::clone(notes));
         let sends_hash = head.headers.get("x-amz-content-sha256").is_some_and(|value| value.len() == 64);
@@ -233,6 +268,13 @@ impl S3Door {
             tracing::error!(error = %StdError::from(error), "an answer could not be written as XML");
             s3_error!(InternalError, "We encountered an internal error. Please report the request id.")
         })?;
+        // `s3s` calls a form that its policy does not allow a wrong policy.
+        if response.status() == StatusCode::BAD_REQUEST
+            && let Some(said) = response.body().bytes()
+            && contains(&said, b"<Message>Policy condition ")
+        {
+            return Err(s3_error!(AccessDenied, "Invalid according to Policy: Policy Condition failed."));
+        }
         // `s3s` tells a body that it could not read to its end as an internal error without a message.
         if response.status() == StatusCode::INTERNAL_SERVER_ERROR
             && let Some(said) = response.body().bytes()
@@ -268,6 +310,7 @@ fn limits() -> Arc<StaticConfigProvider> {
     let mut config = S3Config::default();
     config.xml_max_body_size = XML_BYTES_MAX;
     config.presigned_url_max_skew_time_secs = CLOCK_SKEW_SECONDS_MAX;
+    config.post_object_max_file_size = FORM_FILE_BYTES_MAX;
     Arc::new(StaticConfigProvider::new(Arc::new(config)))
 }
 
@@ -275,20 +318,19 @@ fn limits() -> Arc<StaticConfigProvider> {
 fn refuse_early(head: &http::request::Parts) -> S3Result<()> {
     let authorization =
         head.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let asked = head.uri.query().unwrap_or_default();
+    if authorization.starts_with(b"AWS4-ECDSA-P256-SHA256")
+        || asked.split('&').any(|pair| pair == "X-Amz-Algorithm=AWS4-ECDSA-P256-SHA256")
+    {
+        return Err(s3_error!(
+            NotImplemented,
+            "SigV4A (AWS4-ECDSA-P256-SHA256) is not implemented: sign with AWS4-HMAC-SHA256."
+        ));
+    }
     if authorization.starts_with(b"AWS ") {
         return Err(s3_error!(
             InvalidRequest,
             "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
-        ));
-    }
-    let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let form = b"multipart/form-data";
-    if head.method == Method::POST
-        && content_type.get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form))
-    {
-        return Err(s3_error!(
-            NotImplemented,
-            "Browser-based uploads with POST are not implemented: use a presigned PUT URL."
         ));
     }
     let query = head.uri.query().unwrap_or_default();
@@ -302,6 +344,14 @@ fn refuse_early(head: &http::request::Parts) -> S3Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Whether the body is a browser's form.
+fn is_form(head: &http::request::Parts) -> bool {
+    let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let form = b"multipart/form-data";
+    head.method == Method::POST
+        && content_type.get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form))
 }
 
 fn framing(headers: &HeaderMap) -> Option<Framing> {
@@ -541,6 +591,17 @@ struct Hosts {
     suffixes: Vec<String>,
 }
 
+impl Hosts {
+    /// The bucket that a request names, by host or by path.
+    fn bucket(&self, headers: &HeaderMap, uri: &Uri) -> Option<String> {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = host.or_else(|| uri.authority().map(|authority| authority.as_str()));
+        let named = host.and_then(|host| self.parse_host_header(host).ok()?.bucket().map(str::to_owned));
+        let of_path = || uri.path().split('/').nth(1).filter(|name| !name.is_empty()).map(str::to_owned);
+        named.or_else(of_path)
+    }
+}
+
 impl S3Host for Hosts {
     fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
         let name = match host.rsplit_once(':') {
@@ -591,8 +652,8 @@ mod tests {
         };
         assert_eq!(code(head("GET", "/", &[("authorization", "AWS AK:sig")])), Some("InvalidRequest".into()));
         assert_eq!(code(head("GET", "/", &[("authorization", "AWS4-HMAC-SHA256 Credential=x")])), None);
-        let form = [("content-type", "multipart/form-data; boundary=x")];
-        assert_eq!(code(head("POST", "/b", &form)), Some("NotImplemented".into()));
+        let asymmetric = [("authorization", "AWS4-ECDSA-P256-SHA256 Credential=x")];
+        assert_eq!(code(head("GET", "/", &asymmetric)), Some("NotImplemented".into()));
         for seconds in ["0", "604801", "-1", "", "99999999999999999999"] {
             let uri = format!("/b/k?X-Amz-Expires={seconds}");
             assert_eq!(

@@ -8,10 +8,10 @@ use makai_raft::facts::object::{KEY_BYTES_MAX, ObjectHead};
 use s3s::dto::{Error as FailedDelete, *};
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::access::{Granted, granted};
+use super::access::granted;
 use super::body::{Notes, upstream};
 use super::checksums::{Promise, kind, set_checksum};
-use super::copying::Target;
+use super::copying::{Source, Target, copy_bytes};
 use super::errors::refused;
 use super::headers::{
     copy_from, etag, object_headers, object_tagging, precondition, refuse_version, source_conditions,
@@ -32,6 +32,7 @@ impl Operations {
         caller: &Caller,
         mut request: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
+        let granted = granted(&request)?;
         let input = &mut request.input;
         if input.write_offset_bytes.is_some() {
             return Err(s3_error!(
@@ -40,12 +41,13 @@ impl Operations {
             ));
         }
         let mut headers = object_headers!(input)?;
-        headers.acl = request.extensions.get::<Arc<Granted>>().and_then(|granted| granted.new_acl_text());
+        granted.complete(&mut headers)?;
         let precondition = precondition(input.if_match.as_ref(), input.if_none_match.as_ref());
         let promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
         let notes = request.extensions.get::<Arc<Notes>>().cloned();
         let upstream = upstream(input.body.take(), input.content_length, promise, notes)?;
-        let head = self.objects.put(caller, &input.bucket, &input.key, headers, upstream, precondition).await;
+        let objects = granted.sealed(&self.objects);
+        let head = objects.put(caller, &input.bucket, &input.key, headers, upstream, precondition).await;
         let head = head.map_err(refused)?;
         let mut output = PutObjectOutput { e_tag: Some(etag(&head)), ..PutObjectOutput::default() };
         set_checksum!(output, &head.checksum);
@@ -61,9 +63,6 @@ impl Operations {
         let granted = granted(&request)?;
         let (reader, may_read) = granted.source()?;
         let input = request.input;
-        let is_customer_key = input.copy_source_sse_customer_algorithm.is_some()
-            || input.copy_source_sse_customer_key.is_some();
-        super::headers::refuse_customer_key(is_customer_key)?;
         let mut from = copy_from(&input.copy_source, &source_conditions!(input))?;
         let asked = object_headers!(input)?;
         let is_replaced = |directive: Option<&str>, name: &str| match directive {
@@ -82,7 +81,9 @@ impl Operations {
         let changes_nothing = !new_metadata
             && !new_tags
             && input.storage_class.is_none()
-            && input.website_redirect_location.is_none();
+            && input.website_redirect_location.is_none()
+            && input.server_side_encryption.is_none()
+            && input.sse_customer_algorithm.is_none();
         if from.bucket == input.bucket && from.key == input.key && changes_nothing {
             return Err(s3_error!(
                 InvalidRequest,
@@ -95,7 +96,7 @@ impl Operations {
         may_read.check_object(&source)?;
         self.objects.check_source(&source, &from).map_err(refused)?;
         from.precondition.if_match = vec![source.etag.clone()];
-        let acl = granted.new_acl_text();
+        let opened = may_read.sealing.of_object(&source.headers).map_err(|fault| refused(fault.into()))?;
         let mut headers = if new_metadata && new_tags {
             asked
         } else {
@@ -109,18 +110,21 @@ impl Operations {
             }
             headers
         };
-        headers.acl = acl;
+        granted.complete(&mut headers)?;
         // `s3s` has no fields for the conditions on the target.
         let target = Precondition {
             if_match: conditions_of(&request.headers, &http::header::IF_MATCH)?,
             if_none_match: conditions_of(&request.headers, &http::header::IF_NONE_MATCH)?,
         };
-        let head = if reader.tenant == caller.tenant {
+        let shares = reader.tenant == caller.tenant && opened.is_tenants() && granted.sealing.is_tenants();
+        let head = if shares {
             let copy = self.objects.copy(caller, from, &input.bucket, &input.key, Some(headers), target);
             copy.await.map_err(refused)?
         } else {
             let place = Target { bucket: &input.bucket, key: &input.key };
-            self.copy_bytes(&reader, &from, caller, place, headers, target).await?
+            let (from_objects, to_objects) = (may_read.sealed(&self.objects), granted.sealed(&self.objects));
+            let from = Source { objects: &from_objects, reader: &reader, from: &from };
+            copy_bytes(from, &to_objects, caller, place, headers, target).await?
         };
         let copy_object_result = Some(copied(&head));
         Ok(S3Response::new(CopyObjectOutput { copy_object_result, ..CopyObjectOutput::default() }))

@@ -24,18 +24,20 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::Refusal;
-use makai_raft::facts::object::ObjectHead;
+use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
 use s3s::access::{S3Access, S3AccessContext};
-use s3s::dto::CopySource;
+use s3s::dto::{CopySource, PostObjectInput};
 use s3s::path::S3Path;
 use s3s::{S3Error, S3Request, S3Result, s3_error};
 
 use self::operation::{Check, ListOf, checks};
 use self::request::Facts;
 use super::body::Notes;
+use super::encryption;
 use super::errors::{custom, refused, unidentified};
 use crate::identity::{Caller, Identity};
 use crate::objects::documents::{BucketAccess, Ownership};
+use crate::objects::sealing::Sealing;
 use crate::objects::{Objects, ObjectsError};
 use crate::policy::acl::{Acl, Permission};
 use crate::policy::evaluate::{Access as Deciding, Request, Verdict, authorize};
@@ -75,8 +77,13 @@ pub(super) struct Granted {
     pub(super) bucket: Option<Arc<BucketAccess>>,
     /// The access list of what the request makes; `None`: its bucket's owner's alone.
     pub(super) new_acl: Option<Acl>,
+    /// How what the request makes is sealed, or what it brings to open what it reads.
+    pub(super) sealing: Sealing,
+    /// Whether it is refused where that does not open the object.
+    opens: bool,
     /// Of the source that a copy names.
     source: Option<Box<Granted>>,
+    notes: Option<Arc<Notes>>,
     facts: Facts,
     checks: Vec<Check>,
 }
@@ -91,6 +98,21 @@ pub(super) fn denied() -> S3Error {
 }
 
 impl Granted {
+    /// The same requester and bucket, to be judged by other checks.
+    fn again(&self, checks: Vec<Check>) -> Self {
+        Self {
+            who: self.who.clone(),
+            bucket: self.bucket.clone(),
+            new_acl: None,
+            sealing: Sealing::Tenant,
+            opens: false,
+            source: None,
+            notes: self.notes.clone(),
+            facts: Facts { context: self.facts.context.clone() },
+            checks,
+        }
+    }
+
     /// The bucket that the request names.
     pub(super) fn bucket(&self) -> S3Result<&BucketAccess> {
         self.bucket.as_deref().ok_or_else(denied)
@@ -110,7 +132,38 @@ impl Granted {
                 return Err(denied());
             }
         }
+        if self.opens {
+            self.sealing.of_object(&head.headers).map_err(|fault| refused(fault.into()))?;
+            self.say_sealing(&head.headers);
+        }
         Ok(())
+    }
+
+    /// Has the answer say how an object is encrypted.
+    pub(super) fn say_sealing(&self, headers: &ObjectHeaders) {
+        if let Some(notes) = &self.notes {
+            notes.say(encryption::answer_headers(headers, &self.sealing));
+        }
+    }
+
+    /// The objects, sealed and opened with what the request says.
+    pub(super) fn sealed(&self, objects: &Objects) -> Objects {
+        objects.sealed_by(self.sealing.clone())
+    }
+
+    /// Completes the headers of a new object by its list and its encryption, and has the answer say the latter.
+    pub(super) fn complete(&self, headers: &mut ObjectHeaders) -> S3Result<()> {
+        headers.acl = self.new_acl_text();
+        headers.encryption = self.sealing.mark().map_err(refused)?;
+        self.say_sealing(headers);
+        Ok(())
+    }
+
+    /// The objects, for a part of an upload: sealed as the upload says, with the key that the part brings.
+    pub(super) fn of_upload(&self, objects: &Objects, upload: &ObjectHeaders) -> S3Result<Objects> {
+        let sealing = self.sealing.of_object(upload).map_err(|fault| refused(fault.into()))?;
+        self.say_sealing(upload);
+        Ok(objects.sealed_by(sealing))
     }
 
     /// For whom a copy's source is read, and what must hold of the version that is read.
@@ -196,7 +249,8 @@ pub(super) struct Guard {
 impl S3Access for Guard {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
         let operation = cx.s3_op().name().to_owned();
-        if let Some(notes) = cx.extensions_mut().get::<Arc<Notes>>() {
+        let notes = cx.extensions_mut().get::<Arc<Notes>>().cloned();
+        if let Some(notes) = &notes {
             let _ = notes.operation.set(operation.clone());
         }
         let who = match cx.extensions_mut().get::<Who>() {
@@ -209,11 +263,45 @@ impl S3Access for Guard {
             S3Path::Bucket { bucket } => (Some(&**bucket), None),
             S3Path::Object { bucket, key } => (Some(&**bucket), Some(&**key)),
         };
-        let granted = self.grant(&operation, who, name, key, cx.uri(), cx.headers(), peer).await?;
+        let origin = (peer, notes);
+        let granted = self.grant(&operation, who, name, key, cx.uri(), cx.headers(), origin).await?;
         if let Some(acting) = acting(&granted) {
             cx.extensions_mut().insert(acting);
         }
         cx.extensions_mut().insert(Arc::new(granted));
+        Ok(())
+    }
+
+    /// The key and the list of what a form makes stand in its body.
+    async fn post_object(&self, request: &mut S3Request<PostObjectInput>) -> S3Result<()> {
+        let granted = granted(request)?;
+        let access = granted.bucket.clone().ok_or_else(denied)?;
+        let input = &mut request.input;
+        let file_name = granted.notes.as_ref().and_then(|notes| notes.form_file_name());
+        input.key = input.key.replace("${filename}", &file_name.unwrap_or_default());
+        let mut checks = vec![("s3:PutObject", Some(Permission::Write))];
+        if input.tagging.is_some() {
+            checks.push(("s3:PutObjectTagging", None));
+        }
+        let key = Some(input.key.clone());
+        let checks = checks.into_iter().map(|(action, permission)| Check {
+            action,
+            key: key.clone(),
+            permission,
+            list: ListOf::Bucket,
+        });
+        let mut own = granted.again(checks.collect());
+        if own.checks.iter().any(|check| own.verdict(&access, check, None) != Verdict::Allowed) {
+            return Err(denied());
+        }
+        let acl = granted.notes.as_ref().and_then(|notes| notes.form_acl());
+        let fields = grants::form_fields(input, acl)?;
+        own.new_acl = self.new_object_acl(&own, &access, &fields).await?;
+        own.sealing = encryption::of_new(&fields, &access)?;
+        // The headers are of the form, not of its file; a file of no bytes has no length here.
+        input.content_length.get_or_insert(0);
+        request.headers.clear();
+        request.extensions.insert(Arc::new(own));
         Ok(())
     }
 }
@@ -247,7 +335,7 @@ impl Guard {
         key: Option<&str>,
         uri: &http::Uri,
         headers: &http::HeaderMap,
-        peer: Option<Peer>,
+        (peer, notes): (Option<Peer>, Option<Arc<Notes>>),
     ) -> S3Result<Granted> {
         let now = self.objects.time();
         let (Some(name), false) = (name, operation == "CreateBucket") else {
@@ -255,8 +343,17 @@ impl Guard {
                 return Err(anonymous());
             }
             let facts = Facts::default();
-            let (bucket, new_acl, source) = (None, None, None);
-            return Ok(Granted { who, bucket, new_acl, source, facts, checks: Vec::new() });
+            return Ok(Granted {
+                who,
+                bucket: None,
+                new_acl: None,
+                sealing: Sealing::Tenant,
+                opens: false,
+                source: None,
+                notes: None,
+                facts,
+                checks: Vec::new(),
+            });
         };
         let access = self.objects.bucket_access(name).await.map_err(refused)?;
         check_owner(headers, "x-amz-expected-bucket-owner", &access)?;
@@ -272,7 +369,10 @@ impl Guard {
             _ => None,
         };
         let bucket = Some(Arc::clone(&access));
-        let mut granted = Granted { who, bucket, new_acl: None, source, facts, checks };
+        let opens = matches!(operation, "GetObject" | "HeadObject" | "GetObjectAttributes");
+        let sealing = Sealing::Tenant;
+        let mut granted =
+            Granted { who, bucket, new_acl: None, sealing, opens, source, notes, facts, checks };
         let head = self.head_if_needed(&granted, &access, key).await?;
         for check in &granted.checks {
             if granted.verdict(&access, check, head.as_ref()) != Verdict::Allowed {
@@ -281,6 +381,9 @@ impl Guard {
         }
         if operation::makes_object(operation) {
             granted.new_acl = self.new_object_acl(&granted, &access, headers).await?;
+            granted.sealing = encryption::of_new(headers, &access)?;
+        } else {
+            granted.sealing = encryption::to_open(headers)?;
         }
         Ok(granted)
     }
@@ -306,8 +409,17 @@ impl Guard {
         };
         let version = version_id.map_or("", |_| "versionId=");
         let checks = checks("GetObject", Some(&key), version, headers);
-        let (bucket, new_acl, source) = (Some(Arc::clone(&access)), None, None);
-        let granted = Granted { who: who.clone(), bucket, new_acl, source, facts, checks };
+        let granted = Granted {
+            who: who.clone(),
+            bucket: Some(Arc::clone(&access)),
+            new_acl: None,
+            sealing: encryption::to_open_source(headers)?,
+            opens: true,
+            source: None,
+            notes: None,
+            facts,
+            checks,
+        };
         let head = self.head_if_needed(&granted, &access, Some(&key)).await?;
         for check in &granted.checks {
             if granted.verdict(&access, check, head.as_ref()) != Verdict::Allowed {

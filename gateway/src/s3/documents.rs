@@ -1,0 +1,235 @@
+//! The documents of a bucket that are kept as the XML that S3 defines, and answered as they were given.
+
+use bytes::Bytes;
+use s3s::dto::*;
+use s3s::xml::{Deserialize, Deserializer, Serialize, Serializer};
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::access::granted;
+use super::cors::check_rules;
+use super::errors::refused;
+use super::operations::Operations;
+use crate::identity::Caller;
+use crate::objects::documents::{CORS, WEBSITE};
+
+const LOGGING: &str = "logging";
+const NOTIFICATION: &str = "notification";
+const PAYER: &str = "request-payment";
+
+pub(super) fn write_xml<T: Serialize>(value: &T) -> S3Result<Bytes> {
+    let mut xml = Vec::new();
+    value
+        .serialize(&mut Serializer::new(&mut xml))
+        .map_err(|error| s3_error!(error, InternalError, "The document could not be written."))?;
+    Ok(xml.into())
+}
+
+pub(super) fn read_xml<T: for<'x> Deserialize<'x>>(xml: &[u8]) -> S3Result<T> {
+    let read = T::deserialize(&mut Deserializer::new(xml));
+    read.map_err(|error| s3_error!(error, InternalError, "The bucket's document is damaged."))
+}
+
+impl Operations {
+    async fn document<T: for<'x> Deserialize<'x>>(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        name: &str,
+    ) -> S3Result<Option<T>> {
+        let document = self.objects.bucket_document(caller, bucket, name).await.map_err(refused)?;
+        document.map(|xml| read_xml(&xml)).transpose()
+    }
+
+    pub(super) async fn get_bucket_cors(
+        &self,
+        _caller: &Caller,
+        request: S3Request<GetBucketCorsInput>,
+    ) -> S3Result<S3Response<GetBucketCorsOutput>> {
+        let granted = granted(&request)?;
+        let document = granted.bucket()?.cors.as_ref();
+        let document = document
+            .ok_or_else(|| s3_error!(NoSuchCORSConfiguration, "The CORS configuration does not exist"))?;
+        let configuration: CORSConfiguration = read_xml(document)?;
+        Ok(S3Response::new(GetBucketCorsOutput { cors_rules: Some(configuration.cors_rules) }))
+    }
+
+    pub(super) async fn put_bucket_cors(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutBucketCorsInput>,
+    ) -> S3Result<S3Response<PutBucketCorsOutput>> {
+        let input = request.input;
+        check_rules(&input.cors_configuration.cors_rules)?;
+        let documents = vec![(CORS, Some(write_xml(&input.cors_configuration)?))];
+        self.objects.set_access_documents(caller, &input.bucket, documents).await.map_err(refused)?;
+        Ok(S3Response::new(PutBucketCorsOutput {}))
+    }
+
+    pub(super) async fn delete_bucket_cors(
+        &self,
+        caller: &Caller,
+        request: S3Request<DeleteBucketCorsInput>,
+    ) -> S3Result<S3Response<DeleteBucketCorsOutput>> {
+        let documents = vec![(CORS, None)];
+        self.objects.set_access_documents(caller, &request.input.bucket, documents).await.map_err(refused)?;
+        Ok(S3Response::new(DeleteBucketCorsOutput {}))
+    }
+
+    pub(super) async fn get_bucket_website(
+        &self,
+        _caller: &Caller,
+        request: S3Request<GetBucketWebsiteInput>,
+    ) -> S3Result<S3Response<GetBucketWebsiteOutput>> {
+        let granted = granted(&request)?;
+        let document = granted.bucket()?.website.as_ref().ok_or_else(|| {
+            s3_error!(
+                NoSuchWebsiteConfiguration,
+                "The specified bucket does not have a website configuration"
+            )
+        })?;
+        let WebsiteConfiguration { error_document, index_document, redirect_all_requests_to, routing_rules } =
+            read_xml(document)?;
+        Ok(S3Response::new(GetBucketWebsiteOutput {
+            error_document,
+            index_document,
+            redirect_all_requests_to,
+            routing_rules,
+        }))
+    }
+
+    pub(super) async fn put_bucket_website(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutBucketWebsiteInput>,
+    ) -> S3Result<S3Response<PutBucketWebsiteOutput>> {
+        let input = request.input;
+        let website = &input.website_configuration;
+        let is_alone = website.error_document.is_none() && website.routing_rules.is_none();
+        let is_sound = match (&website.redirect_all_requests_to, &website.index_document) {
+            (Some(_), None) => is_alone,
+            (None, Some(index)) => !index.suffix.is_empty() && !index.suffix.contains('/'),
+            _ => false,
+        };
+        if !is_sound {
+            return Err(s3_error!(
+                InvalidArgument,
+                "A website has an IndexDocument whose suffix is not empty and has no slash, or redirects all requests."
+            ));
+        }
+        let documents = vec![(WEBSITE, Some(write_xml(website)?))];
+        self.objects.set_access_documents(caller, &input.bucket, documents).await.map_err(refused)?;
+        Ok(S3Response::new(PutBucketWebsiteOutput {}))
+    }
+
+    pub(super) async fn delete_bucket_website(
+        &self,
+        caller: &Caller,
+        request: S3Request<DeleteBucketWebsiteInput>,
+    ) -> S3Result<S3Response<DeleteBucketWebsiteOutput>> {
+        let documents = vec![(WEBSITE, None)];
+        self.objects.set_access_documents(caller, &request.input.bucket, documents).await.map_err(refused)?;
+        Ok(S3Response::new(DeleteBucketWebsiteOutput {}))
+    }
+
+    pub(super) async fn get_bucket_request_payment(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketRequestPaymentInput>,
+    ) -> S3Result<S3Response<GetBucketRequestPaymentOutput>> {
+        let kept = self.document::<RequestPaymentConfiguration>(caller, &request.input.bucket, PAYER).await?;
+        let payer = kept.map_or_else(|| Payer::from_static(Payer::BUCKET_OWNER), |kept| kept.payer);
+        Ok(S3Response::new(GetBucketRequestPaymentOutput { payer: Some(payer) }))
+    }
+
+    /// The bucket's owner pays; that a requester pays would be promised and not kept.
+    pub(super) async fn put_bucket_request_payment(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutBucketRequestPaymentInput>,
+    ) -> S3Result<S3Response<PutBucketRequestPaymentOutput>> {
+        let input = request.input;
+        match input.request_payment_configuration.payer.as_str() {
+            Payer::BUCKET_OWNER => {}
+            Payer::REQUESTER => {
+                return Err(s3_error!(
+                    NotImplemented,
+                    "Requester pays is not implemented: the owner of a bucket pays for it."
+                ));
+            }
+            _ => return Err(s3_error!(MalformedXML, "Payer is BucketOwner or Requester.")),
+        }
+        let document = Some(write_xml(&input.request_payment_configuration)?);
+        let kept = self.objects.set_bucket_document(caller, &input.bucket, PAYER, document).await;
+        kept.map_err(refused)?;
+        Ok(S3Response::new(PutBucketRequestPaymentOutput {}))
+    }
+
+    pub(super) async fn get_bucket_logging(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketLoggingInput>,
+    ) -> S3Result<S3Response<GetBucketLoggingOutput>> {
+        let kept = self.document::<BucketLoggingStatus>(caller, &request.input.bucket, LOGGING).await?;
+        let logging_enabled = kept.and_then(|kept| kept.logging_enabled);
+        Ok(S3Response::new(GetBucketLoggingOutput { logging_enabled }))
+    }
+
+    /// Turning logging off is done; turning it on would be promised and not kept.
+    pub(super) async fn put_bucket_logging(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutBucketLoggingInput>,
+    ) -> S3Result<S3Response<PutBucketLoggingOutput>> {
+        let input = request.input;
+        if input.bucket_logging_status.logging_enabled.is_some() {
+            return Err(s3_error!(NotImplemented, "Delivery of access logs is not implemented."));
+        }
+        let kept = self.objects.set_bucket_document(caller, &input.bucket, LOGGING, None).await;
+        kept.map_err(refused)?;
+        Ok(S3Response::new(PutBucketLoggingOutput {}))
+    }
+
+    pub(super) async fn get_bucket_notification_configuration(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketNotificationConfigurationInput>,
+    ) -> S3Result<S3Response<GetBucketNotificationConfigurationOutput>> {
+        // Answers where the bucket is the caller's: nothing can be configured.
+        self.objects.bucket_document(caller, &request.input.bucket, NOTIFICATION).await.map_err(refused)?;
+        Ok(S3Response::new(GetBucketNotificationConfigurationOutput::default()))
+    }
+
+    /// As with logging.
+    pub(super) async fn put_bucket_notification_configuration(
+        &self,
+        caller: &Caller,
+        request: S3Request<PutBucketNotificationConfigurationInput>,
+    ) -> S3Result<S3Response<PutBucketNotificationConfigurationOutput>> {
+        let input = request.input;
+        if input.notification_configuration != NotificationConfiguration::default() {
+            return Err(s3_error!(NotImplemented, "Delivery of notifications is not implemented."));
+        }
+        let kept = self.objects.set_bucket_document(caller, &input.bucket, NOTIFICATION, None).await;
+        kept.map_err(refused)?;
+        Ok(S3Response::new(PutBucketNotificationConfigurationOutput {}))
+    }
+
+    pub(super) async fn get_bucket_accelerate_configuration(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketAccelerateConfigurationInput>,
+    ) -> S3Result<S3Response<GetBucketAccelerateConfigurationOutput>> {
+        // No status: never accelerated.
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Ok(S3Response::new(GetBucketAccelerateConfigurationOutput::default()))
+    }
+
+    pub(super) async fn get_bucket_replication(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetBucketReplicationInput>,
+    ) -> S3Result<S3Response<GetBucketReplicationOutput>> {
+        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        Err(s3_error!(ReplicationConfigurationNotFoundError, "The replication configuration was not found"))
+    }
+}
