@@ -151,7 +151,11 @@ fn doors(config: &NodeConfig, faults: &mut Faults) {
         ),
         _ => {}
     }
-    let listens = [("s3.listen", s3.listen), ("console.listen", config.console.listen)];
+    let listens = [
+        ("s3.listen", s3.listen),
+        ("grpc.listen", config.grpc.listen),
+        ("console.listen", config.console.listen),
+    ];
     for (index, (key, address)) in listens.iter().enumerate() {
         for (other_key, other) in &listens[..index] {
             if let (Some(address), Some(other)) = (address, other)
@@ -210,7 +214,7 @@ fn nest(a: &Path, b: &Path) -> bool {
 }
 
 fn numbers(config: &NodeConfig, faults: &mut Faults) {
-    let NodeConfig { peers, s3, storage, raft, limits, .. } = config;
+    let NodeConfig { peers, s3, grpc, storage, raft, limits, .. } = config;
     let mut within = |key: &str, value: u64, range: RangeInclusive<u64>| {
         if !range.contains(&value) {
             faults.push(key, format!("is {value}; write {} to {}", range.start(), range.end()));
@@ -219,6 +223,7 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("peers.connect_timeout_ms", peers.connect_timeout_ms, 100..=60_000);
     within("peers.idle_timeout_ms", peers.idle_timeout_ms, 1_000..=600_000);
     within("s3.connections_max", s3.connections_max.into(), 1..=1_000_000);
+    within("grpc.connections_max", grpc.connections_max.into(), 1..=1_000_000);
     within("storage.segment_bytes", storage.segment_bytes, 128 * MIB..=4 * GIB);
     within("storage.repair_bytes_per_sec_max", storage.repair_bytes_per_sec_max, 64 * KIB..=1024 * GIB);
     within("storage.repair_grace_secs", storage.repair_grace_secs, 0..=30 * DAY_SECS);

@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Fault};
 pub use sections::{
-    ClusterConfig, ConsoleConfig, DiskConfig, LimitsConfig, NodeSection, PeersConfig, RaftConfig, Role,
-    S3Config, Secret, StorageConfig,
+    ClusterConfig, ConsoleConfig, DiskConfig, GrpcConfig, LimitsConfig, NodeSection, PeersConfig, RaftConfig,
+    Role, S3Config, Secret, StorageConfig,
 };
 
 /// A configuration file longer than this is not one.
@@ -47,6 +47,7 @@ pub struct NodeConfig {
     pub cluster: ClusterConfig,
     pub peers: PeersConfig,
     pub s3: S3Config,
+    pub grpc: GrpcConfig,
     pub console: ConsoleConfig,
     pub storage: StorageConfig,
     pub raft: RaftConfig,

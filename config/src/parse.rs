@@ -122,6 +122,7 @@ pub(crate) fn sections(text: &str, faults: &mut Faults) -> NodeConfig {
         cluster: section("cluster", next("cluster"), faults),
         peers: section("peers", next("peers"), faults),
         s3: section("s3", next("s3"), faults),
+        grpc: section("grpc", next("grpc"), faults),
         console: section("console", next("console"), faults),
         storage: section("storage", next("storage"), faults),
         raft: section("raft", next("raft"), faults),

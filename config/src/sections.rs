@@ -189,6 +189,24 @@ impl Default for S3Config {
     }
 }
 
+/// `[grpc]`: the gRPC door, opened by nodes with role gateway. It speaks TLS with the certificates of `[s3]`, plain
+/// HTTP/2 where there are none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrpcConfig {
+    /// TCP. Loopback until an operator decides otherwise; empty: no gRPC here.
+    #[serde(with = "empty_is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Connections beyond this many wait unaccepted.
+    pub connections_max: u32,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9001))), connections_max: 1024 }
+    }
+}
+
 /// `[console]`: health and Prometheus metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

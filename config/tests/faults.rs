@@ -94,6 +94,8 @@ fn what_one_key_asks_of_another_is_checked() {
         ("[s3]\nlisten = \"\"", "gateway", "s3.listen", "door"),
         ("[s3]\nlisten = \"0.0.0.0:9002\"", "gateway", "console.listen", "s3.listen"),
         ("[console]\nlisten = \"127.0.0.1:9000\"", "voter", "console.listen", "s3.listen"),
+        ("[grpc]\nlisten = \"127.0.0.1:9000\"", "gateway", "grpc.listen", "s3.listen"),
+        ("[grpc]\nconnections_max = 0", "gateway", "grpc.connections_max", "1000000"),
         ("[s3]\ndomains = [\"http://x\"]", "gateway", "s3.domains", "lower case"),
         ("[s3]\nregion = \"\"", "gateway", "s3.region", "us-east-1"),
         ("[[disk]]\npath = \"/d\"", "voter", "disk", "storage"),

@@ -1,4 +1,4 @@
-//! Opens the S3 door: its listener, its certificates, and their renewal without a restart.
+//! Opens the doors to customers: their listeners, their certificates, and the renewal of these without a restart.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use makai_config::NodeConfig;
+use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
 use makai_gateway::identity::Identity;
 use makai_gateway::objects::Objects;
 use makai_gateway::s3::{S3Door, S3DoorConfig, serve};
@@ -22,14 +23,65 @@ use tokio_util::task::TaskTracker;
 /// How often certificate files are looked at for a change.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(30);
 
-/// Starts the door where the configuration has one; returns its address.
+/// The certificates in use, which change with their files.
+pub type Certificates = watch::Receiver<Arc<rustls::ServerConfig>>;
+
+/// The certificates of this node's doors; `None` where it has none and speaks in the clear.
 ///
 /// # Errors
-/// The address cannot be bound, or the certificates cannot be read.
+/// They cannot be read.
+pub fn certificates(
+    config: &NodeConfig,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<Option<Certificates>> {
+    let (Some(cert), Some(key)) = (&config.s3.tls_cert, &config.s3.tls_key) else { return Ok(None) };
+    let (renewed, tls) = watch::channel(load_tls(cert, key)?);
+    let (cert, key, stop) = (cert.clone(), key.clone(), stop.clone());
+    tasks.spawn(async move { follow_certificates(&cert, &key, &renewed, &stop).await });
+    Ok(Some(tls))
+}
+
+/// Starts the gRPC door where the configuration has one; returns its address.
+///
+/// # Errors
+/// The address cannot be bound.
+pub async fn start_grpc(
+    config: &NodeConfig,
+    identity: Identity,
+    tls: Option<Certificates>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<Option<SocketAddr>> {
+    let Some(listen) = config.grpc.listen else { return Ok(None) };
+    let door = GrpcDoor::new(
+        identity,
+        GrpcDoorConfig {
+            calls_max: config.limits.requests_in_flight_max as usize,
+            connections_max: config.grpc.connections_max as usize,
+        },
+    );
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (grpc.listen)"))?;
+    let address = listener.local_addr()?;
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        if let Err(error) = door.serve(listener, tls, stop).await {
+            tracing::error!(%error, "the gRPC door closed");
+        }
+    });
+    Ok(Some(address))
+}
+
+/// Starts the S3 door where the configuration has one; returns its address.
+///
+/// # Errors
+/// The address cannot be bound.
 pub async fn start_s3(
     config: &NodeConfig,
     objects: Objects,
     identity: Identity,
+    tls: Option<Certificates>,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<Option<SocketAddr>> {
@@ -44,15 +96,6 @@ pub async fn start_s3(
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (s3.listen)"))?;
     let address = listener.local_addr()?;
-    let tls = match (&config.s3.tls_cert, &config.s3.tls_key) {
-        (Some(cert), Some(key)) => {
-            let (renewed, tls) = watch::channel(load_tls(cert, key)?);
-            let (cert, key, stop) = (cert.clone(), key.clone(), stop.clone());
-            tasks.spawn(async move { follow_certificates(&cert, &key, &renewed, &stop).await });
-            Some(tls)
-        }
-        _ => None,
-    };
     let stop = stop.clone();
     tasks.spawn(async move {
         if let Err(error) = serve(door, vec![listener], tls, stop).await {

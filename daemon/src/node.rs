@@ -77,6 +77,7 @@ pub struct Node {
     door_tasks: TaskTracker,
     /// Addresses as bound: they differ from the configured ones where those ask for any free port.
     pub s3: Option<SocketAddr>,
+    pub grpc: Option<SocketAddr>,
     pub console: Option<SocketAddr>,
     _lock: FolderLock,
 }
@@ -199,20 +200,23 @@ impl Node {
         reconcile::start(&shell, &tasks);
 
         let (stop_doors, door_tasks) = (CancellationToken::new(), TaskTracker::new());
-        let s3 = match (facts_of_me.roles.contains(&Role::Gateway), members.cluster_key()) {
+        let (s3, grpc) = match (facts_of_me.roles.contains(&Role::Gateway), members.cluster_key()) {
             (true, Some(key)) => {
                 let identity = Identity::new(Arc::clone(&shell.facts), key);
                 let objects = objects(&shell, identity.clone());
-                door::start_s3(&shell.config, objects, identity, &stop_doors, &door_tasks).await?
+                let tls = door::certificates(&shell.config, &stop_doors, &door_tasks)?;
+                let (config, stop, tasks) = (&shell.config, &stop_doors, &door_tasks);
+                let s3 = door::start_s3(config, objects, identity.clone(), tls.clone(), stop, tasks).await?;
+                (s3, door::start_grpc(config, identity, tls, stop, tasks).await?)
             }
             (true, None) => {
                 bail!("this gateway has no cluster.key; join again with a token that grants the role")
             }
-            (false, _) => None,
+            (false, _) => (None, None),
         };
         let console = console::start(&shell, &stop_doors, &door_tasks).await?;
-        tracing::info!(node = %id, ?s3, ?console, "the node serves");
-        Ok(Self { shell, tasks, meta, stop_doors, door_tasks, s3, console, _lock: lock })
+        tracing::info!(node = %id, ?s3, ?grpc, ?console, "the node serves");
+        Ok(Self { shell, tasks, meta, stop_doors, door_tasks, s3, grpc, console, _lock: lock })
     }
 
     #[must_use]

@@ -9,10 +9,12 @@
 //! | [`objects`]  | put, get, list, multipart: one path behind every data door | ports: `Metadata`, `ShardPeers` |
 //! | [`identity`] | keys of tenants and customers, unsealed for the doors    | port `Metadata` |
 //! | [`policy`]   | who may do what: policies, access lists, their order      | nothing        |
+//! | [`grpc`]     | the gRPC door: its server, who calls, health, reflection | network        |
 //! | [`s3`]       | the S3 door: translate, authenticate, call inward        | network        |
 //!
 //! Always: memory per request is bounded whatever the object's size; a door holds no state that a restart loses.
 
+pub mod grpc;
 pub mod identity;
 pub mod objects;
 pub mod policy;

@@ -128,9 +128,9 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let dir = dir.join(name);
         fs::create_dir_all(&dir)?;
-        let held = [ports::take()?, ports::take()?, ports::take()?];
-        let [peers, s3, console] =
-            [0, 1, 2].map(|at| SocketAddr::from((Ipv4Addr::LOCALHOST, held[at].number)));
+        let held = [ports::take()?, ports::take()?, ports::take()?, ports::take()?];
+        let [peers, s3, grpc, console] =
+            [0, 1, 2, 3].map(|at| SocketAddr::from((Ipv4Addr::LOCALHOST, held[at].number)));
         let text = format!("[node]\ndir = {:?}\n", dir.join("data"));
         let mut config = NodeConfig::parse(&text, &dir).map_err(|faults| anyhow!("{faults:?}"))?;
         config.node.name = name.into();
@@ -139,6 +139,7 @@ impl Node {
         config.peers.listen = peers;
         config.peers.advertise = vec![peers.to_string()];
         config.s3.listen = roles.contains(&Role::Gateway).then_some(s3);
+        config.grpc.listen = roles.contains(&Role::Gateway).then_some(grpc);
         config.console.listen = Some(console);
         config.disk = Vec::new();
         if roles.contains(&Role::Storage) {

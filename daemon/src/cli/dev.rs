@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::profile::{ConsoleProfile, MetricsProfile, NodeProfile, Profile, S3Profile};
+use super::profile::{ConsoleProfile, GrpcProfile, MetricsProfile, NodeProfile, Profile, S3Profile};
 use super::remote::ask_console;
 use crate::console::{JoinTokenAnswer, JoinTokenRequest, Status};
 use crate::node::{FirstCredentials, credentials_path};
@@ -34,8 +34,8 @@ const RESERVE_BYTES: u64 = 1 << 30;
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const STOP_WITHIN: Duration = Duration::from_secs(25);
-/// Ports of a node: S3, console; nodes lie this far apart.
-const PORTS_PER_NODE: u16 = 2;
+/// Ports of a node: S3, gRPC, console; nodes lie this far apart.
+const PORTS_PER_NODE: u16 = 3;
 
 /// Bring up a real cluster of daemon processes on this machine, until Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -63,6 +63,7 @@ struct Member {
     dir: PathBuf,
     config_path: PathBuf,
     s3: SocketAddr,
+    grpc: SocketAddr,
     console: SocketAddr,
     roles: Vec<String>,
     child: Option<Child>,
@@ -164,6 +165,7 @@ fn plan(args: &Args, dir: &Path) -> anyhow::Result<Vec<Member>> {
         members.push(Member {
             name,
             s3: config.s3.listen.context("s3.listen is off")?,
+            grpc: config.grpc.listen.context("grpc.listen is off")?,
             console: config.console.listen.context("console.listen is off")?,
             roles: config.node.roles.iter().map(|role| role.as_str().to_owned()).collect(),
             dir: node_dir,
@@ -177,7 +179,9 @@ fn plan(args: &Args, dir: &Path) -> anyhow::Result<Vec<Member>> {
 fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Result<NodeConfig> {
     let loopback = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let offset = (number - 1).checked_mul(PORTS_PER_NODE);
-    let first = offset.and_then(|offset| args.s3_port.checked_add(offset)).filter(|first| *first < u16::MAX);
+    let first = offset
+        .and_then(|offset| args.s3_port.checked_add(offset))
+        .filter(|first| *first <= u16::MAX - PORTS_PER_NODE + 1);
     let first = first
         .with_context(|| format!("--s3-port {} leaves no ports for {} nodes", args.s3_port, args.nodes))?;
     let mut config = NodeConfig::parse(&format!("[node]\ndir = {:?}\n", dir.join("data")), dir)
@@ -191,7 +195,8 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
     config.cluster.voters_max = VOTERS_MAX as u8;
     config.peers.listen = loopback(free_udp_port()?);
     config.s3.listen = Some(loopback(first));
-    config.console.listen = Some(loopback(first + 1));
+    config.grpc.listen = Some(loopback(first + 1));
+    config.console.listen = Some(loopback(first + 2));
     config.disk =
         vec![DiskConfig { path: dir.join("disk0"), reserve_bytes: RESERVE_BYTES, capacity_bytes_max: 0 }];
     Ok(config)
@@ -231,7 +236,7 @@ fn spawn(member: &mut Member) -> anyhow::Result<()> {
 /// Whether the members' ports are free: what answers there otherwise is another cluster's.
 fn check_ports(members: &[Member]) -> anyhow::Result<()> {
     for member in members {
-        for address in [member.s3, member.console] {
+        for address in [member.s3, member.grpc, member.console] {
             std::net::TcpListener::bind(address).with_context(|| {
                 format!(
                     "{address}, a port of {}, is taken; stop what listens there, or give --s3-port and --dir",
@@ -369,6 +374,7 @@ fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
             dir: member.dir.clone(),
             config: member.config_path.clone(),
             s3: format!("http://{}", member.s3),
+            grpc: format!("http://{}", member.grpc),
             console: console_of(&config)?,
             roles: member.roles.clone(),
         });
@@ -380,6 +386,7 @@ fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
             access_key_id,
             secret_access_key,
         },
+        grpc: GrpcProfile { endpoint: format!("http://{}", members[0].grpc) },
         console: console_of(&first)?,
         metrics: MetricsProfile {
             urls: members.iter().map(|member| format!("http://{}/metrics", member.console)).collect(),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 pub struct Profile {
     pub s3: S3Profile,
+    pub grpc: GrpcProfile,
     pub console: ConsoleProfile,
     pub metrics: MetricsProfile,
     pub nodes: Vec<NodeProfile>,
@@ -22,6 +23,12 @@ pub struct S3Profile {
     pub region: String,
     pub access_key_id: String,
     pub secret_access_key: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GrpcProfile {
+    pub endpoint: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +52,7 @@ pub struct NodeProfile {
     pub dir: PathBuf,
     pub config: PathBuf,
     pub s3: String,
+    pub grpc: String,
     pub console: ConsoleProfile,
     pub roles: Vec<String>,
 }

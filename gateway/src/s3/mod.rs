@@ -39,5 +39,6 @@ mod serve;
 mod service;
 mod writing;
 
+pub(crate) use serve::Guarded;
 pub use serve::{ServeError, serve};
 pub use service::{S3Door, S3DoorConfig, S3DoorError};

@@ -192,7 +192,7 @@ fn builder() -> Builder<TokioExecutor> {
 }
 
 /// A socket that fails when its peer does not begin to speak, or takes nothing of what is written, for too long.
-struct Guarded<S> {
+pub struct Guarded<S> {
     stream: S,
     opening: Stall,
     writing: Stall,
@@ -200,7 +200,7 @@ struct Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    fn new(stream: S) -> Self {
+    pub fn new(stream: S) -> Self {
         Self {
             stream,
             opening: Stall::new(HEAD_TIME_MAX),

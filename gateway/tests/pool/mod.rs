@@ -122,6 +122,7 @@ pub struct Pool {
     /// A key of another tenant.
     pub other_access_key: String,
     pub other_secret_key: String,
+    pub identity: Identity,
     pub shutdown: CancellationToken,
     /// Ends when the door has closed.
     pub served: JoinHandle<Result<(), ServeError>>,
@@ -145,7 +146,7 @@ impl Pool {
         let peers = Arc::new(Disks { shards: Shards::default() });
         let options = ObjectsOptions::default();
         let objects = Objects::new(facts, peers, map, identity.clone(), Arc::new(now), options);
-        let door = S3Door::new(objects, identity, config).unwrap();
+        let door = S3Door::new(objects, identity.clone(), config).unwrap();
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -157,6 +158,7 @@ impl Pool {
             secret_key: secret("one"),
             other_access_key: keys["two"].into(),
             other_secret_key: secret("two"),
+            identity,
             shutdown,
             served,
         }

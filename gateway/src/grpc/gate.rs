@@ -1,0 +1,100 @@
+//! Who calls, and whether there is room for another call.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ring::digest::{SHA256, digest};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::identity::{Caller, Identity, IdentityError};
+
+/// Bytes of an `authorization` value: an access key id and a secret are far shorter.
+const AUTHORIZATION_BYTES_MAX: usize = 1024;
+
+/// What every call passes first. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    identity: Identity,
+    calls: Arc<Semaphore>,
+    stopping: CancellationToken,
+}
+
+/// A call that may go on, and its place among those under way: held until the answer has ended.
+#[derive(Debug)]
+pub struct Admitted {
+    pub caller: Caller,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Gate {
+    pub(super) fn new(identity: Identity, calls_max: usize) -> Self {
+        Self { identity, calls: Arc::new(Semaphore::new(calls_max)), stopping: CancellationToken::new() }
+    }
+
+    /// Fires when the door closes: streams without an end of their own end then, with `UNAVAILABLE`.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// # Errors
+    /// `UNAUTHENTICATED` without valid credentials, `RESOURCE_EXHAUSTED` where too much is under way, `UNAVAILABLE`
+    /// where nobody can tell whose credentials they are.
+    pub async fn admit(&self, metadata: &MetadataMap) -> Result<Admitted, Status> {
+        let place = Arc::clone(&self.calls)
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted("too many calls are under way here; slow down"))?;
+        let (id, secret) = credentials(metadata)?;
+        let known = match self.identity.secret(&id).await {
+            Ok(known) => known,
+            Err(error) => return Err(refusal(&error)),
+        };
+        // Digests of equal length: how long the comparison takes tells nothing of the secret.
+        if digest(&SHA256, secret.as_bytes()).as_ref() != digest(&SHA256, known.expose().as_bytes()).as_ref()
+        {
+            return Err(Status::unauthenticated(format!(
+                "the secret is not that of access key {id}; check both"
+            )));
+        }
+        let caller = self.identity.caller(&id).await.map_err(|error| refusal(&error))?;
+        Ok(Admitted { caller, _place: place })
+    }
+}
+
+fn refusal(error: &IdentityError) -> Status {
+    match error {
+        IdentityError::UnknownAccessKey(_) | IdentityError::UnknownTenant(_) => {
+            Status::unauthenticated(error.to_string())
+        }
+        IdentityError::Unavailable(_) => Status::unavailable(error.to_string()),
+        IdentityError::Sealed { .. } => {
+            tracing::error!(%error, "a stored secret does not open");
+            Status::internal("the stored secret does not open; tell the operator")
+        }
+    }
+}
+
+fn credentials(metadata: &MetadataMap) -> Result<(String, String), Status> {
+    let wrong = || {
+        Status::unauthenticated(
+            "give the metadata `authorization: Basic base64(access_key_id:secret_access_key)`",
+        )
+    };
+    let value = metadata.get("authorization").ok_or_else(wrong)?.as_bytes();
+    if value.len() > AUTHORIZATION_BYTES_MAX {
+        return Err(wrong());
+    }
+    let value = std::str::from_utf8(value).map_err(|_| wrong())?;
+    let (scheme, encoded) = value.split_once(' ').ok_or_else(wrong)?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return Err(wrong());
+    }
+    let plain = BASE64_STANDARD.decode(encoded.trim()).map_err(|_| wrong())?;
+    let plain = String::from_utf8(plain).map_err(|_| wrong())?;
+    let (id, secret) = plain.split_once(':').ok_or_else(wrong)?;
+    Ok((id.to_owned(), secret.to_owned()))
+}
