@@ -214,7 +214,7 @@ fn nest(a: &Path, b: &Path) -> bool {
 }
 
 fn numbers(config: &NodeConfig, faults: &mut Faults) {
-    let NodeConfig { peers, s3, grpc, storage, raft, limits, .. } = config;
+    let NodeConfig { peers, s3, grpc, storage, raft, limits, accounts, .. } = config;
     let mut within = |key: &str, value: u64, range: RangeInclusive<u64>| {
         if !range.contains(&value) {
             faults.push(key, format!("is {value}; write {} to {}", range.start(), range.end()));
@@ -243,6 +243,11 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("raft.store_cache_bytes", raft.store_cache_bytes, MIB..=1024 * GIB);
     within("limits.requests_in_flight_max", limits.requests_in_flight_max.into(), 1..=1_000_000);
     within("limits.uploads_in_flight_max", limits.uploads_in_flight_max.into(), 1..=100_000);
+    within("accounts.epoch_secs", accounts.epoch_secs, 2..=30 * DAY_SECS);
+    within("accounts.challenge_secs", accounts.challenge_secs, 0..=30 * DAY_SECS);
+    within("accounts.payout_cooldown_secs", accounts.payout_cooldown_secs, 0..=YEAR_SECS);
+    within("accounts.audit_leaves_per_day", accounts.audit_leaves_per_day.into(), 1..=1_000_000);
+    within("accounts.audit_deadline_ms", accounts.audit_deadline_ms, 100..=600_000);
 
     let (heartbeat, min, max) =
         (raft.heartbeat_interval_ms, raft.election_timeout_min_ms, raft.election_timeout_max_ms);
@@ -255,6 +260,10 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
                  {heartbeat}, or a late heartbeat starts an election"
             ),
         );
+    }
+    if !["makai", "mai"].contains(&accounts.tokenomics.as_str()) {
+        let message = format!("is {:?}; write \"makai\" or \"mai\"", accounts.tokenomics);
+        faults.push("accounts.tokenomics", message);
     }
     if max <= min {
         faults.push_between(

@@ -7,7 +7,7 @@
 //!
 //! | room         | holds                                               | touches  |
 //! |--------------|-----------------------------------------------------|----------|
-//! | [`sections`] | every key: its type, default, unit and reason       | nothing  |
+//! | [`sections`], [`accounts`] | every key: its type, default, unit and reason | nothing |
 //! | `parse`      | text to sections, and where each key stands         | nothing  |
 //! | `check`      | ranges, and what one key asks of another            | nothing  |
 //! | `examples/`  | the manual: a commented file for each kind of node  |          |
@@ -16,6 +16,7 @@
 //! line and what to change; an unknown key is a fault; every key has a default, except `node.dir`; a secret
 //! is never printed. What [`NodeConfig::to_toml`] writes, `parse` reads back as the same configuration.
 
+pub mod accounts;
 mod check;
 mod error;
 mod parse;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use accounts::{AccountsConfig, LedgerConfig, LedgerKind};
 pub use error::{ConfigError, Fault};
 pub use sections::{
     ClusterConfig, ConsoleConfig, DiskConfig, GrpcConfig, LimitsConfig, NodeSection, PeersConfig, RaftConfig,
@@ -52,6 +54,8 @@ pub struct NodeConfig {
     pub storage: StorageConfig,
     pub raft: RaftConfig,
     pub limits: LimitsConfig,
+    pub accounts: AccountsConfig,
+    pub ledger: LedgerConfig,
     /// The directories that this node offers, `[[disk]]` each. Never empty on a storage node once loaded.
     pub disk: Vec<DiskConfig>,
 }

@@ -127,6 +127,8 @@ pub(crate) fn sections(text: &str, faults: &mut Faults) -> NodeConfig {
         storage: section("storage", next("storage"), faults),
         raft: section("raft", next("raft"), faults),
         limits: section("limits", next("limits"), faults),
+        accounts: section("accounts", next("accounts"), faults),
+        ledger: section("ledger", next("ledger"), faults),
         disk: disks(next(DISK), faults),
     };
     let known: Vec<String> = table_of(&NodeConfig::default()).keys().cloned().collect();

@@ -12,6 +12,7 @@
 //! | `GET /api/v1/keys?tenant=`  | ids of its keys                                                | yes             |
 //! | `POST /api/v1/keys`         | [`KeyRequest`] -> [`KeyAnswer`]                                 | yes             |
 //! | `DELETE /api/v1/keys?id=`   |                                                                | yes             |
+//! | `/api/v1/accounts...`       | usage, earnings, claims, the ledger: [`crate::accounts::api`]   | yes             |
 //!
 //! The token is in `admin.token` of the node's folder and travels as `Authorization: Bearer`. The console speaks plain
 //! HTTP: it listens on loopback unless an operator puts it behind a proxy that adds TLS.
@@ -43,6 +44,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accounts::api;
 use crate::members::{DiskBeat, known_peers};
 use crate::node;
 use crate::reconcile::Shell;
@@ -280,7 +282,43 @@ impl Console {
             (&Method::GET, "/api/v1/keys") => json(&self.keys(parameter(query, "tenant")).await?),
             (&Method::POST, "/api/v1/keys") => json(&self.create_key(read(&body)?).await?),
             (&Method::DELETE, "/api/v1/keys") => json(&self.delete_key(parameter(query, "id")).await?),
+            (method, path) if path.starts_with("/api/v1/accounts") => {
+                self.accounts(method, path, query, &body).await
+            }
             (_, path) => Err(failure(StatusCode::NOT_FOUND, format!("{path} is no path of this console"))),
+        }
+    }
+
+    async fn accounts(
+        &self,
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+        body: &[u8],
+    ) -> Result<Response<Full<Bytes>>, Failure> {
+        let unavailable = |error: anyhow::Error| match error.downcast::<MetaError>() {
+            Ok(error) => meta_failure(error),
+            Err(error) => failure(StatusCode::CONFLICT, format!("{error:#}")),
+        };
+        let shell = &self.shell;
+        match (method, path.trim_start_matches("/api/v1/accounts")) {
+            (&Method::GET, "") => json(&api::overview(shell).await.map_err(unavailable)?),
+            (&Method::GET, "/claims") => json(&api::claims(shell).await.map_err(unavailable)?),
+            (&Method::GET, "/usage") => json(&api::usage(shell).await.map_err(unavailable)?),
+            (&Method::GET, "/earnings") => json(&api::earnings(shell).await.map_err(unavailable)?),
+            (&Method::GET, "/proof") => {
+                let node = parameter(query, "node").and_then(|node| node.parse().ok());
+                let node = node.ok_or_else(|| failure(StatusCode::BAD_REQUEST, "name the node: ?node=ID"))?;
+                json(&api::proof(shell, node).await.map_err(unavailable)?)
+            }
+            (&Method::POST, "/claim") => {
+                let request: api::ClaimRequest = read(body)?;
+                json(&api::claim(shell, request.node).await.map_err(unavailable)?)
+            }
+            (&Method::GET, "/ledger") => {
+                Ok(Response::new(Full::from(api::ledger(shell).await.map_err(unavailable)?)))
+            }
+            (_, path) => Err(failure(StatusCode::NOT_FOUND, format!("accounts have no {path:?}"))),
         }
     }
 

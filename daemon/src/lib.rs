@@ -10,9 +10,11 @@
 //! | [`reconcile`] | loops that bring what is nearer to what should be: one a file        | ports           |
 //! | [`door`]      | the S3 listener and its certificates                                 | network         |
 //! | [`console`]   | health, metrics and the commands of the CLI, as JSON over HTTP       | network         |
+//! | [`accounts`]  | this node's keys for claims, its answers to audits, what it counts   | files, ports    |
 //! | [`cli`]       | a command a file                                                     | console, files  |
 //! | [`state`], [`ticket`], [`files`], [`clock`] | memory of the cluster; join tokens; atomic files; the clock | files |
 
+pub mod accounts;
 pub mod cli;
 pub mod clock;
 pub mod console;

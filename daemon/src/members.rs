@@ -10,6 +10,8 @@
 //! | 2    | join      | anyone            | [`JoinRequest`] -> [`JoinAnswer`]                   |
 //! | 3    | heartbeat | members           | [`Heartbeat`] -> [`HeartbeatAnswer`]                |
 //! | 4    | facts     | members           | [`Query`], of those a storage node needs -> [`Answer`] |
+//! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
+//! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //!
 //! Always: a node that is not a member can only ask to join; a storage node cannot change facts or read keys.
 
@@ -22,6 +24,7 @@ use bytes::Bytes;
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId, PgId};
 use makai_raft::facts::Timestamp;
+use makai_raft::facts::accounts::{AccountsCommand, AccountsQuery, PayoutBinding};
 use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::query::{Answer, Query};
@@ -29,6 +32,7 @@ use makai_raft::handle::{MetaError, MetaNode, Metadata, wire};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::accounts::audits::{self, AuditRequest};
 use crate::clock;
 use crate::disks::LocalDisks;
 use crate::reconcile::shards::ProgressNow;
@@ -40,6 +44,8 @@ pub const META: u16 = 1;
 pub const JOIN: u16 = 2;
 pub const HEARTBEAT: u16 = 3;
 pub const FACTS: u16 = 4;
+pub const AUDIT: u16 = 128;
+pub const BIND_PAYOUT: u16 = 129;
 
 /// How long a peer may take over a question about facts.
 const FACTS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -274,11 +280,25 @@ impl Members {
         })
     }
 
+    /// A storage node's payout address, proposed on its behalf: both keys' signatures are in it.
+    async fn bind_payout(&self, from: NodeId, binding: PayoutBinding) -> Result<(), String> {
+        if binding.node != from {
+            return Err("a node binds its own earnings only".into());
+        }
+        let facts = self.facts.get().ok_or("this node is still starting; try again")?;
+        let command = Command::Accounts(AccountsCommand::BindPayout(binding));
+        facts.propose(command).await.map(|_| ()).map_err(|error| error.to_string())
+    }
+
     async fn answer_facts(&self, query: Query) -> Result<Answer, String> {
-        let is_public =
-            matches!(query, Query::ClusterMap { .. } | Query::BlobsOfGroup { .. } | Query::BlobStates { .. });
+        // What tenants use is their own affair; the rest of the accounts is for every miner to check.
+        let is_public = match &query {
+            Query::ClusterMap { .. } | Query::BlobsOfGroup { .. } | Query::BlobStates { .. } => true,
+            Query::Accounts(accounts) => !matches!(accounts, AccountsQuery::TenantUsage { .. }),
+            _ => false,
+        };
         if !is_public {
-            return Err("a storage node may read the map and the blobs of groups only".into());
+            return Err("a storage node may read the map, the blobs of groups and the accounts only".into());
         }
         let facts = self.facts.get().ok_or("this node is still starting; try again")?;
         facts.query(query).await.map_err(|error| error.to_string())
@@ -325,7 +345,14 @@ impl PeerHandler for Members {
                 encode(&self.heartbeat_answer())
             }
             FACTS if is_member => encode(&self.answer_facts(decode(&body)?).await?),
-            META | HEARTBEAT | FACTS => Err(format!("node {from} may not ask this (kind {kind})")),
+            AUDIT if self.has_role(from, &[Role::Voter]) => {
+                let request: AuditRequest = decode(&body)?;
+                encode(&audits::answer(&self.disks, &request).await)
+            }
+            BIND_PAYOUT if is_member => encode(&self.bind_payout(from, decode(&body)?).await?),
+            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT => {
+                Err(format!("node {from} may not ask this (kind {kind})"))
+            }
             _ => Err(format!("kind {kind} is unknown to this release")),
         }
     }

@@ -21,6 +21,7 @@ use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId};
 use makai_gateway::identity::{self, Identity};
 use makai_gateway::objects::{Objects, ObjectsOptions};
+use makai_ops::metering::{Purpose, ServedMeter};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{Disk, Node as NodeFacts, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
@@ -35,6 +36,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accounts::metered::MeteredShards;
 use crate::disks::LocalDisks;
 use crate::files::{self, FolderLock};
 use crate::identity::NodeIdentity;
@@ -178,9 +180,12 @@ impl Node {
         }
 
         let map = MapView::default();
+        let served = ServedMeter::default();
         let shell = Shell {
             id,
-            peers: shard_peers(&transport, &map),
+            identity: node_key.clone(),
+            peers: metered(shard_peers(&transport, &map), &map, &served, Purpose::Repair),
+            served,
             config: Arc::new(config),
             members: Arc::clone(&members),
             transport,
@@ -614,6 +619,16 @@ fn shard_peers(transport: &Transport, map: &MapView) -> Arc<dyn ShardPeers> {
     Arc::new(transport.shards(Arc::new(locate), Arc::new(is_up)))
 }
 
+/// Counts what is read through `peers`.
+fn metered(
+    peers: Arc<dyn ShardPeers>,
+    map: &MapView,
+    served: &ServedMeter,
+    purpose: Purpose,
+) -> Arc<dyn ShardPeers> {
+    Arc::new(MeteredShards::new(peers, map.clone(), served.clone(), purpose))
+}
+
 fn objects(shell: &Shell, identity: Identity) -> Objects {
     let options = ObjectsOptions {
         uploads_in_flight_max: shell.config.limits.uploads_in_flight_max as usize,
@@ -621,7 +636,7 @@ fn objects(shell: &Shell, identity: Identity) -> Objects {
     };
     Objects::new(
         Arc::clone(&shell.facts),
-        Arc::clone(&shell.peers),
+        metered(shard_peers(&shell.transport, &shell.map), &shell.map, &shell.served, Purpose::Egress),
         shell.map.clone(),
         identity,
         Arc::new(clock::now),

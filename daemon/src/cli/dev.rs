@@ -34,6 +34,8 @@ const RESERVE_BYTES: u64 = 1 << 30;
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const STOP_WITHIN: Duration = Duration::from_secs(25);
+/// Accounting period of such a cluster.
+const DEV_EPOCH_SECS: u64 = 10;
 /// Ports of a node: S3, gRPC, console; nodes lie this far apart.
 const PORTS_PER_NODE: u16 = 3;
 
@@ -197,6 +199,9 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
     config.s3.listen = Some(loopback(first));
     config.grpc.listen = Some(loopback(first + 1));
     config.console.listen = Some(loopback(first + 2));
+    // Short, so that one sees epochs close and claims grow.
+    config.accounts.epoch_secs = DEV_EPOCH_SECS;
+    config.accounts.challenge_secs = 0;
     config.disk =
         vec![DiskConfig { path: dir.join("disk0"), reserve_bytes: RESERVE_BYTES, capacity_bytes_max: 0 }];
     Ok(config)

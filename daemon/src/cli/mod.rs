@@ -3,7 +3,9 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Every command takes `--json`; what a person reads goes
 //! to standard output, progress and errors to standard error.
 
+mod accounts;
 pub mod bench;
+mod claims;
 mod cluster;
 mod daemon;
 mod dev;
@@ -35,6 +37,11 @@ enum Command {
     Repair(cluster::RepairArgs),
     Tenant(tenants::TenantArgs),
     Key(tenants::KeyArgs),
+    Usage(accounts::UsageArgs),
+    Earnings(accounts::EarningsArgs),
+    Why(accounts::WhyArgs),
+    Claim(claims::ClaimArgs),
+    Ledger(claims::LedgerArgs),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -60,6 +67,11 @@ pub fn main() -> ExitCode {
             Command::Repair(args) => cluster::repair(args).await,
             Command::Tenant(args) => tenants::tenant(args).await,
             Command::Key(args) => tenants::key(args).await,
+            Command::Usage(args) => accounts::usage(args).await,
+            Command::Earnings(args) => accounts::earnings(args).await,
+            Command::Why(args) => accounts::why(args).await,
+            Command::Claim(args) => claims::claim(args).await,
+            Command::Ledger(args) => claims::ledger(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Doctor(args) => {
                 let codec = || match makai_erasure::codec::self_test() {

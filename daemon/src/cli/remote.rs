@@ -68,12 +68,15 @@ impl Target {
         path: &str,
         body: Option<&B>,
     ) -> anyhow::Result<A> {
+        let answer = self.ask(method, path, body).await?;
+        serde_json::from_slice(&answer).context("read the console's answer")
+    }
+
+    async fn ask<B: Serialize>(&self, method: Method, path: &str, body: Option<&B>) -> anyhow::Result<Bytes> {
         let mut last = anyhow!("the profile names no console");
         for console in self.consoles()?.into_iter().filter(|console| !console.url.is_empty()) {
             match ask_console(&console, method.clone(), path, body).await {
-                Ok((true, answer)) => {
-                    return serde_json::from_slice(&answer).context("read the console's answer");
-                }
+                Ok((true, answer)) => return Ok(answer),
                 Ok((false, answer)) => {
                     let why = serde_json::from_slice::<ApiError>(&answer).map(|error| error.error);
                     bail!("{}", why.unwrap_or_else(|_| String::from_utf8_lossy(&answer).into_owned()));
@@ -82,6 +85,14 @@ impl Target {
             }
         }
         Err(last)
+    }
+
+    /// The body of an answer as it is.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub async fn fetch(&self, path: &str) -> anyhow::Result<Bytes> {
+        self.ask::<()>(Method::GET, path, None).await
     }
 
     /// As [`call`](Self::call), without a body.

@@ -15,18 +15,26 @@
 //! | [`displaced`] | storage  | no shard stays whose slot went to another disk                    |
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
 //! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
+//! | [`epochs`]    | voters   | epochs sealed, computed and signed                                |
+//! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
+//! | [`usage`]     | gateways | what nodes served here, reported once an epoch                    |
+//! | [`payout`]    | storage  | this node's earnings have an address                              |
 
+pub mod audit;
 pub mod compact;
 pub mod displaced;
+pub mod epochs;
 pub mod garbage;
 pub mod health;
 pub mod heartbeat;
 pub mod map;
 pub mod orphans;
+pub mod payout;
 pub mod placement;
 pub mod scrub;
 pub mod sessions;
 pub mod shards;
+pub mod usage;
 pub mod voters;
 
 use std::sync::Arc;
@@ -35,6 +43,7 @@ use std::time::Duration;
 use makai_config::NodeConfig;
 use makai_erasure::NodeId;
 use makai_erasure::stripe::ShardPeers;
+use makai_ops::metering::ServedMeter;
 use makai_raft::handle::Metadata;
 use makai_raft::view::MapView;
 use tokio::sync::Notify;
@@ -42,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::disks::LocalDisks;
+use crate::identity::NodeIdentity;
 use crate::members::Members;
 use crate::transport::Transport;
 
@@ -49,6 +59,7 @@ use crate::transport::Transport;
 #[derive(Clone)]
 pub struct Shell {
     pub id: NodeId,
+    pub identity: NodeIdentity,
     pub config: Arc<NodeConfig>,
     pub members: Arc<Members>,
     pub transport: Transport,
@@ -59,6 +70,8 @@ pub struct Shell {
     /// Told when a newer map is known to exist.
     pub map_changed: Arc<Notify>,
     pub progress: Arc<shards::Progress>,
+    /// What nodes served through this one.
+    pub served: ServedMeter,
     pub stop: CancellationToken,
 }
 
@@ -77,6 +90,13 @@ impl Shell {
         }
     }
 
+    /// Whether this node may change facts: voters and gateways may.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        let has = |role| self.config.has_role(role);
+        has(makai_config::Role::Voter) || has(makai_config::Role::Gateway)
+    }
+
     #[must_use]
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.config.storage.reconcile_interval_ms)
@@ -93,6 +113,8 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         tasks.spawn(placement::run(shell.clone()));
         tasks.spawn(garbage::run(shell.clone()));
         tasks.spawn(sessions::run(shell.clone()));
+        tasks.spawn(epochs::run(shell.clone()));
+        tasks.spawn(audit::run(shell.clone()));
     }
     if shell.disks.iter().next().is_some() {
         tasks.spawn(shards::run(shell.clone()));
@@ -100,5 +122,9 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         tasks.spawn(displaced::run(shell.clone()));
         tasks.spawn(scrub::run(shell.clone()));
         tasks.spawn(compact::run(shell.clone()));
+        tasks.spawn(payout::run(shell.clone()));
+    }
+    if shell.is_trusted() {
+        tasks.spawn(usage::run(shell.clone()));
     }
 }

@@ -8,6 +8,7 @@ use makai_erasure::{BlobId, DiskId, NodeId, PgId, Scheme};
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
+use super::accounts::{AccountsCommand, AccountsRefusal, AccountsReply};
 use super::bucket::Bucket;
 use super::cluster::{Disk, Group, JoinToken, Node, Role, Standing};
 use super::identity::IdentityCommand;
@@ -221,6 +222,8 @@ pub enum Command {
     ExpireSessions {
         idle_ms: u64,
     },
+
+    Accounts(AccountsCommand),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -235,6 +238,7 @@ pub enum Reply {
         existed: bool,
     },
     Node(Node),
+    Accounts(AccountsReply),
 }
 
 /// Why a command or query was not carried out; nothing has changed.
@@ -280,6 +284,8 @@ pub enum Refusal {
     RoleDenied(Vec<Role>),
     #[error("invalid: {0}")]
     Invalid(String),
+    #[error("{0}")]
+    Accounts(AccountsRefusal),
 }
 
 fn names(roles: &[Role]) -> String {

@@ -4,6 +4,7 @@
 //! a later release appends fields with `#[serde(default)]` and never reorders or removes one. Enum variants go
 //! by name on the wire and are never renamed.
 
+pub mod accounts;
 pub mod bucket;
 pub mod cluster;
 pub mod command;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use makai_erasure::{BlobId, PgId};
 use serde::{Deserialize, Serialize};
 
+use super::accounts::{AccountsAnswer, AccountsQuery};
 use super::bucket::Bucket;
 use super::cluster::ClusterMap;
 use super::identity::{IdentityAnswer, IdentityQuery};
@@ -101,6 +102,9 @@ pub enum Query {
         before_ms: u64,
         entries_max: u32,
     },
+
+    /// -> `Accounts`
+    Accounts(AccountsQuery),
 }
 
 /// A page of a bucket's keys.
@@ -140,6 +144,7 @@ pub enum Answer {
     ClusterMap(ClusterMap),
     Blobs(Vec<Blob>),
     BlobStates(Vec<Option<Blob>>),
+    Accounts(AccountsAnswer),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

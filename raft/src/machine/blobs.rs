@@ -184,9 +184,11 @@ impl Ledger {
                 }
                 record.sequence = draft.next_at(keys::group_sequence(record.pg))?;
                 draft.write(keys::group_blob(record.pg, record.sequence), &id)?;
+                super::accounts::blob_came(draft, record.pg, record.plain_len)?;
             } else if record.references == 0 {
                 draft.delete(keys::group_blob(record.pg, record.sequence));
                 draft.write(keys::garbage(draft.now, &id), &id)?;
+                super::accounts::blob_went(draft, record.pg, record.plain_len)?;
                 record.sequence = 0;
                 record.garbage_since = Some(draft.now);
             }

@@ -26,6 +26,11 @@ struct Cluster {
     id: String,
 }
 
+/// Empty before the cluster was founded.
+pub fn id(view: &dyn View) -> Result<String, KvError> {
+    Ok(read::<Cluster>(view, &keys::cluster())?.map(|cluster| cluster.id).unwrap_or_default())
+}
+
 fn epoch(view: &dyn View) -> Result<u64, KvError> {
     Ok(read(view, &keys::counter(Counter::MapEpoch))?.unwrap_or(0))
 }

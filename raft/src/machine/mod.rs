@@ -25,6 +25,7 @@
 //! | `tenants`    | tenants, access keys                                          |
 //! | `identity`   | what doors ask before they serve                              |
 //! | `cluster`    | nodes, disks, groups, join tokens                             |
+//! | [`accounts`] | what nodes served, epochs, claims, the ledger: keys `80` to `8F` are on its page |
 //!
 //! # The store
 //!
@@ -62,6 +63,7 @@
 //! | `63`  | bucket (8), upload id              | the version that a completed upload made               |
 //! | `64`  | time (8), bucket (8), upload id    | bucket and upload id, completed at that time           |
 
+pub mod accounts;
 pub mod kv;
 
 mod blobs;
@@ -205,6 +207,8 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
             sessions.expire(draft, *idle_ms)?;
             Ok(Reply::Done)
         }
+
+        Command::Accounts(command) => accounts::run(draft, command),
     }
 }
 
@@ -248,6 +252,8 @@ fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
         }
         Query::BlobStates { ids } => blobs::states(view, ids),
         Query::Garbage { before_ms, entries_max } => blobs::garbage(view, *before_ms, *entries_max),
+
+        Query::Accounts(query) => accounts::answer(view, query),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Properties of the machine.
 
+mod accounts;
 mod cluster;
 mod damage;
 mod identity;

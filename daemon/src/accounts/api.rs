@@ -1,0 +1,376 @@
+//! What the console answers about the accounts, as JSON.
+//!
+//! | request                             | answers                                                       |
+//! |-------------------------------------|---------------------------------------------------------------|
+//! | `GET /api/v1/accounts`              | [`Overview`]                                                  |
+//! | `GET /api/v1/accounts/claims`       | [`Claims`] of the newest signed epoch                         |
+//! | `GET /api/v1/accounts/proof?node=`  | [`ClaimProof`] of what a node may claim                       |
+//! | `POST /api/v1/accounts/claim`       | [`ClaimRequest`] -> [`Paid`]                                  |
+//! | `GET /api/v1/accounts/usage`        | [`Usage`] of the newest sealed epoch                          |
+//! | `GET /api/v1/accounts/earnings`     | [`Earnings`] of the newest signed epoch                       |
+//! | `GET /api/v1/accounts/ledger`       | the ledger as a file: see `makai_ops::claims::file`           |
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
+use makai_erasure::NodeId;
+use makai_ops::claims::file::{EpochFile, LedgerFile};
+use makai_ops::claims::statement::Statement;
+use makai_ops::claims::tree::ClaimTree;
+use makai_raft::facts::Timestamp;
+use makai_raft::facts::accounts::{
+    AccountsCommand, AccountsReply, AccountsState, Address, Amount, ClaimSignature, Component, Epoch,
+    EpochState, Hash, Leaf, NodeAccount, NodeUsage, Reason, Status,
+};
+use makai_raft::facts::command::{Command, Reply};
+use makai_raft::facts::query::{Answer, Query};
+use makai_raft::handle::Metadata;
+use serde::{Deserialize, Serialize};
+
+use super::reading;
+use crate::reconcile::Shell;
+
+/// Where the accounts stand.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Overview {
+    pub state: AccountsState,
+    pub open_epoch: Epoch,
+}
+
+/// What each node may claim.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claims {
+    /// The newest signed epoch; 0: none yet.
+    pub epoch: u64,
+    pub root: Hash,
+    pub total: Amount,
+    /// When claims against this root begin.
+    pub active_at: Timestamp,
+    pub claims: Vec<ClaimRow>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClaimRow {
+    pub node: NodeId,
+    pub name: String,
+    pub payout: Address,
+    /// All that may ever be claimed for the address, what was claimed included. Nodes with one address share it.
+    pub cumulative: Amount,
+    pub claimed: Amount,
+}
+
+/// Everything that proves a claim, for whoever has the operators' signer addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimProof {
+    pub epoch: u64,
+    pub payout: Address,
+    pub cumulative: Amount,
+    pub proof: Vec<Hash>,
+    pub root: Hash,
+    pub total: Amount,
+    pub data_hash: Hash,
+    pub prev_root: Hash,
+    pub chain_id: u64,
+    pub ledger: Address,
+    pub threshold: u32,
+    pub signers: Vec<Address>,
+    pub signatures: Vec<ClaimSignature>,
+}
+
+impl ClaimProof {
+    /// Checks proof and signatures with nothing but this; returns whose signatures hold.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn verify(&self) -> anyhow::Result<Vec<Address>> {
+        use makai_raft::signatures::{claim_leaf, proves, recover};
+        if !proves(&self.root, claim_leaf(&self.payout, self.cumulative.0), &self.proof) {
+            bail!("{} for {} does not lead to the root {}", self.cumulative, self.payout, self.root);
+        }
+        let statement = Statement {
+            chain_id: self.chain_id,
+            ledger: self.ledger,
+            epoch: self.epoch,
+            root: self.root,
+            total: self.total,
+            data_hash: self.data_hash,
+            prev_root: self.prev_root,
+        };
+        let digest = statement.digest();
+        let mut good = std::collections::BTreeSet::new();
+        for one in &self.signatures {
+            if recover(&digest, &one.signature) != Some(one.signer) || !self.signers.contains(&one.signer) {
+                bail!("the signature of {} does not hold", one.signer);
+            }
+            good.insert(one.signer);
+        }
+        if good.len() < self.threshold as usize || self.threshold as usize <= self.signers.len() / 2 {
+            bail!("{} signatures of {} signers are no majority", good.len(), self.signers.len());
+        }
+        Ok(good.into_iter().collect())
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClaimRequest {
+    /// The node whose address is paid.
+    pub node: NodeId,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Paid {
+    pub payout: Address,
+    pub amount: Amount,
+}
+
+/// What nodes and tenants used.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Usage {
+    /// The newest sealed epoch; 0: none yet.
+    pub epoch: u64,
+    pub epoch_ms: u64,
+    pub nodes: Vec<NodeUsage>,
+    pub tenants: Vec<TenantUsage>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TenantUsage {
+    pub name: String,
+    pub stored_bytes: u64,
+    pub objects: u64,
+}
+
+/// What nodes earned, and why not more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Earnings {
+    pub epoch: u64,
+    pub epoch_ms: u64,
+    /// What all could earn in the epoch.
+    pub emission: Amount,
+    pub nodes: Vec<NodeEarnings>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeEarnings {
+    pub node: NodeId,
+    pub name: String,
+    pub status: Status,
+    pub status_since: u64,
+    pub status_why: String,
+    pub components: Vec<ComponentEarnings>,
+    /// In this epoch, and ever.
+    pub earned: Amount,
+    pub earned_total: Amount,
+    /// Not yet to be claimed: held back while the node is new, or for want of a payout address.
+    pub held: Amount,
+    pub unassigned: Amount,
+    pub account: NodeAccount,
+    pub usage: Option<NodeUsage>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ComponentEarnings {
+    pub component: Component,
+    pub amount: Amount,
+    pub reasons: Vec<Reason>,
+}
+
+async fn need_state(facts: &dyn Metadata) -> anyhow::Result<AccountsState> {
+    reading::state(facts).await?.context("the accounts are not open yet; a voter opens them when it leads")
+}
+
+/// # Errors
+/// The facts do not answer; so for all below.
+pub async fn overview(shell: &Shell) -> anyhow::Result<Overview> {
+    let state = need_state(&*shell.facts).await?;
+    let open_epoch = reading::epoch(&*shell.facts, state.open).await?;
+    Ok(Overview { state, open_epoch })
+}
+
+/// The newest epoch whose claims count, with its record.
+async fn newest_signed(facts: &dyn Metadata, state: &AccountsState) -> anyhow::Result<Option<Epoch>> {
+    if state.signed == 0 {
+        return Ok(None);
+    }
+    Ok(Some(reading::epoch(facts, state.signed).await?).filter(|epoch| epoch.state == EpochState::Signed))
+}
+
+/// # Errors
+/// As [`overview`].
+pub async fn claims(shell: &Shell) -> anyhow::Result<Claims> {
+    let facts = &*shell.facts;
+    let none = Claims {
+        epoch: 0,
+        root: Hash::default(),
+        total: Amount(0),
+        active_at: Timestamp(0),
+        claims: Vec::new(),
+    };
+    let Some(state) = reading::state(facts).await? else { return Ok(none) };
+    let Some(epoch) = newest_signed(facts, &state).await? else { return Ok(none) };
+    let (accounts, leaves) =
+        (reading::accounts(facts, epoch.number).await?, reading::leaves(facts, epoch.number).await?);
+    let payouts: Vec<Address> = leaves.iter().map(|leaf| leaf.payout).collect();
+    let claimed = reading::claimed(facts, &payouts).await?;
+    let map = shell.map.get();
+    let row = |account: NodeAccount| {
+        let payout = account.payout?;
+        let place = leaves.binary_search_by_key(&payout, |leaf| leaf.payout).ok();
+        Some(ClaimRow {
+            node: account.node,
+            name: map.node(account.node).map(|node| node.name.clone()).unwrap_or_default(),
+            payout,
+            cumulative: place.map_or(Amount(0), |place| leaves[place].cumulative),
+            claimed: place.and_then(|place| claimed.get(place)).copied().unwrap_or_default(),
+        })
+    };
+    Ok(Claims {
+        epoch: epoch.number,
+        root: epoch.result.as_ref().map(|result| result.claim_root).unwrap_or_default(),
+        total: epoch.result.as_ref().map(|result| result.total).unwrap_or_default(),
+        active_at: epoch.active_at.unwrap_or_default(),
+        claims: accounts.into_iter().filter_map(row).collect(),
+    })
+}
+
+/// # Errors
+/// As [`overview`]; or the node has nothing to claim yet.
+pub async fn proof(shell: &Shell, node: NodeId) -> anyhow::Result<ClaimProof> {
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let epoch = newest_signed(facts, &state).await?.context("no epoch is signed yet")?;
+    let result = epoch.result.clone().context("no epoch is signed yet")?;
+    let accounts = reading::accounts(facts, epoch.number).await?;
+    let account = accounts.iter().find(|account| account.node == node);
+    let payout = account.and_then(|account| account.payout).context("the node has no payout address")?;
+    let leaves = reading::leaves(facts, epoch.number).await?;
+    let leaf: Leaf = leaves
+        .iter()
+        .find(|leaf| leaf.payout == payout)
+        .copied()
+        .with_context(|| format!("nothing may be claimed for {payout} yet: see `makai why {node}`"))?;
+    let proof = ClaimTree::new(&leaves).proof(&leaf).ok_or_else(|| anyhow!("the leaf is not in its tree"))?;
+    let prev_root = match epoch.number {
+        1 => Hash::default(),
+        number => {
+            let before = reading::epoch(facts, number - 1).await?.result;
+            before.map(|result| result.claim_root).unwrap_or_default()
+        }
+    };
+    Ok(ClaimProof {
+        epoch: epoch.number,
+        payout,
+        cumulative: leaf.cumulative,
+        proof,
+        root: result.claim_root,
+        total: result.total,
+        data_hash: result.data_hash,
+        prev_root,
+        chain_id: state.genesis.chain_id,
+        ledger: state.genesis.ledger,
+        threshold: epoch.threshold,
+        signers: state.signers.iter().map(|signer| signer.address).collect(),
+        signatures: epoch.signatures,
+    })
+}
+
+/// # Errors
+/// As [`proof`]; or the ledger refuses.
+pub async fn claim(shell: &Shell, node: NodeId) -> anyhow::Result<Paid> {
+    let proof = proof(shell, node).await?;
+    let leaf = Leaf { payout: proof.payout, cumulative: proof.cumulative };
+    let command = AccountsCommand::Claim { epoch: proof.epoch, leaf, proof: proof.proof };
+    match shell.facts.propose(Command::Accounts(command)).await? {
+        Reply::Accounts(AccountsReply::Paid(amount)) => Ok(Paid { payout: leaf.payout, amount }),
+        other => bail!("the facts answered {other:?}"),
+    }
+}
+
+/// # Errors
+/// As [`overview`].
+pub async fn usage(shell: &Shell) -> anyhow::Result<Usage> {
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let epoch = state.open.saturating_sub(1);
+    let nodes = if epoch == 0 { Vec::new() } else { reading::usage(facts, epoch).await? };
+    let tenants = match facts.query(Query::Tenants).await? {
+        Answer::Tenants(tenants) => tenants,
+        other => bail!("the facts answered {other:?}"),
+    };
+    let of_tenant = |tenant: makai_raft::facts::tenant::Tenant| TenantUsage {
+        name: tenant.name,
+        stored_bytes: tenant.used_bytes,
+        objects: tenant.used_objects,
+    };
+    let tenants = tenants.into_iter().map(of_tenant).collect();
+    Ok(Usage { epoch, epoch_ms: state.genesis.epoch_ms, nodes, tenants })
+}
+
+/// # Errors
+/// As [`overview`].
+pub async fn earnings(shell: &Shell) -> anyhow::Result<Earnings> {
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let epoch_ms = state.genesis.epoch_ms;
+    let Some(epoch) = newest_signed(facts, &state).await? else {
+        return Ok(Earnings { epoch: 0, epoch_ms, emission: Amount(0), nodes: Vec::new() });
+    };
+    let usage = reading::usage(facts, epoch.number).await?;
+    let map = shell.map.get();
+    let of_node = |account: NodeAccount| {
+        let component = |component: Component| ComponentEarnings {
+            component,
+            amount: account
+                .earned
+                .iter()
+                .find(|(of, _)| *of == component)
+                .map_or(Amount(0), |(_, amount)| *amount),
+            reasons: account
+                .reasons
+                .iter()
+                .filter(|(of, _)| *of == component)
+                .map(|(_, reason)| *reason)
+                .collect(),
+        };
+        let components: Vec<ComponentEarnings> = Component::ALL.into_iter().map(component).collect();
+        NodeEarnings {
+            node: account.node,
+            name: map.node(account.node).map(|node| node.name.clone()).unwrap_or_default(),
+            status: account.status,
+            status_since: account.status_since,
+            status_why: account.status_why.clone(),
+            earned: components.iter().fold(Amount(0), |sum, one| sum.plus(one.amount)),
+            components,
+            earned_total: account.earned_total,
+            held: account.held,
+            unassigned: account.unassigned,
+            usage: usage.iter().find(|usage| usage.node == account.node).cloned(),
+            account,
+        }
+    };
+    let nodes = reading::accounts(facts, epoch.number).await?.into_iter().map(of_node).collect();
+    let emission = state.genesis.emission.of_epoch(epoch.number);
+    Ok(Earnings { epoch: epoch.number, epoch_ms, emission, nodes })
+}
+
+/// The ledger as a file: its whole chain, and the facts of every epoch that is kept.
+///
+/// # Errors
+/// As [`overview`].
+pub async fn ledger(shell: &Shell) -> anyhow::Result<Bytes> {
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let mut epochs = Vec::new();
+    // The oldest may be forgotten while it is read.
+    let oldest = if state.kept_from > 1 { state.kept_from + 1 } else { 1 };
+    for number in oldest..=state.signed {
+        epochs.push(EpochFile {
+            epoch: reading::epoch(facts, number).await?,
+            usage: reading::usage(facts, number).await?,
+            accounts: reading::accounts(facts, number).await?,
+            leaves: reading::leaves(facts, number).await?,
+        });
+    }
+    // Read last, so that it holds every epoch above.
+    let file = LedgerFile { entries: reading::ledger(facts).await?, epochs };
+    Ok(Bytes::from(file.to_bytes()?))
+}

@@ -1,0 +1,203 @@
+//! `makai usage`, `makai earnings`, `makai why`: what was served, what it earned, and why not more.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use makai_raft::facts::accounts::{Amount, Component, Reason, Status};
+
+use super::remote::Target;
+use super::{human_bytes, print_json};
+use crate::accounts::api::{Earnings, NodeEarnings, Usage};
+
+const UNITS_PER_TOKEN: u128 = makai_ops::rewards::tokenomics::UNITS_PER_TOKEN;
+
+/// What nodes served and tenants stored, in the last full epoch
+#[derive(Debug, clap::Args)]
+pub struct UsageArgs {
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What each node earned in the last signed epoch, by what
+#[derive(Debug, clap::Args)]
+pub struct EarningsArgs {
+    /// Only this node: its name, or the beginning of its id
+    node: Option<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Why a node has the status it has, and why it earned what it earned
+#[derive(Debug, clap::Args)]
+pub struct WhyArgs {
+    /// Its name, or the beginning of its id
+    node: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Tokens with six digits behind the point, cut, never rounded up.
+#[must_use]
+pub fn tokens(amount: Amount) -> String {
+    let (whole, rest) = (amount.0 / UNITS_PER_TOKEN, amount.0 % UNITS_PER_TOKEN);
+    format!("{whole}.{:06}", rest / (UNITS_PER_TOKEN / 1_000_000))
+}
+
+pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
+    let usage: Usage = args.target.get("/api/v1/accounts/usage").await?;
+    if args.target.json {
+        print_json(&usage)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if usage.epoch == 0 {
+        println!("no epoch has ended yet; one takes {} s", usage.epoch_ms / 1000);
+    }
+    println!("epoch {} ({} s)", usage.epoch, usage.epoch_ms / 1000);
+    for node in &usage.nodes {
+        println!(
+            "  node {}  {:>12} stored {:>12} served {:>12} for repair  audits: {} passed, {} failed, {} unclear, {} unanswered",
+            &node.node.to_string()[..12],
+            human_bytes(node.stored_bytes),
+            human_bytes(node.egress_bytes),
+            human_bytes(node.repair_bytes),
+            node.audits_pass,
+            node.audits_fail,
+            node.audits_unknown,
+            node.audits_offline
+        );
+    }
+    for tenant in &usage.tenants {
+        println!(
+            "  tenant {:<24} {:>12} in {} objects",
+            tenant.name,
+            human_bytes(tenant.stored_bytes),
+            tenant.objects
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The nodes that a person means: one by name or beginning of its id, or all.
+fn select(earnings: Earnings, wanted: Option<&str>) -> anyhow::Result<Earnings> {
+    let Some(wanted) = wanted else { return Ok(earnings) };
+    if earnings.epoch == 0 {
+        bail!("no epoch is signed yet; one takes {} s", earnings.epoch_ms / 1000);
+    }
+    let is_it = |node: &NodeEarnings| node.name == wanted || node.node.to_string().starts_with(wanted);
+    let nodes: Vec<NodeEarnings> = earnings.nodes.into_iter().filter(is_it).collect();
+    match nodes.len() {
+        0 => bail!("no node has an account under {wanted:?}; see `makai earnings`"),
+        1 => Ok(Earnings { nodes, ..earnings }),
+        count => bail!("{wanted:?} means {count} nodes; give more of the id"),
+    }
+}
+
+pub async fn earnings(args: EarningsArgs) -> anyhow::Result<ExitCode> {
+    let earnings: Earnings = args.target.get("/api/v1/accounts/earnings").await?;
+    let earnings = select(earnings, args.node.as_deref())?;
+    if args.target.json {
+        print_json(&earnings)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "epoch {}: {} tokens could be earned by all together",
+        earnings.epoch,
+        tokens(earnings.emission)
+    );
+    for node in &earnings.nodes {
+        println!(
+            "{} {:<12} {:<10} {:>16} this epoch {:>16} ever {:>16} held back",
+            &node.node.to_string()[..12],
+            node.name,
+            status(node.status),
+            tokens(node.earned),
+            tokens(node.earned_total),
+            tokens(node.held)
+        );
+        for one in node.components.iter().filter(|one| one.amount > Amount(0)) {
+            println!("    {:<10} {:>16}", component(one.component), tokens(one.amount));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(status: Status) -> &'static str {
+    match status {
+        Status::Vetting => "vetting",
+        Status::Active => "active",
+        Status::Suspended => "suspended",
+    }
+}
+
+fn component(component: Component) -> &'static str {
+    match component {
+        Component::Storage => "storage",
+        Component::Egress => "egress",
+        Component::Compute => "compute",
+        Component::Lease => "lease",
+        Component::Verify => "verify",
+        Component::Lottery => "lottery",
+    }
+}
+
+fn reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NotFunded => "no share of the budget goes to it in this cluster",
+        Reason::NothingServed => "nothing was served",
+        Reason::AwaitingAudit => {
+            "no audit has passed since the bytes were last paid; they wait and are not lost"
+        }
+        Reason::AuditFailed => "an audit failed: bytes not yet paid are void; see the evidence",
+        Reason::AuditUnanswered => {
+            "audits went unanswered: bytes not yet paid are void; keep the node reachable"
+        }
+        Reason::Suspended => "the node is suspended: it earns nothing until its audits pass again",
+        Reason::Reputation => "its audit score lowers the share",
+        Reason::HeldBack => "a part is held back while the node is new, and released in months 15 and 24",
+        Reason::NoPayout => "it has no payout address: what it earns waits for one",
+        Reason::BelowDifficulty => {
+            "less was served by all than expected: the rest of the budget stays in the pool"
+        }
+    }
+}
+
+pub async fn why(args: WhyArgs) -> anyhow::Result<ExitCode> {
+    let earnings: Earnings = args.target.get("/api/v1/accounts/earnings").await?;
+    let earnings = select(earnings, Some(&args.node))?;
+    let node = earnings.nodes.first().context("no such node")?;
+    if args.target.json {
+        print_json(node)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("node {} {}", node.node, node.name);
+    println!("{} since epoch {}: {}", status(node.status), node.status_since, node.status_why);
+    for one in &node.components {
+        println!("{:<10} {:>16} in epoch {}", component(one.component), tokens(one.amount), earnings.epoch);
+        for one in &one.reasons {
+            println!("    {}", reason(*one));
+        }
+    }
+    match node.account.payout {
+        Some(payout) => println!("paid to {payout}"),
+        None => println!("no payout address; {} waits for one", tokens(node.unassigned)),
+    }
+    for evidence in node.usage.iter().flat_map(|usage| &usage.evidence) {
+        println!(
+            "evidence: blob {} shard {} leaf {} at {}: {}",
+            evidence.blob, evidence.shard, evidence.leaf, evidence.at, evidence.why
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_cut_and_never_rounded_up() {
+        assert_eq!(tokens(Amount(0)), "0.000000");
+        assert_eq!(tokens(Amount(1_999_999_999_999_999_999)), "1.999999");
+        assert_eq!(tokens(Amount(12 * UNITS_PER_TOKEN)), "12.000000");
+    }
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {AccessControl} from "@openzeppelin/contracts/access/AccessControl.sol";
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
+
+/// Pays for work: cumulative claims against roots that most signers signed.
+///
+/// Always: the sum of what is paid never exceeds the newest active total, totals never fall and never exceed the emission
+/// until their epoch, so that signers who all lie take at most what was emitted and not paid, and only after the window;
+/// a root that is disputed or revoked stops itself and those after it, never those before.
+contract Distributor is EIP712, AccessControl {
+    using SafeERC20 for IERC20;
+
+    struct Root {
+        bytes32 root;
+        bytes32 dataHash;
+        uint256 total;
+        uint64 epoch;
+        uint64 activeAt;
+        bool disabled;
+    }
+
+    /// What never changes.
+    struct Terms {
+        uint256 pool;
+        uint64 halvingEpochs;
+        uint64 window;
+        uint256 disputeBond;
+        address admin;
+        address guardian;
+    }
+
+    struct Opening {
+        bytes32 root;
+        uint64 epoch;
+        uint256 total;
+    }
+
+    struct Dispute {
+        address by;
+        uint256 bond;
+        bool open;
+    }
+
+    /// May revoke a root within its window.
+    bytes32 public constant GUARDIAN = keccak256("GUARDIAN");
+    bytes32 private constant EPOCH_ROOT =
+        keccak256("EpochRoot(uint64 epoch,bytes32 root,uint256 total,bytes32 dataHash,bytes32 prevRoot)");
+    uint64 public constant WINDOW_MAX = 30 days;
+
+    IERC20 public immutable token;
+    uint256 public immutable firstEmission;
+    uint64 public immutable halvingEpochs;
+    uint256 public immutable pool;
+    uint64 public immutable window;
+    uint256 public immutable disputeBond;
+
+    Root[] private _roots;
+    mapping(uint256 index => Dispute) public disputes;
+    mapping(address account => uint256) public claimed;
+    uint256 public totalClaimed;
+    address[] private _signers;
+    mapping(address signer => bool) public isSigner;
+    uint256 public threshold;
+
+    event Proposed(uint256 indexed index, uint64 indexed epoch, bytes32 root, uint256 total, bytes32 dataHash, uint64 activeAt);
+    event Disabled(uint256 indexed index);
+    event Disputed(uint256 indexed index, address indexed by, string reason);
+    event DisputeResolved(uint256 indexed index, bool upheld);
+    event Claimed(address indexed account, uint256 amount, uint256 cumulative);
+    event SignersChanged(address[] signers, uint256 threshold);
+
+    error AlreadyProposed(uint64 epoch);
+    error TotalFalls(uint256 total, uint256 before);
+    error OverEmission(uint256 total, uint256 allowed);
+    error NotEnoughSignatures(uint256 good, uint256 needed);
+    error NotActive(uint256 index);
+    error BadProof();
+    error NothingToClaim(address account);
+    error WindowOver(uint256 index);
+    error WrongDispute(uint256 index);
+    error BadSigners();
+    error NotADecrease();
+
+    constructor(IERC20 token_, Terms memory terms, address[] memory signers_, uint256 threshold_, Opening memory opening)
+        EIP712("MAKAI claims", "1")
+    {
+        if (terms.halvingEpochs == 0 || terms.window > WINDOW_MAX) revert BadSigners();
+        token = token_;
+        pool = terms.pool;
+        halvingEpochs = terms.halvingEpochs;
+        firstEmission = terms.pool / (2 * uint256(terms.halvingEpochs));
+        window = terms.window;
+        disputeBond = terms.disputeBond;
+        _grantRole(DEFAULT_ADMIN_ROLE, terms.admin);
+        _grantRole(GUARDIAN, terms.guardian);
+        _setSigners(signers_, threshold_);
+        // What an embedded ledger came to before: its accounts claim here from the first moment.
+        if (opening.root != bytes32(0)) {
+            _push(Root(opening.root, bytes32(0), opening.total, opening.epoch, uint64(block.timestamp), false));
+        }
+    }
+
+    /// Of the first `number` epochs together.
+    function emissionUntil(uint64 number) public view returns (uint256 sum) {
+        uint256 each = firstEmission;
+        uint64 left = number;
+        while (left > 0 && each > 0) {
+            uint64 epochs = left < halvingEpochs ? left : halvingEpochs;
+            sum += each * epochs;
+            left -= epochs;
+            each >>= 1;
+        }
+        if (sum > pool) sum = pool;
+    }
+
+    function roots(uint256 index) external view returns (Root memory) {
+        return _roots[index];
+    }
+
+    function rootCount() external view returns (uint256) {
+        return _roots.length;
+    }
+
+    function signers() external view returns (address[] memory) {
+        return _signers;
+    }
+
+    /// Anyone may bring what signers signed. `signatures` in ascending order of their signers.
+    function propose(uint64 epoch, bytes32 root, uint256 total, bytes32 dataHash, bytes[] calldata signatures) external {
+        (bool any, Root memory last) = _newest();
+        if (any && epoch <= last.epoch) revert AlreadyProposed(epoch);
+        if (any && total < last.total) revert TotalFalls(total, last.total);
+        uint256 allowed = emissionUntil(epoch);
+        if (total > allowed) revert OverEmission(total, allowed);
+        bytes32 digest = _hashTypedDataV4(
+            keccak256(abi.encode(EPOCH_ROOT, epoch, root, total, dataHash, any ? last.root : bytes32(0)))
+        );
+        uint256 good = 0;
+        address before = address(0);
+        for (uint256 i = 0; i < signatures.length; i++) {
+            (address signer, ECDSA.RecoverError fault,) = ECDSA.tryRecover(digest, signatures[i]);
+            if (fault == ECDSA.RecoverError.NoError && signer > before && isSigner[signer]) {
+                good++;
+                before = signer;
+            }
+        }
+        if (good < threshold) revert NotEnoughSignatures(good, threshold);
+        _push(Root(root, dataHash, total, epoch, uint64(block.timestamp) + window, false));
+    }
+
+    /// Pays what `account` may claim and has not. Anyone may ask: only the account is paid.
+    function claim(uint256 index, address account, uint256 cumulative, bytes32[] calldata proof) external returns (uint256 amount) {
+        if (!isActive(index)) revert NotActive(index);
+        bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(account, cumulative))));
+        if (!MerkleProof.verifyCalldata(proof, _roots[index].root, leaf)) revert BadProof();
+        uint256 paid = claimed[account];
+        uint256 due = cumulative > paid ? cumulative - paid : 0;
+        uint256 room = activeTotal() - totalClaimed;
+        amount = due < room ? due : room;
+        if (amount == 0) revert NothingToClaim(account);
+        claimed[account] = paid + amount;
+        totalClaimed += amount;
+        emit Claimed(account, amount, paid + amount);
+        token.safeTransfer(account, amount);
+    }
+
+    function isActive(uint256 index) public view returns (bool) {
+        return index < _roots.length && !_roots[index].disabled && block.timestamp >= _roots[index].activeAt && !disputes[index].open;
+    }
+
+    /// The total of the newest active root; never below what was paid.
+    function activeTotal() public view returns (uint256) {
+        for (uint256 i = _roots.length; i > 0; i--) {
+            if (isActive(i - 1)) return _roots[i - 1].total > totalClaimed ? _roots[i - 1].total : totalClaimed;
+        }
+        return totalClaimed;
+    }
+
+    /// Stops a root and all after it until the admin decides; the bond is lost where it was wrong.
+    function dispute(uint256 index, string calldata reason) external {
+        if (index >= _roots.length || block.timestamp >= _roots[index].activeAt) revert WindowOver(index);
+        if (disputes[index].by != address(0) || _roots[index].disabled) revert WrongDispute(index);
+        disputes[index] = Dispute(msg.sender, disputeBond, true);
+        emit Disputed(index, msg.sender, reason);
+        token.safeTransferFrom(msg.sender, address(this), disputeBond);
+        _disableFrom(index);
+    }
+
+    function resolve(uint256 index, bool upheld) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        Dispute storage found = disputes[index];
+        if (!found.open) revert WrongDispute(index);
+        found.open = false;
+        emit DisputeResolved(index, upheld);
+        if (upheld) {
+            token.safeTransfer(found.by, found.bond);
+        } else {
+            // The signers were right: the root counts after a window of its own. The bond stays for miners.
+            _roots[index].disabled = false;
+            _roots[index].activeAt = uint64(block.timestamp) + window;
+        }
+    }
+
+    function revoke(uint256 index) external onlyRole(GUARDIAN) {
+        if (index >= _roots.length || block.timestamp >= _roots[index].activeAt) revert WindowOver(index);
+        _disableFrom(index);
+    }
+
+    /// A leaf that is smaller in a later root needs no judge: two proofs stop that root while it waits.
+    function disputeDecrease(
+        uint256 older,
+        uint256 newer,
+        address account,
+        uint256 was,
+        bytes32[] calldata wasProof,
+        uint256 becomes,
+        bytes32[] calldata becomesProof
+    ) external {
+        if (block.timestamp >= _roots[newer].activeAt) revert WindowOver(newer);
+        bytes32 wasLeaf = keccak256(bytes.concat(keccak256(abi.encode(account, was))));
+        bytes32 becomesLeaf = keccak256(bytes.concat(keccak256(abi.encode(account, becomes))));
+        bool proved = older < newer && becomes < was && MerkleProof.verifyCalldata(wasProof, _roots[older].root, wasLeaf)
+            && MerkleProof.verifyCalldata(becomesProof, _roots[newer].root, becomesLeaf);
+        if (!proved || _roots[older].disabled) revert NotADecrease();
+        _disableFrom(newer);
+    }
+
+    function setSigners(address[] calldata signers_, uint256 threshold_) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        for (uint256 i = 0; i < _signers.length; i++) isSigner[_signers[i]] = false;
+        _setSigners(signers_, threshold_);
+    }
+
+    function _setSigners(address[] memory signers_, uint256 threshold_) private {
+        if (threshold_ <= signers_.length / 2 || threshold_ > signers_.length) revert BadSigners();
+        for (uint256 i = 0; i < signers_.length; i++) {
+            if (signers_[i] == address(0) || isSigner[signers_[i]]) revert BadSigners();
+            isSigner[signers_[i]] = true;
+        }
+        _signers = signers_;
+        threshold = threshold_;
+        emit SignersChanged(signers_, threshold_);
+    }
+
+    function _newest() private view returns (bool, Root memory) {
+        for (uint256 i = _roots.length; i > 0; i--) {
+            if (!_roots[i - 1].disabled) return (true, _roots[i - 1]);
+        }
+        return (false, Root(0, 0, 0, 0, 0, false));
+    }
+
+    function _push(Root memory root) private {
+        _roots.push(root);
+        emit Proposed(_roots.length - 1, root.epoch, root.root, root.total, root.dataHash, root.activeAt);
+    }
+
+    function _disableFrom(uint256 index) private {
+        for (uint256 i = index; i < _roots.length; i++) {
+            if (!_roots[i].disabled) {
+                _roots[i].disabled = true;
+                emit Disabled(i);
+            }
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! One epoch: what each node earned, by which component, and what may be claimed after it.
+//!
+//! Per component: `budget · s · R / max(Σ s · R, D)`, rounded down, where `s` is what was served and verified, `R` what the
+//! node's reputation leaves, and `D` what was expected to be served. What is not paid stays in the pool.
+//!
+//! Storage is credited from one audit that passed to the next: bytes held meanwhile wait in the account, a failed or
+//! unanswered audit voids them. So a node that dropped data earns nothing for it, whatever it says.
+
+use std::collections::BTreeMap;
+
+use makai_erasure::NodeId;
+use makai_raft::facts::accounts::{Address, Amount, Component, Leaf, NodeAccount, NodeUsage, Reason, Status};
+
+use super::fixed::{PPM, exp2_neg, mul_div, scale, scale_rest};
+use super::tokenomics::{MONTH_MS, Tokenomics};
+use crate::reputation::{self, multiplier_ppm, score_ppm};
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Storage is weighed in KiB-seconds, so that a million nodes' weights fit.
+const BYTE_MS_PER_WEIGHT: u128 = 1024 * 1000;
+
+/// What an epoch is computed from: agreed facts, and nothing else.
+#[derive(Debug, Clone)]
+pub struct Inputs<'a> {
+    pub table: &'a Tokenomics,
+    pub epoch: u64,
+    pub epoch_ms: u64,
+    /// By node, ascending.
+    pub usage: &'a [NodeUsage],
+    /// Accounts and leaves after the epoch before; ascending.
+    pub accounts: &'a [NodeAccount],
+    pub leaves: &'a [Leaf],
+    /// As the epoch before expected; empty: nothing is expected yet.
+    pub difficulty: &'a [(Component, Amount)],
+}
+
+/// What follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// By node, ascending.
+    pub accounts: Vec<NodeAccount>,
+    /// By address, ascending.
+    pub leaves: Vec<Leaf>,
+    /// Sum of the leaves.
+    pub total: Amount,
+    /// Earned in this epoch by all.
+    pub earned: Amount,
+    /// Expected of the next epoch.
+    pub difficulty: Vec<(Component, Amount)>,
+}
+
+/// An account before its first epoch.
+#[must_use]
+pub fn new_account(node: NodeId, table: &Tokenomics, epoch: u64) -> NodeAccount {
+    NodeAccount {
+        node,
+        payout: None,
+        first_epoch: epoch,
+        status: Status::Vetting,
+        status_since: epoch,
+        status_why: String::new(),
+        alpha_ppm: table.reputation.alpha_first.saturating_mul(PPM),
+        beta_ppm: 0,
+        unknown_alpha_ppm: 0,
+        unknown_beta_ppm: 0,
+        audits: 0,
+        consecutive_fails: 0,
+        failed_epochs: 0,
+        pending_byte_ms: 0,
+        power_mut: 0,
+        earned: Vec::new(),
+        reasons: Vec::new(),
+        earned_total: Amount(0),
+        held: Amount(0),
+        unassigned: Amount(0),
+    }
+}
+
+/// Computes an epoch. O(nodes · log nodes).
+#[must_use]
+pub fn settle(inputs: &Inputs<'_>) -> Outcome {
+    let table = inputs.table;
+    let mut accounts: BTreeMap<NodeId, NodeAccount> =
+        inputs.accounts.iter().map(|account| (account.node, account.clone())).collect();
+    for account in accounts.values_mut() {
+        account.earned.clear();
+        account.reasons.clear();
+    }
+    // Verified work by component, of those who may earn.
+    let mut scores: BTreeMap<Component, Vec<(NodeId, u128)>> = BTreeMap::new();
+    for usage in inputs.usage {
+        let account =
+            accounts.entry(usage.node).or_insert_with(|| new_account(usage.node, table, inputs.epoch));
+        account.payout = usage.payout.or(account.payout);
+        reputation::update(account, usage, table, inputs.epoch, inputs.epoch_ms);
+        for (component, score) in weigh(account, usage, table, inputs.epoch_ms) {
+            scores.entry(component).or_default().push((usage.node, score));
+        }
+    }
+    let emission = table.emission().of_epoch(inputs.epoch);
+    let mut difficulty = Vec::new();
+    for component in Component::ALL {
+        let scores = scores.remove(&component).unwrap_or_default();
+        let served = scores.iter().fold(0u128, |sum, (_, score)| sum.saturating_add(*score));
+        let expected = inputs.difficulty.iter().find(|(of, _)| *of == component).map(|(_, value)| value.0);
+        let divisor = served.max(expected.unwrap_or(0));
+        let budget = table.budget(emission, component);
+        for (node, score) in scores {
+            let Some(account) = accounts.get_mut(&node) else { continue };
+            let share = Amount(mul_div(budget.0, score, divisor));
+            account.earned.push((component, share));
+            if divisor > served && share > Amount(0) {
+                account.reasons.push((component, Reason::BelowDifficulty));
+            }
+        }
+        let next = next_difficulty(expected, served, table.difficulty_half_life_epochs);
+        difficulty.push((component, Amount(next)));
+    }
+    let mut leaves: BTreeMap<Address, Amount> =
+        inputs.leaves.iter().map(|leaf| (leaf.payout, leaf.cumulative)).collect();
+    let mut earned = Amount(0);
+    for account in accounts.values_mut() {
+        earned = earned.plus(release(account, table, inputs.epoch, inputs.epoch_ms, &mut leaves));
+    }
+    let leaves: Vec<Leaf> =
+        leaves.into_iter().map(|(payout, cumulative)| Leaf { payout, cumulative }).collect();
+    let total = leaves.iter().fold(Amount(0), |sum, leaf| sum.plus(leaf.cumulative));
+    Outcome { accounts: accounts.into_values().collect(), leaves, total, earned, difficulty }
+}
+
+/// What a node's verified work weighs, component by component; notes why it is nothing or less.
+fn weigh(
+    account: &mut NodeAccount,
+    usage: &NodeUsage,
+    table: &Tokenomics,
+    epoch_ms: u64,
+) -> Vec<(Component, u128)> {
+    let stored = credit_storage(account, usage);
+    let power = credit_power(account, usage, table, epoch_ms);
+    let score = score_ppm(account.alpha_ppm, account.beta_ppm);
+    let trust = multiplier_ppm(&table.reputation, score);
+    let mut weights = Vec::new();
+    for component in Component::ALL {
+        let served = match component {
+            Component::Storage => stored / BYTE_MS_PER_WEIGHT,
+            Component::Egress => u128::from(usage.egress_bytes).saturating_add(usage.repair_bytes.into()),
+            Component::Compute => power,
+            Component::Lease | Component::Verify | Component::Lottery => 0,
+        };
+        let is_funded = table.split_bp.get(&component).is_some_and(|share| *share > 0);
+        let has_reason = account.reasons.iter().any(|(of, _)| *of == component);
+        if !is_funded {
+            account.reasons.push((component, Reason::NotFunded));
+        } else if account.status == Status::Suspended {
+            account.reasons.push((component, Reason::Suspended));
+        } else if served == 0 {
+            if !has_reason {
+                account.reasons.push((component, Reason::NothingServed));
+            }
+        } else {
+            if trust < PPM {
+                account.reasons.push((component, Reason::Reputation));
+            }
+            weights.push((component, mul_div(served, trust.into(), PPM.into())));
+        }
+    }
+    weights
+}
+
+/// Byte-milliseconds that an audit covers now.
+fn credit_storage(account: &mut NodeAccount, usage: &NodeUsage) -> u128 {
+    let waiting = account.pending_byte_ms.saturating_add(usage.storage_byte_ms);
+    let (credited, left, reason) = if usage.audits_fail > 0 {
+        (0, 0, Some(Reason::AuditFailed))
+    } else if usage.audits_offline > 0 {
+        (0, 0, Some(Reason::AuditUnanswered))
+    } else if usage.audits_pass > 0 {
+        (waiting, 0, None)
+    } else {
+        (0, waiting, (waiting > 0).then_some(Reason::AwaitingAudit))
+    };
+    account.pending_byte_ms = left;
+    account.reasons.extend(reason.filter(|_| waiting > 0).map(|reason| (Component::Storage, reason)));
+    credited
+}
+
+/// Effective computing power: an average a day that halves in each half-life without work.
+fn credit_power(account: &mut NodeAccount, usage: &NodeUsage, table: &Tokenomics, epoch_ms: u64) -> u128 {
+    let half_life_ms = u128::from(table.power_half_life_days) * u128::from(DAY_MS);
+    let kept = exp2_neg(epoch_ms.into(), half_life_ms);
+    let daily = mul_div(usage.work_mut.into(), DAY_MS.into(), u128::from(epoch_ms.max(1)));
+    let power = scale(account.power_mut.into(), kept).saturating_add(scale_rest(daily, kept));
+    account.power_mut = u64::try_from(power).unwrap_or(u64::MAX);
+    power
+}
+
+/// Follows what is served with a half-life, by at most a quarter an epoch.
+fn next_difficulty(expected: Option<u128>, served: u128, half_life_epochs: u64) -> u128 {
+    let Some(expected) = expected.filter(|expected| *expected > 0) else { return served };
+    let kept = exp2_neg(1, half_life_epochs.into());
+    let next = scale(expected, kept).saturating_add(scale_rest(served, kept));
+    next.clamp(expected - expected / 4, expected.saturating_add(expected / 4))
+}
+
+/// Holds back, releases, and adds to the leaf of the node's address. Returns what it earned in this epoch.
+fn release(
+    account: &mut NodeAccount,
+    table: &Tokenomics,
+    epoch: u64,
+    epoch_ms: u64,
+    leaves: &mut BTreeMap<Address, Amount>,
+) -> Amount {
+    let earned = account.earned.iter().fold(Amount(0), |sum, (_, amount)| sum.plus(*amount));
+    account.earned_total = account.earned_total.plus(earned);
+    let age_ms = epoch.saturating_sub(account.first_epoch).saturating_mul(epoch_ms);
+    let held = Amount(mul_div(earned.0, table.holdback_pct(age_ms).into(), 100));
+    if held > Amount(0) {
+        let worked = account.earned.iter().filter(|(_, amount)| *amount > Amount(0));
+        account.reasons.extend(worked.map(|(component, _)| (*component, Reason::HeldBack)));
+    }
+    account.held = account.held.plus(held);
+    let month = |age_ms: u64| age_ms / MONTH_MS;
+    let (now, before) = (month(age_ms), month(age_ms.saturating_sub(epoch_ms)));
+    let [first, last] = table.holdback_release_months.map(u64::from);
+    let matured = match now {
+        now if now >= last => account.held,
+        now if now >= first && before < first => Amount(account.held.0 / 2),
+        _ => Amount(0),
+    };
+    account.held = account.held.minus(matured);
+    let released = earned.minus(held).plus(matured).plus(account.unassigned);
+    match account.payout {
+        Some(payout) if released > Amount(0) => {
+            let leaf = leaves.entry(payout).or_default();
+            *leaf = leaf.plus(released);
+            account.unassigned = Amount(0);
+        }
+        Some(_) => {}
+        None => {
+            account.unassigned = released;
+            let worked = account.earned.iter().filter(|(_, amount)| *amount > Amount(0));
+            account.reasons.extend(worked.map(|(component, _)| (*component, Reason::NoPayout)));
+        }
+    }
+    account.reasons.sort_unstable();
+    account.reasons.dedup();
+    earned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EPOCH_MS: u64 = 3_600_000;
+
+    fn table() -> Tokenomics {
+        Tokenomics::profile("makai", EPOCH_MS).unwrap()
+    }
+
+    fn usage(id: u8, storage_byte_ms: u128, pass: u32, fail: u32) -> NodeUsage {
+        NodeUsage {
+            payout: Some(Address([id; 20])),
+            storage_byte_ms,
+            audits_pass: pass,
+            audits_fail: fail,
+            ..NodeUsage::of(NodeId([id; 32]))
+        }
+    }
+
+    fn run(table: &Tokenomics, epoch: u64, usage: &[NodeUsage], before: Option<&Outcome>) -> Outcome {
+        settle(&Inputs {
+            table,
+            epoch,
+            epoch_ms: EPOCH_MS,
+            usage,
+            accounts: before.map_or(&[], |before| &before.accounts),
+            leaves: before.map_or(&[], |before| &before.leaves),
+            difficulty: before.map_or(&[], |before| &before.difficulty),
+        })
+    }
+
+    fn of(outcome: &Outcome, id: u8) -> &NodeAccount {
+        outcome.accounts.iter().find(|account| account.node == NodeId([id; 32])).unwrap()
+    }
+
+    fn earned(outcome: &Outcome, id: u8, component: Component) -> u128 {
+        of(outcome, id).earned.iter().find(|(of, _)| *of == component).map_or(0, |(_, amount)| amount.0)
+    }
+
+    fn has_reason(outcome: &Outcome, id: u8, component: Component, reason: Reason) -> bool {
+        of(outcome, id).reasons.contains(&(component, reason))
+    }
+
+    #[test]
+    fn shares_follow_what_was_stored_and_audited() {
+        let table = table();
+        let kib_s = 1024 * 1000;
+        let done = run(&table, 1, &[usage(1, 300 * kib_s, 1, 0), usage(2, 100 * kib_s, 1, 0)], None);
+        let budget = table.budget(table.emission().of_epoch(1), Component::Storage).0;
+        assert_eq!(earned(&done, 1, Component::Storage), budget * 3 / 4);
+        assert_eq!(earned(&done, 2, Component::Storage), budget / 4);
+        // Three quarters are held back in the first month; the rest can be claimed.
+        assert_eq!(of(&done, 1).held.0, budget * 3 / 4 * 3 / 4);
+        let claim = done.leaves.iter().find(|leaf| leaf.payout == Address([1; 20])).unwrap();
+        assert_eq!(claim.cumulative.0 + of(&done, 1).held.0, earned(&done, 1, Component::Storage));
+    }
+
+    #[test]
+    fn bytes_wait_for_an_audit_and_a_failure_voids_them() {
+        let table = table();
+        let (mine, other) = (1_000_000_000_000, usage(9, 1_000_000_000_000, 1, 0));
+        let first = run(&table, 1, &[usage(1, mine, 0, 0), other.clone()], None);
+        assert_eq!(earned(&first, 1, Component::Storage), 0);
+        assert!(has_reason(&first, 1, Component::Storage, Reason::AwaitingAudit));
+        let passed = run(&table, 2, &[usage(1, mine, 1, 0), other.clone()], Some(&first));
+        let failed = run(&table, 2, &[usage(1, mine, 3, 1), other.clone()], Some(&first));
+        assert_eq!(of(&passed, 1).pending_byte_ms, 0);
+        assert!(earned(&passed, 1, Component::Storage) > earned(&passed, 9, Component::Storage) * 19 / 10);
+        assert_eq!(earned(&failed, 1, Component::Storage), 0);
+        assert!(has_reason(&failed, 1, Component::Storage, Reason::AuditFailed));
+        let later = run(&table, 3, &[usage(1, mine, 1, 0), other], Some(&failed));
+        assert_eq!(of(&later, 1).pending_byte_ms, 0, "what the failure voided is gone");
+    }
+
+    #[test]
+    fn a_node_without_an_address_loses_nothing() {
+        let table = table();
+        let without = NodeUsage { payout: None, ..usage(1, 1 << 40, 1, 0) };
+        let first = run(&table, 1, &[without], None);
+        assert!(first.leaves.is_empty() && of(&first, 1).unassigned > Amount(0));
+        let second = run(&table, 2, &[usage(1, 1 << 40, 1, 0)], Some(&first));
+        assert_eq!(of(&second, 1).unassigned, Amount(0));
+        assert!(second.total.0 > of(&first, 1).unassigned.0);
+    }
+
+    #[test]
+    fn what_was_held_back_comes_in_two_parts() {
+        let table = table();
+        let month_epochs = MONTH_MS / EPOCH_MS;
+        let mut state = run(&table, 1, &[usage(1, 1 << 40, 1, 0)], None);
+        let held = of(&state, 1).held;
+        state = run(&table, 1 + 15 * month_epochs, &[usage(1, 0, 1, 0)], Some(&state));
+        assert_eq!(of(&state, 1).held.0, held.0 - held.0 / 2);
+        state = run(&table, 1 + 24 * month_epochs, &[usage(1, 0, 1, 0)], Some(&state));
+        assert_eq!(of(&state, 1).held, Amount(0));
+        assert_eq!(state.total, of(&state, 1).earned_total);
+    }
+
+    /// 200 ut a day for sixty days, then a week of nothing: vectors of the rule.
+    #[test]
+    fn power_follows_its_half_life() {
+        let table = Tokenomics::profile("makai", DAY_MS).unwrap();
+        let mut account = new_account(NodeId([1; 32]), &table, 1);
+        let worked = NodeUsage { work_mut: 200_000, ..NodeUsage::of(NodeId([1; 32])) };
+        for _ in 0..60 {
+            credit_power(&mut account, &worked, &table, DAY_MS);
+        }
+        assert!(account.power_mut.abs_diff(199_474) <= 1, "{}", account.power_mut);
+        for _ in 0..7 {
+            credit_power(&mut account, &NodeUsage::of(NodeId([1; 32])), &table, DAY_MS);
+        }
+        assert!(account.power_mut.abs_diff(99_737) <= 1, "{}", account.power_mut);
+    }
+
+    #[test]
+    fn difficulty_moves_by_a_quarter_at_most() {
+        assert_eq!(next_difficulty(None, 70, 7), 70);
+        assert_eq!(next_difficulty(Some(1000), 0, 1), 750);
+        assert_eq!(next_difficulty(Some(1000), u128::MAX / 2, 7), 1250);
+        assert_eq!(next_difficulty(Some(1000), 1000, 7), 1000);
+    }
+
+    proptest! {
+        /// Over any history: what is earned fits the emission, claims never fall, money is neither made nor lost, and
+        /// every zero has its reason.
+        #[test]
+        fn money_is_conserved(
+            epochs in proptest::collection::vec(
+                proptest::collection::vec((0u8..6, 0u128..1 << 60, 0u64..1 << 40, 0u64..1 << 30, 0u32..3, 0u32..7, 0u32..2, any::<bool>()), 0..6),
+                1..8,
+            ),
+        ) {
+            let table = table();
+            let mut state: Option<Outcome> = None;
+            for (number, rows) in (1u64..).zip(epochs) {
+                let mut by_node = BTreeMap::new();
+                for (id, storage, egress, work_mut, pass, fail, offline, has_payout) in rows {
+                    by_node.insert(id, NodeUsage {
+                        payout: has_payout.then_some(Address([id / 2; 20])),
+                        egress_bytes: egress,
+                        work_mut,
+                        audits_offline: offline,
+                        ..usage(id, storage, pass, fail / 5)
+                    });
+                }
+                let rows: Vec<NodeUsage> = by_node.into_values().collect();
+                let next = run(&table, number, &rows, state.as_ref());
+                prop_assert!(next.earned <= table.emission().of_epoch(number));
+                prop_assert!(next.total <= table.emission().until(number));
+                let parts = next.accounts.iter().fold(next.total.0, |sum, account| {
+                    sum + account.held.0 + account.unassigned.0
+                });
+                let earned = next.accounts.iter().fold(0, |sum, account| sum + account.earned_total.0);
+                prop_assert_eq!(parts, earned);
+                for old in state.iter().flat_map(|state| &state.leaves) {
+                    let new = next.leaves.iter().find(|leaf| leaf.payout == old.payout);
+                    prop_assert!(new.is_some_and(|new| new.cumulative >= old.cumulative));
+                }
+                for row in &rows {
+                    let account = next.accounts.iter().find(|account| account.node == row.node).unwrap();
+                    for component in Component::ALL {
+                        let is_paid = account.earned.iter().any(|(of, amount)| *of == component && amount.0 > 0);
+                        let is_told = account.reasons.iter().any(|(of, _)| *of == component);
+                        prop_assert!(is_paid || is_told, "{component:?} of {account:?}");
+                    }
+                }
+                prop_assert_eq!(&run(&table, number, &rows, state.as_ref()), &next);
+                state = Some(next);
+            }
+        }
+    }
+}
