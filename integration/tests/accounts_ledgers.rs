@@ -37,9 +37,22 @@ struct Vectors {
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 enum Step {
-    Advance { ms: u64 },
-    Propose { epoch: u64, total: Option<Amount>, leaves: Vec<(String, Amount)>, signed_by: Vec<u8>, expect: String },
-    Claim { epoch: u64, who: String, cumulative: Option<Amount>, expect: String },
+    Advance {
+        ms: u64,
+    },
+    Propose {
+        epoch: u64,
+        total: Option<Amount>,
+        leaves: Vec<(String, Amount)>,
+        signed_by: Vec<u8>,
+        expect: String,
+    },
+    Claim {
+        epoch: u64,
+        who: String,
+        cumulative: Option<Amount>,
+        expect: String,
+    },
 }
 
 /// The machine alone, with a clock.
@@ -98,7 +111,13 @@ impl Embedded {
     }
 
     /// Seals epochs until `epoch` may be computed, proposes, lets signers sign. What comes of it, in the vectors' words.
-    fn propose(&mut self, epoch: u64, leaves: Vec<Leaf>, total: Option<Amount>, signers: &[ClaimKey]) -> String {
+    fn propose(
+        &mut self,
+        epoch: u64,
+        leaves: Vec<Leaf>,
+        total: Option<Amount>,
+        signers: &[ClaimKey],
+    ) -> String {
         while self.sealed < epoch {
             self.now.0 += self.epoch_ms;
             self.sealed += 1;
@@ -224,7 +243,8 @@ fn the_embedded_ledger_does_what_the_vectors_say() -> anyhow::Result<()> {
                 continue;
             }
             Step::Propose { epoch, total, leaves, signed_by, expect } => {
-                let leaf = |(who, cumulative): (String, Amount)| Leaf { payout: vectors.accounts[&who], cumulative };
+                let leaf =
+                    |(who, cumulative): (String, Amount)| Leaf { payout: vectors.accounts[&who], cumulative };
                 let leaves = leaves.into_iter().map(leaf).collect();
                 let keys: Vec<ClaimKey> = signed_by.into_iter().map(key).collect::<anyhow::Result<_>>()?;
                 (ledger.propose(epoch, leaves, total, &keys), expect)
