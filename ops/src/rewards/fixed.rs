@@ -89,16 +89,16 @@ pub fn exp2_neg(numerator: u128, denominator: u128) -> u64 {
     (value >> whole) as u64
 }
 
-/// value · fraction, where `fraction` has [`FRACTION_BITS`] behind the point.
+/// before · kept + now · (1 − kept), where `kept` has [`FRACTION_BITS`] behind the point; between the two, and each of them
+/// where they are equal.
 #[must_use]
-pub fn scale(value: u128, fraction: u64) -> u128 {
-    mul_div(value, u128::from(fraction), u128::from(ONE))
-}
-
-/// value · (1 − fraction).
-#[must_use]
-pub fn scale_rest(value: u128, fraction: u64) -> u128 {
-    mul_div(value, u128::from(ONE.saturating_sub(fraction)), u128::from(ONE))
+pub fn blend(before: u128, now: u128, kept: u64) -> u128 {
+    let (one, kept) = (u128::from(ONE), u128::from(kept.min(ONE)));
+    if before >= now {
+        now + mul_div(before - now, kept, one)
+    } else {
+        before + mul_div(now - before, one - kept, one)
+    }
 }
 
 #[cfg(test)]

@@ -11,13 +11,16 @@ use std::collections::BTreeMap;
 use makai_erasure::NodeId;
 use makai_raft::facts::accounts::{Address, Amount, Component, Leaf, NodeAccount, NodeUsage, Reason, Status};
 
-use super::fixed::{PPM, exp2_neg, mul_div, scale, scale_rest};
+use super::fixed::{PPM, blend, exp2_neg, mul_div};
 use super::tokenomics::{MONTH_MS, Tokenomics};
 use crate::reputation::{self, multiplier_ppm, score_ppm};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Storage is weighed in KiB-seconds, so that a million nodes' weights fit.
 const BYTE_MS_PER_WEIGHT: u128 = 1024 * 1000;
+
+/// Billionths in a thousandth.
+const NUT_PER_MUT: u128 = 1_000_000;
 
 /// What an epoch is computed from: agreed facts, and nothing else.
 #[derive(Debug, Clone)]
@@ -67,7 +70,7 @@ pub fn new_account(node: NodeId, table: &Tokenomics, epoch: u64) -> NodeAccount 
         consecutive_fails: 0,
         failed_epochs: 0,
         pending_byte_ms: 0,
-        power_mut: 0,
+        power_nut: 0,
         earned: Vec::new(),
         reasons: Vec::new(),
         earned_total: Amount(0),
@@ -188,17 +191,18 @@ fn credit_storage(account: &mut NodeAccount, usage: &NodeUsage) -> u128 {
 fn credit_power(account: &mut NodeAccount, usage: &NodeUsage, table: &Tokenomics, epoch_ms: u64) -> u128 {
     let half_life_ms = u128::from(table.power_half_life_days) * u128::from(DAY_MS);
     let kept = exp2_neg(epoch_ms.into(), half_life_ms);
-    let daily = mul_div(usage.work_mut.into(), DAY_MS.into(), u128::from(epoch_ms.max(1)));
-    let power = scale(account.power_mut.into(), kept).saturating_add(scale_rest(daily, kept));
-    account.power_mut = u64::try_from(power).unwrap_or(u64::MAX);
-    power
+    let work_nut = u128::from(usage.work_mut) * NUT_PER_MUT;
+    let daily = mul_div(work_nut, DAY_MS.into(), u128::from(epoch_ms.max(1)));
+    let power = blend(account.power_nut.into(), daily, kept);
+    account.power_nut = u64::try_from(power).unwrap_or(u64::MAX);
+    account.power_nut.into()
 }
 
 /// Follows what is served with a half-life, by at most a quarter an epoch.
 fn next_difficulty(expected: Option<u128>, served: u128, half_life_epochs: u64) -> u128 {
     let Some(expected) = expected.filter(|expected| *expected > 0) else { return served };
     let kept = exp2_neg(1, half_life_epochs.into());
-    let next = scale(expected, kept).saturating_add(scale_rest(served, kept));
+    let next = blend(expected, served, kept);
     next.clamp(expected - expected / 4, expected.saturating_add(expected / 4))
 }
 
@@ -356,11 +360,11 @@ mod tests {
         for _ in 0..60 {
             credit_power(&mut account, &worked, &table, DAY_MS);
         }
-        assert!(account.power_mut.abs_diff(199_474) <= 1, "{}", account.power_mut);
+        assert!((account.power_nut / 1_000_000).abs_diff(199_474) <= 1, "{}", account.power_nut);
         for _ in 0..7 {
             credit_power(&mut account, &NodeUsage::of(NodeId([1; 32])), &table, DAY_MS);
         }
-        assert!(account.power_mut.abs_diff(99_737) <= 1, "{}", account.power_mut);
+        assert!((account.power_nut / 1_000_000).abs_diff(99_737) <= 1, "{}", account.power_nut);
     }
 
     #[test]

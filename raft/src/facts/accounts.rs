@@ -378,8 +378,8 @@ pub struct NodeAccount {
     pub failed_epochs: u32,
     /// Byte-milliseconds not yet covered by an audit that passed.
     pub pending_byte_ms: u128,
-    /// Effective computing power, in thousandths of a ut a day.
-    pub power_mut: u64,
+    /// Effective computing power, in billionths of a ut a day: fine enough that rounding does not add up.
+    pub power_nut: u64,
     /// Earned in this epoch, by component, before anything is held back.
     pub earned: Vec<(Component, Amount)>,
     pub reasons: Vec<(Component, Reason)>,
