@@ -131,15 +131,23 @@ contract Distributor is EIP712, AccessControl {
         return _signers;
     }
 
-    /// Anyone may bring what signers signed. `signatures` in ascending order of their signers.
-    function propose(uint64 epoch, bytes32 root, uint256 total, bytes32 dataHash, bytes[] calldata signatures) external {
+    /// Anyone may bring what signers signed. `signatures` in ascending order of their signers. Epochs may be left out: the
+    /// later root holds all that the earlier ones held. `prevRoot` is the signers' own root before, posted or not.
+    function propose(
+        uint64 epoch,
+        bytes32 root,
+        uint256 total,
+        bytes32 dataHash,
+        bytes32 prevRoot,
+        bytes[] calldata signatures
+    ) external {
         (bool any, Root memory last) = _newest();
         if (any && epoch <= last.epoch) revert AlreadyProposed(epoch);
         if (any && total < last.total) revert TotalFalls(total, last.total);
         uint256 allowed = emissionUntil(epoch);
         if (total > allowed) revert OverEmission(total, allowed);
         bytes32 digest = _hashTypedDataV4(
-            keccak256(abi.encode(EPOCH_ROOT, epoch, root, total, dataHash, any ? last.root : bytes32(0)))
+            keccak256(abi.encode(EPOCH_ROOT, epoch, root, total, dataHash, prevRoot))
         );
         uint256 good = 0;
         address before = address(0);

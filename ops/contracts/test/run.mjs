@@ -99,7 +99,7 @@ try {
       const by = step.signed_by.map((seed) => seedKey(seed)).sort((a, b) => (BigInt(a.address) < BigInt(b.address) ? -1 : 1));
       const signatures = [];
       for (const signer of by) signatures.push(await signer.signTypedData(domain, types, message));
-      const done = await outcome(bound("propose", [step.epoch, root, total, message.dataHash, signatures]));
+      const done = await outcome(bound("propose", [step.epoch, root, total, message.dataHash, prevRoot, signatures]));
       got = done.error ?? "ok";
       if (!done.error) {
         posted.set(step.epoch, { index: posted.size, leaves: step.leaves });

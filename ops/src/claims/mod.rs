@@ -12,12 +12,14 @@
 //! | [`compute`]   | an epoch's result from its facts: what a voter does before it signs        |
 //! | [`file`]      | the ledger as a file                                                      |
 //! | [`check`]     | what such a file must fulfil                                              |
+//! | [`evm`]         | calls of the contract, and transactions that carry them                    |
 //!
 //! Always: a voter signs only what it computed itself; the signature binds usage, accounts, the ledger's chain and the
 //! root before; a changed bit of the file is found.
 
 pub mod check;
 pub mod compute;
+pub mod evm;
 pub mod file;
 pub mod statement;
 pub mod tree;
