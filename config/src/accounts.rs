@@ -44,11 +44,38 @@ pub enum LedgerKind {
     /// In the cluster's own facts, hash-chained: needs nothing else.
     #[default]
     Embedded,
+    /// On an EVM chain, in the contract `Distributor`.
+    Evm,
 }
 
-/// `[ledger]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// `[ledger]`: taken, as far as signatures depend on it, when the accounts open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LedgerConfig {
     pub kind: LedgerKind,
+    /// JSON-RPC endpoints (`http://`), asked in this order. A node of one's own, or one behind a local TLS proxy.
+    pub rpc: Vec<String>,
+    pub chain_id: u64,
+    /// Address of the contract: signatures are for it alone.
+    pub distributor: String,
+    /// Blocks on top of a transaction until it counts as final, its own included.
+    pub finality_depth: u64,
+    /// Nothing is sent while gas costs more: later roots hold what earlier ones held.
+    pub fee_cap_gwei: u64,
+    /// A root is posted when so many epochs are over since the last one. At most as many as the facts keep: 8.
+    pub post_every_epochs: u64,
+}
+
+impl Default for LedgerConfig {
+    fn default() -> Self {
+        Self {
+            kind: LedgerKind::Embedded,
+            rpc: Vec::new(),
+            chain_id: 0,
+            distributor: String::new(),
+            finality_depth: 12,
+            fee_cap_gwei: 100,
+            post_every_epochs: 4,
+        }
+    }
 }

@@ -247,6 +247,9 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("accounts.challenge_secs", accounts.challenge_secs, 0..=30 * DAY_SECS);
     within("accounts.payout_cooldown_secs", accounts.payout_cooldown_secs, 0..=YEAR_SECS);
     within("accounts.audit_leaves_per_day", accounts.audit_leaves_per_day.into(), 1..=1_000_000);
+    within("ledger.finality_depth", config.ledger.finality_depth, 1..=100_000);
+    within("ledger.fee_cap_gwei", config.ledger.fee_cap_gwei, 1..=1_000_000);
+    within("ledger.post_every_epochs", config.ledger.post_every_epochs, 1..=8);
     within("accounts.audit_deadline_ms", accounts.audit_deadline_ms, 100..=600_000);
 
     let (heartbeat, min, max) =
@@ -260,6 +263,23 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
                  {heartbeat}, or a late heartbeat starts an election"
             ),
         );
+    }
+    let ledger = &config.ledger;
+    if ledger.kind == crate::LedgerKind::Evm {
+        let is_address = ledger
+            .distributor
+            .strip_prefix("0x")
+            .is_some_and(|digits| digits.len() == 40 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if !is_address {
+            faults.push("ledger.distributor", "is no address; write 0x and 40 hex digits: the contract's");
+        }
+        if ledger.rpc.is_empty() || ledger.rpc.iter().any(|url| !url.starts_with("http://")) {
+            faults
+                .push("ledger.rpc", "must name endpoints as http://HOST:PORT; put a TLS proxy before others");
+        }
+        if ledger.chain_id == 0 {
+            faults.push("ledger.chain_id", "is 0, which is no chain; write the id that the endpoint answers");
+        }
     }
     if !["makai", "mai"].contains(&accounts.tokenomics.as_str()) {
         let message = format!("is {:?}; write \"makai\" or \"mai\"", accounts.tokenomics);

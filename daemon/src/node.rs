@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
-use makai_config::NodeConfig;
+use makai_config::{LedgerKind, NodeConfig};
 use makai_erasure::store::{ShardStore, StoreOptions};
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId};
@@ -36,6 +36,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accounts::chain::Chain;
 use crate::accounts::metered::MeteredShards;
 use crate::disks::LocalDisks;
 use crate::files::{self, FolderLock};
@@ -181,11 +182,16 @@ impl Node {
 
         let map = MapView::default();
         let served = ServedMeter::default();
+        let chain = match config.ledger.kind {
+            LedgerKind::Evm if is_trusted => Some(Arc::new(Chain::open(&dir, &config.ledger)?)),
+            _ => None,
+        };
         let shell = Shell {
             id,
             identity: node_key.clone(),
             peers: metered(shard_peers(&transport, &map), &map, &served, Purpose::Repair),
             served,
+            chain,
             config: Arc::new(config),
             members: Arc::clone(&members),
             transport,

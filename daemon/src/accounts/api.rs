@@ -10,9 +10,12 @@
 //! | `GET /api/v1/accounts/earnings`     | [`Earnings`] of the newest signed epoch                       |
 //! | `GET /api/v1/accounts/ledger`       | the ledger as a file: see `makai_ops::claims::file`           |
 
+use std::time::Duration;
+
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use makai_erasure::NodeId;
+use makai_ops::claims::evm;
 use makai_ops::claims::file::{EpochFile, LedgerFile};
 use makai_ops::claims::statement::Statement;
 use makai_ops::claims::tree::ClaimTree;
@@ -26,7 +29,9 @@ use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::Metadata;
 use serde::{Deserialize, Serialize};
 
+use super::chain::Chain;
 use super::reading;
+use crate::clock;
 use crate::reconcile::Shell;
 
 /// Where the accounts stand.
@@ -121,6 +126,12 @@ pub struct Paid {
     pub payout: Address,
     pub amount: Amount,
 }
+
+/// Gas of a claim: twenty steps of proof and a first transfer.
+const CLAIM_GAS: u64 = 250_000;
+/// How long a claim on a chain is waited for.
+const CLAIM_WITHIN: Duration = Duration::from_secs(60);
+const CLAIM_LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What nodes and tenants used.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -276,6 +287,9 @@ pub async fn proof(shell: &Shell, node: NodeId) -> anyhow::Result<ClaimProof> {
 /// # Errors
 /// As [`proof`]; or the ledger refuses.
 pub async fn claim(shell: &Shell, node: NodeId) -> anyhow::Result<Paid> {
+    if let Some(chain) = &shell.chain {
+        return claim_on_chain(shell, chain, node).await;
+    }
     let proof = proof(shell, node).await?;
     let leaf = Leaf { payout: proof.payout, cumulative: proof.cumulative };
     let command = AccountsCommand::Claim { epoch: proof.epoch, leaf, proof: proof.proof };
@@ -283,6 +297,47 @@ pub async fn claim(shell: &Shell, node: NodeId) -> anyhow::Result<Paid> {
         Reply::Accounts(AccountsReply::Paid(amount)) => Ok(Paid { payout: leaf.payout, amount }),
         other => bail!("the facts answered {other:?}"),
     }
+}
+
+/// Against the newest root that the contract pays by and whose leaves the facts still have.
+async fn claim_on_chain(shell: &Shell, chain: &Chain, node: NodeId) -> anyhow::Result<Paid> {
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let payout = reading::payouts(facts).await?.into_iter().find(|payout| payout.node == node);
+    let payout =
+        payout.and_then(|payout| payout.in_force(clock::now())).context("the node has no payout address")?;
+    chain.check().await?;
+    let now_secs = clock::now().0 / 1000;
+    for (index, root) in chain.roots().await?.into_iter().rev() {
+        if root.active_at > now_secs || root.epoch < state.kept_from {
+            continue;
+        }
+        let leaves = reading::leaves(facts, root.epoch).await?;
+        let tree = ClaimTree::new(&leaves);
+        let Some(leaf) =
+            leaves.iter().find(|leaf| leaf.payout == payout).filter(|_| tree.root() == root.root)
+        else {
+            continue;
+        };
+        let proof = tree.proof(leaf).context("the leaf is not in its tree")?;
+        let data = evm::claim(index, &payout, leaf.cumulative, &proof);
+        let amount = evm::read_number(&chain.simulate(&data).await?, 0).context("the contract's answer")?;
+        chain.submit(&format!("claim {payout}"), &data, CLAIM_GAS).await?;
+        let begun = clock::instant();
+        while begun.elapsed() < CLAIM_WITHIN {
+            chain.tend().await?;
+            let claimed = chain.simulate(&evm::claimed(&payout)).await?;
+            if evm::read_number(&claimed, 0).is_some_and(|claimed| claimed >= leaf.cumulative.0) {
+                return Ok(Paid { payout, amount: Amount(amount) });
+            }
+            tokio::time::sleep(CLAIM_LOOK_EVERY).await;
+        }
+        bail!("the claim is sent and not in a block after {} s; it goes on", CLAIM_WITHIN.as_secs());
+    }
+    bail!(
+        "the chain has no root yet that pays {payout}; roots follow every {} epochs",
+        shell.config.ledger.post_every_epochs
+    )
 }
 
 /// # Errors

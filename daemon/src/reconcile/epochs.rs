@@ -11,7 +11,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use makai_config::AccountsConfig;
+use makai_config::{AccountsConfig, LedgerConfig, LedgerKind};
 use makai_ops::claims::compute::{EpochFacts, compute};
 use makai_ops::claims::statement::ClaimKey;
 use makai_ops::claims::tree::embedded_ledger;
@@ -129,10 +129,14 @@ async fn step(shell: &Shell, voter: &mut Voter, every: Duration) -> anyhow::Resu
 }
 
 /// What the accounts of this cluster begin with.
-fn genesis(config: &AccountsConfig, cluster_id: &str) -> anyhow::Result<Genesis> {
+fn genesis(config: &AccountsConfig, ledger: &LedgerConfig, cluster_id: &str) -> anyhow::Result<Genesis> {
     let epoch_ms = config.epoch_secs.saturating_mul(1000);
     let table = Tokenomics::profile(&config.tokenomics, epoch_ms)?;
     table.check()?;
+    let (chain_id, ledger) = match ledger.kind {
+        LedgerKind::Embedded => (0, embedded_ledger(cluster_id)),
+        LedgerKind::Evm => (ledger.chain_id, ledger.distributor.parse().context("ledger.distributor")?),
+    };
     Ok(Genesis {
         rules: RULES,
         tokenomics: table.canonical(),
@@ -141,14 +145,14 @@ fn genesis(config: &AccountsConfig, cluster_id: &str) -> anyhow::Result<Genesis>
         epoch_ms,
         challenge_ms: config.challenge_secs.saturating_mul(1000),
         payout_cooldown_ms: config.payout_cooldown_secs.saturating_mul(1000),
-        chain_id: 0,
-        ledger: embedded_ledger(cluster_id),
+        chain_id,
+        ledger,
     })
 }
 
 async fn open(shell: &Shell) -> anyhow::Result<()> {
     let map = shell.map.get();
-    let genesis = genesis(&shell.config.accounts, &map.map.cluster_id)?;
+    let genesis = genesis(&shell.config.accounts, &shell.config.ledger, &map.map.cluster_id)?;
     propose(shell, AccountsCommand::Open { genesis }).await.context("open the accounts")
 }
 

@@ -18,9 +18,11 @@
 //! | [`epochs`]    | voters   | epochs sealed, computed and signed                                |
 //! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
 //! | [`usage`]     | gateways | what nodes served here, reported once an epoch                    |
+//! | [`chain`]     | trusted  | signed roots are on the chain, where the ledger is one            |
 //! | [`payout`]    | storage  | this node's earnings have an address                              |
 
 pub mod audit;
+pub mod chain;
 pub mod compact;
 pub mod displaced;
 pub mod epochs;
@@ -50,6 +52,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accounts::chain::Chain;
 use crate::disks::LocalDisks;
 use crate::identity::NodeIdentity;
 use crate::members::Members;
@@ -70,6 +73,8 @@ pub struct Shell {
     /// Told when a newer map is known to exist.
     pub map_changed: Arc<Notify>,
     pub progress: Arc<shards::Progress>,
+    /// Where the ledger is a chain.
+    pub chain: Option<Arc<Chain>>,
     /// What nodes served through this one.
     pub served: ServedMeter,
     pub stop: CancellationToken,
@@ -126,5 +131,6 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
     }
     if shell.is_trusted() {
         tasks.spawn(usage::run(shell.clone()));
+        tasks.spawn(chain::run(shell.clone()));
     }
 }

@@ -1,0 +1,153 @@
+//! Promise: with a chain as the ledger, what a node earned ends as tokens in its account; what is claimed is paid once, and a
+//! chain that takes blocks back loses nobody anything.
+//!
+//! Needs Node and `ops/contracts/node_modules` (`npm ci`), which bring a real EVM; else it says that it was skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use makai_config::LedgerKind;
+use makai_integration::cluster::{Cluster, ClusterOptions, makai};
+use makai_integration::s3::Content;
+use makai_integration::{ports, wait};
+use makai_ops::claims::statement::ClaimKey;
+use makai_ops::rewards::tokenomics::Tokenomics;
+use serde_json::Value;
+
+const BUCKET: &str = "earn";
+const EPOCH_SECS: u64 = 2;
+const NODES: usize = 3;
+const CHAIN_ID: u64 = 31_337;
+const WITHIN: Duration = Duration::from_secs(120);
+
+fn contracts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/contracts")
+}
+
+fn anvil_program() -> PathBuf {
+    contracts().join("node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil")
+}
+
+/// A chain of its own, a block a second; ends with the test.
+struct Anvil {
+    child: Child,
+    url: String,
+    _port: ports::Port,
+}
+
+impl Anvil {
+    fn start() -> anyhow::Result<Self> {
+        let port = ports::take()?;
+        let child = Command::new(anvil_program())
+            .args(["--silent", "--block-time", "1", "--port", &port.number.to_string()])
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Self { child, url: format!("http://127.0.0.1:{}", port.number), _port: port })
+    }
+
+    fn script(&self, what: &str, args: &[&str]) -> anyhow::Result<String> {
+        let script = contracts().join("test/chain.mjs");
+        let out = Command::new("node").arg(script).arg(what).arg(&self.url).args(args).output()?;
+        ensure!(out.status.success(), "{what}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8(out.stdout)?.trim().to_owned())
+    }
+
+    fn balance(&self, token: &str, account: &str) -> anyhow::Result<u128> {
+        Ok(self.script("balance", &[token, account])?.parse()?)
+    }
+}
+
+impl Drop for Anvil {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn key(seed: usize) -> [u8; 32] {
+    [u8::try_from(seed + 1).unwrap_or(1); 32]
+}
+
+fn addresses(from: usize) -> anyhow::Result<String> {
+    let address =
+        |at| ClaimKey::from_bytes(&key(from + at)).map(|key| key.address().to_string()).context("a key");
+    Ok((0..NODES).map(address).collect::<anyhow::Result<Vec<_>>>()?.join(","))
+}
+
+const SUBMITTERS_FROM: usize = 50;
+
+fn submit(cluster: &Cluster, node: &str) -> anyhow::Result<(String, u128)> {
+    let config = cluster.nodes[0].config_path.to_str().context("a UTF-8 path")?;
+    let out = makai(&["claim", "submit", node, "--json", "--config", config])?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let paid: Value = serde_json::from_slice(&out.stdout)?;
+    let payout = paid["payout"].as_str().context("payout")?.to_owned();
+    Ok((payout, paid["amount"].as_str().context("amount")?.parse()?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_earned_ends_as_tokens() -> anyhow::Result<()> {
+    let has_node = Command::new("node").arg("--version").output().is_ok();
+    if !has_node || !anvil_program().exists() {
+        eprintln!("skipped: no Node, or no ops/contracts/node_modules; run `npm ci` there");
+        return Ok(());
+    }
+    let anvil = Anvil::start()?;
+    let emission = Tokenomics::profile("makai", EPOCH_SECS * 1000)?.emission();
+    let (pool, halving) = (emission.pool.to_string(), emission.halving_epochs.to_string());
+    let (signers, submitters) = (addresses(0)?, addresses(SUBMITTERS_FROM)?);
+    let deployed = wait::until("the contracts are there", WITHIN, || async {
+        anvil.script("deploy", &[&pool, &halving, "0", "2", &signers, &submitters])
+    })
+    .await?;
+    let deployed: Value = serde_json::from_str(&deployed)?;
+    let token = deployed["token"].as_str().context("token")?.to_owned();
+    let (url, distributor) =
+        (anvil.url.clone(), deployed["distributor"].as_str().context("distributor")?.to_owned());
+    let change = move |at: usize, config: &mut makai_config::NodeConfig| {
+        config.accounts.epoch_secs = EPOCH_SECS;
+        config.accounts.challenge_secs = 0;
+        config.ledger.kind = LedgerKind::Evm;
+        config.ledger.rpc = vec![url.clone()];
+        config.ledger.chain_id = CHAIN_ID;
+        config.ledger.distributor = distributor.clone();
+        config.ledger.finality_depth = 5;
+        config.ledger.fee_cap_gwei = 1000;
+        config.ledger.post_every_epochs = 2;
+        // Keys that the contract knows, and that have gas.
+        std::fs::create_dir_all(&config.node.dir).expect("the node's folder");
+        for (name, seed) in [("claim.key", at), ("submitter.key", SUBMITTERS_FROM + at)] {
+            let digits: String = key(seed).iter().map(|byte| format!("{byte:02x}")).collect();
+            std::fs::write(config.node.dir.join(name), digits).expect("a key");
+        }
+    };
+    let cluster =
+        Cluster::start(ClusterOptions { nodes: NODES, voters: NODES, change: Box::new(change) }).await?;
+    cluster.s3(0).create_bucket(BUCKET, None).await?;
+    for at in 0..4 {
+        cluster.s3(0).put(BUCKET, &format!("k{at}"), &Content::new(format!("object-{at}"), 400_000)).await?;
+    }
+    let node = cluster.nodes[1].id()?.to_string();
+    let (payout, amount) =
+        wait::until("a claim is paid on the chain", WITHIN, || async { submit(&cluster, &node) }).await?;
+    ensure!(amount > 0);
+    let balance = anvil.balance(&token, &payout)?;
+    ensure!(balance == amount, "{balance} tokens for a claim of {amount}");
+
+    // The block with the claim is taken back before it is final: the outbox sends the same bytes again.
+    anvil.script("reorg", &["3"])?;
+    wait::until("the claim is in a block again", WITHIN, || async {
+        let balance = anvil.balance(&token, &payout)?;
+        ensure!(balance == amount, "{balance} tokens for a claim of {amount}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+
+    // Claims go on, and what is paid is what came on top: never the same twice.
+    let (_, more) =
+        wait::until("a later claim is paid", WITHIN, || async { submit(&cluster, &node) }).await?;
+    ensure!(anvil.balance(&token, &payout)? == amount + more, "paid twice, or not at all");
+    cluster.finish().await
+}
