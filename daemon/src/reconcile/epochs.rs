@@ -100,29 +100,29 @@ async fn step(shell: &Shell, voter: &mut Voter, every: Duration) -> anyhow::Resu
         return Ok(());
     }
     let epoch = reading::epoch(&*shell.facts, next).await?;
+    let next_attempt = epoch.result.as_ref().map_or(0, |result| result.attempt).saturating_add(1);
     match (&epoch.result, epoch.state) {
-        (_, EpochState::Sealed) if is_leader => publish(shell, &state, &epoch, 1).await,
+        (_, EpochState::Sealed) if is_leader => publish(shell, &state, &epoch, next_attempt).await,
         (Some(result), EpochState::Computed) => {
             let has_signed = epoch.signatures.iter().any(|known| known.signer == voter.key.address());
-            let disputed = !epoch.disputed_by.is_empty() && epoch.signatures.is_empty();
-            if !has_signed && !(disputed && is_leader) {
-                sign(shell, voter, &state, &epoch, result).await?;
-            }
+            let signed = match has_signed {
+                true => Ok(()),
+                false => sign(shell, voter, &state, &epoch, result).await,
+            };
             let waiting = (result.epoch, result.attempt);
             let since = match voter.waiting {
                 Some((known, since)) if known == waiting => since,
                 _ => voter.waiting.insert((waiting, clock::instant())).1,
             };
-            if is_leader && (disputed || since.elapsed() > every * PATIENCE_LOOKS) {
+            if is_leader && since.elapsed() > every * PATIENCE_LOOKS {
                 tracing::warn!(
                     epoch = next,
                     attempt = result.attempt,
                     "a result was not signed; it is computed anew"
                 );
-                voter.waiting = None;
-                publish(shell, &state, &epoch, result.attempt.saturating_add(1)).await?;
+                publish(shell, &state, &epoch, next_attempt).await?;
             }
-            Ok(())
+            signed
         }
         _ => Ok(()),
     }

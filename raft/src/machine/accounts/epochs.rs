@@ -221,7 +221,7 @@ pub fn dispute(
     standing.signed_total = before;
     let (attempt, by, reason) = (result.attempt, signature.signer, reason.to_owned());
     ledger::append(draft, &mut standing, &LedgerEvent::EpochDisputed { epoch: number, attempt, by, reason })?;
-    epoch.state = EpochState::Computed;
+    epoch.state = EpochState::Sealed;
     epoch.signatures.clear();
     epoch.active_at = None;
     epoch.disputed_by.push(by);
