@@ -1,3 +1,13 @@
 //! Where and how does a job run?
 //!
-//! Holds nothing yet: a node with role compute keeps its place in the cluster and runs no jobs.
+//! ```text
+//! agent ── TaskSpec ──> runner ──> container ──> worker process ──> Outcome
+//! ```
+//!
+//! | room          | holds                                                              | touches              |
+//! |---------------|--------------------------------------------------------------------|----------------------|
+//! | [`runner`]    | the port: a task, an attempt, its limits, its outcome               | nothing              |
+//! | [`container`] | containers: images, confinement, the worker process                 | processes, the kernel |
+
+pub mod container;
+pub mod runner;

@@ -1,0 +1,289 @@
+//! Containers: a command in an image, confined, by nothing but the kernel.
+//!
+//! ```text
+//! ContainerRunner ── task.json ──> worker process ── image ── walls ── command
+//!        ^                            │
+//!        └── outcome, usage, log <────┘   (files in the attempt's folder; either side may be killed)
+//! ```
+//!
+//! | room       | holds                                                                    |
+//! |------------|--------------------------------------------------------------------------|
+//! | [`image`]  | images, read, checked and unpacked once                                   |
+//! | [`worker`] | the process that looks after one attempt, and the walls that it builds    |
+//! | `cgroup`   | limits that the kernel holds                                              |
+//! | `log`      | the format of an attempt's output                                         |
+//! | `state`    | an attempt's folder                                                       |
+//! | `attempt`  | one attempt as the agent sees it                                          |
+//!
+//! What always holds: a task that could break out of one wall meets the next (an id that owns nothing on the machine, no
+//! capabilities, a filtered kernel, namespaces, cgroups); the daemon never runs a task's code nor unpacks its image in
+//! its own process; what a worker did not finish, [`ContainerRunner::open`] finishes.
+
+mod attempt;
+mod cgroup;
+pub mod image;
+mod log;
+mod state;
+pub mod worker;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::runner::{Attempt, AttemptId, ContentId, Enforcement, Level, Network, RunError, Runner, TaskSpec, Work};
+use attempt::ContainerAttempt;
+pub use image::Bounds;
+use image::Store;
+use state::{AttemptFolder, Task};
+use worker::{Confinement, Ids};
+
+/// A task is handed over through arguments and environment: what the kernel takes in one start.
+const WORDS_BYTES_MAX: usize = 1 << 20;
+/// Shorter limits are over before they are looked at; larger ones are no limits.
+const TIME_MS_RANGE: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 3_600_000;
+/// A container's own processes take this much before the command's first byte.
+const MEMORY_BYTES_MIN: u64 = 4 << 20;
+
+/// What the owner of the machine decides.
+#[derive(Debug, Clone)]
+pub struct ContainerConfig {
+    /// Where attempts and unpacked images live. The folder must be this daemon's alone.
+    pub state: PathBuf,
+    /// The command that becomes a worker when `run FOLDER` follows it: this program and its hidden command.
+    pub worker: Vec<OsString>,
+    pub bounds: Bounds,
+    /// Below this level the machine refuses tasks.
+    pub level_min: Level,
+    /// Whether a task may have the machine's network when its customer asks for it.
+    pub allow_host_network: bool,
+    /// Whether to use cgroups where they can be had. Without, limits are watched.
+    pub use_cgroups: bool,
+}
+
+/// Runs containers on this machine.
+#[derive(Clone)]
+pub struct ContainerRunner {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ContainerConfig,
+    confinement: Confinement,
+    store: Store,
+}
+
+impl fmt::Debug for ContainerRunner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContainerRunner").field("state", &self.inner.config.state).finish_non_exhaustive()
+    }
+}
+
+impl ContainerRunner {
+    /// Finds out what this machine can enforce, and finishes what an earlier daemon left.
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] when the machine cannot confine a task, or less well than the owner wants; the text says
+    /// what is missing. [`RunError::Machine`] when the state folder cannot be used.
+    pub async fn open(config: ContainerConfig) -> Result<Self, RunError> {
+        let machine = |doing: String| move |source| RunError::Machine { doing, source };
+        let attempts = config.state.join("attempts");
+        for folder in [&config.state, &attempts] {
+            fs::create_dir_all(folder).map_err(machine(format!("make {folder:?}")))?;
+        }
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(&config.state, private).map_err(machine(format!("close {:?} to others", config.state)))?;
+        let mut confinement = probe(&config.worker).await?;
+        if !config.use_cgroups {
+            confinement.controllers = cgroup::Controllers::default();
+        }
+        let found = enforcement(&confinement);
+        if found.level < config.level_min {
+            return Err(RunError::Refused(format!(
+                "this machine cannot hold tasks to their limits as strictly as its owner asks: {}",
+                found.weaknesses.join("; ")
+            )));
+        }
+        let images = config.state.join("images");
+        let store = Store::open(&images, config.bounds).map_err(machine(format!("open {images:?}")))?;
+        let runner = Self { inner: Arc::new(Inner { config, confinement, store }) };
+        for attempt in runner.known()? {
+            attempt.settle_if_lost()?;
+        }
+        Ok(runner)
+    }
+
+    fn known(&self) -> Result<Vec<ContainerAttempt>, RunError> {
+        let folder = self.attempts();
+        let listing = |source| RunError::Machine { doing: format!("list {folder:?}"), source };
+        let mut known = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(listing)? {
+            let name = entry.map_err(listing)?.file_name().to_string_lossy().into_owned();
+            // Folders being made or removed have other names than attempts.
+            if let Ok(id) = AttemptId::new(name) {
+                known.push(self.attempt(id));
+            }
+        }
+        Ok(known)
+    }
+
+    fn attempt(&self, id: AttemptId) -> ContainerAttempt {
+        let folder = AttemptFolder::of(&self.attempts(), &id);
+        ContainerAttempt::new(id, folder, enforcement(&self.inner.confinement))
+    }
+
+    fn attempts(&self) -> PathBuf {
+        self.inner.config.state.join("attempts")
+    }
+
+    fn check(&self, spec: &TaskSpec) -> Result<(), RunError> {
+        let Work::Container(work) = &spec.work;
+        let words = work.command.iter().chain(work.env.keys()).chain(work.env.values());
+        let bytes: usize = words.clone().map(|word| word.len() + 1).sum();
+        let limits = &spec.limits;
+        let fault = if bytes > WORDS_BYTES_MAX {
+            format!("command and environment have {bytes} bytes; at most {WORDS_BYTES_MAX} can be passed")
+        } else if words.clone().any(|word| word.contains('\0')) {
+            "command or environment hold a zero byte, which no argument can".into()
+        } else if work.env.keys().any(|name| name.is_empty() || name.contains('=')) {
+            "a variable's name in env is empty or holds '='".into()
+        } else if !TIME_MS_RANGE.contains(&limits.time_ms) {
+            format!("limits.time_ms is {}; it must be {} to {}", limits.time_ms, TIME_MS_RANGE.start(), TIME_MS_RANGE.end())
+        } else if limits.memory_bytes < MEMORY_BYTES_MIN {
+            format!("limits.memory_bytes is {}; at least {MEMORY_BYTES_MIN} are needed to start", limits.memory_bytes)
+        } else if limits.pids < 2 || limits.cpu_milli == 0 {
+            "limits.pids must be at least 2, limits.cpu_milli at least 1".into()
+        } else {
+            if work.network == Network::Host && !self.inner.config.allow_host_network {
+                return Err(RunError::Refused("the owner of this machine grants tasks no network".into()));
+            }
+            return Ok(());
+        };
+        Err(RunError::Invalid(fault))
+    }
+
+    /// Makes the attempt's folder whole before it gets its name, so that a start cut short leaves no half of one.
+    fn make_folder(&self, spec: &TaskSpec) -> io::Result<Option<std::os::fd::OwnedFd>> {
+        let attempts = self.attempts();
+        let part = attempts.join(format!("+{}-{}", spec.attempt, std::process::id()));
+        if part.exists() {
+            fs::remove_dir_all(&part)?;
+        }
+        fs::create_dir(&part)?;
+        let task = Task {
+            spec: spec.clone(),
+            confinement: self.inner.confinement.clone(),
+            images: self.inner.config.state.join("images"),
+            ids: self.inner.config.state.join("ids"),
+            bounds: self.inner.config.bounds,
+        };
+        let folder = AttemptFolder::new(&part);
+        folder.write_task(&task).map_err(io::Error::other)?;
+        // Held from before anyone can see the attempt until its last process has ended.
+        let lock = folder.try_lock().map_err(io::Error::other)?;
+        match fs::rename(&part, attempts.join(spec.attempt.as_str())) {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                fs::remove_dir_all(&part)?;
+                match error.kind() {
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => Ok(None),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Runner for ContainerRunner {
+    fn enforcement(&self) -> Enforcement {
+        enforcement(&self.inner.confinement)
+    }
+
+    fn has_image(&self, content: &ContentId) -> bool {
+        self.inner.store.has(content)
+    }
+
+    async fn start(&self, spec: &TaskSpec) -> Result<Box<dyn Attempt>, RunError> {
+        self.check(spec)?;
+        let starting = |source| RunError::Machine { doing: format!("start the attempt {}", spec.attempt), source };
+        let attempt = self.attempt(spec.attempt.clone());
+        let Some(lock) = self.make_folder(spec).map_err(starting)? else {
+            return Ok(Box::new(attempt));
+        };
+        let mut worker = command(&self.inner.config.worker)?;
+        worker.arg("run").arg(attempt.folder().path()).stdin(Stdio::from(lock));
+        worker.stdout(Stdio::null()).stderr(Stdio::null());
+        match worker.spawn() {
+            Ok(mut worker) => {
+                // Only so that no zombie is left; who wants to know waits by the attempt's folder.
+                tokio::spawn(async move { worker.wait().await });
+                Ok(Box::new(attempt))
+            }
+            Err(error) => {
+                // Nobody may take the attempt for one that ran.
+                _ = fs::remove_dir_all(attempt.folder().path());
+                Err(starting(error))
+            }
+        }
+    }
+
+    async fn attempts(&self) -> Result<Vec<Box<dyn Attempt>>, RunError> {
+        Ok(self.known()?.into_iter().map(|attempt| Box::new(attempt) as Box<dyn Attempt>).collect())
+    }
+}
+
+/// What walls this machine can build: asked of a process of its own, as they cannot be built in one with threads.
+async fn probe(worker: &[OsString]) -> Result<Confinement, RunError> {
+    let asking = |source| RunError::Machine { doing: "start a worker".into(), source };
+    let answer = command(worker)?.arg("probe").stdin(Stdio::null()).output().await.map_err(asking)?;
+    match serde_json::from_slice(&answer.stdout) {
+        Ok(worker::Answer::Able(confinement)) => Ok(confinement),
+        Ok(worker::Answer::Unable(why)) => Err(RunError::Refused(format!("this machine cannot confine tasks: {why}"))),
+        Err(_) => {
+            let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+            Err(asking(io::Error::other(format!("{worker:?} probe answered nothing of use: {said}"))))
+        }
+    }
+}
+
+fn command(worker: &[OsString]) -> Result<tokio::process::Command, RunError> {
+    let Some((program, arguments)) = worker.split_first() else {
+        return Err(RunError::Refused("no worker program is configured".into()));
+    };
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).env_clear().kill_on_drop(false);
+    Ok(command)
+}
+
+/// How well these walls hold, in the words of receipts.
+fn enforcement(confinement: &Confinement) -> Enforcement {
+    let mut weaknesses = Vec::new();
+    let controllers = &confinement.controllers;
+    let watched = [
+        (controllers.memory.is_none(), "memory"),
+        (controllers.cpu.is_none(), "CPU"),
+        (controllers.pids.is_none(), "processes"),
+    ];
+    let watched: Vec<_> = watched.iter().filter(|(is_watched, _)| *is_watched).map(|(_, name)| *name).collect();
+    if !watched.is_empty() {
+        weaknesses.push(format!(
+            "{} of a task are not held by cgroups: give the daemon's unit Delegate=yes, or run it as root",
+            watched.join(", ")
+        ));
+    }
+    match confinement.ids {
+        Ids::Range { .. } => {}
+        Ids::One { .. } => weaknesses.push(
+            "tasks share one user id outside: this machine's user namespace maps no range of ids for them".into(),
+        ),
+        Ids::Own => weaknesses.push("tasks run as the daemon's own user outside: run the daemon as root".into()),
+    }
+    let level = if weaknesses.is_empty() { Level::Strict } else { Level::Watched };
+    Enforcement { level, weaknesses }
+}
