@@ -292,9 +292,13 @@ impl Outcome {
 #[serde(rename_all = "snake_case")]
 pub enum End {
     /// The command ended by itself.
-    Exited { code: i32 },
+    Exited {
+        code: i32,
+    },
     /// A signal that nobody here sent ended the command; 31 (SIGSYS) is a forbidden system call.
-    Signalled { signal: i32 },
+    Signalled {
+        signal: i32,
+    },
     /// [`Attempt::stop`] or [`Attempt::kill`] ended it.
     Stopped,
     TimeLimit,

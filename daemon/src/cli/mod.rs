@@ -14,6 +14,7 @@ mod node;
 mod profile;
 mod remote;
 mod tenants;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -44,12 +45,16 @@ enum Command {
     Ledger(claims::LedgerArgs),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Worker(worker::Args),
 }
 
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Worker(args) = &cli.command {
+        return worker::run(args);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -73,6 +78,7 @@ pub fn main() -> ExitCode {
             Command::Claim(args) => claims::claim(args).await,
             Command::Ledger(args) => claims::ledger(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Worker(_) => unreachable!("a worker has no runtime"),
             Command::Doctor(args) => {
                 let codec = || match makai_erasure::codec::self_test() {
                     Ok(()) => doctor::Finding::ok("codec", makai_erasure::codec::kernel_name()),

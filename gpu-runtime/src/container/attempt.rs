@@ -55,7 +55,8 @@ impl ContainerAttempt {
         let mut usage = self.folder.usage()?;
         if let Some(output) = self.folder.task()?.spec.output.filter(|output| output.is_dir()) {
             watch::sweep(&output).map_err(failed("sweep a lost attempt's output folder"))?;
-            usage.output_bytes = watch::size_of(&output).map_err(failed("weigh a lost attempt's output"))?.file_bytes;
+            usage.output_bytes =
+                watch::size_of(&output).map_err(failed("weigh a lost attempt's output"))?.file_bytes;
         }
         let now = clock_gettime(ClockId::Realtime);
         let outcome = Outcome {
@@ -100,7 +101,8 @@ impl Attempt for ContainerAttempt {
                 Some(worker) => {
                     let waiting = |source| RunError::Machine { doing: "wait for a worker".into(), source };
                     // SAFETY: the descriptor is owned by what is registered, and taken off before it is closed.
-                    let worker = unsafe { AsyncFd::register(worker) }.map_err(|error| waiting(error.into()))?;
+                    let worker =
+                        unsafe { AsyncFd::register(worker) }.map_err(|error| waiting(error.into()))?;
                     _ = worker.readable().await.map_err(waiting)?;
                 }
                 None => tokio::time::sleep(NAME_POLL).await,
@@ -137,6 +139,9 @@ impl Attempt for ContainerAttempt {
     }
 
     async fn forget(&self) -> Result<(), RunError> {
+        if !self.folder.path().is_dir() {
+            return Ok(());
+        }
         if self.settle_if_lost()?.is_none() {
             self.kill().await?;
             self.wait().await?;

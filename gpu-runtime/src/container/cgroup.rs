@@ -90,7 +90,8 @@ impl Controllers {
                 let (root, at) = (before.next()?, before.next()?);
                 let mut after = after.split(' ');
                 let (found, options) = (after.next()?, after.nth(1)?);
-                let fits = found == kind && (option.is_empty() || options.split(',').any(|one| one == option));
+                let fits =
+                    found == kind && (option.is_empty() || options.split(',').any(|one| one == option));
                 fits.then(|| (root.to_owned(), PathBuf::from(at)))
             })
         };
@@ -123,11 +124,9 @@ impl Controllers {
 
     /// Drops the v2 controllers that are not on in a group made here.
     fn require_control_files(&mut self) {
-        for (slot, file) in [
-            (&mut self.memory, "memory.max"),
-            (&mut self.cpu, "cpu.max"),
-            (&mut self.pids, "pids.max"),
-        ] {
+        for (slot, file) in
+            [(&mut self.memory, "memory.max"), (&mut self.cpu, "cpu.max"), (&mut self.pids, "pids.max")]
+        {
             if slot.as_ref().is_some_and(|parent| parent.version == Version::V2 && !parent.makes(file)) {
                 *slot = None;
             }
@@ -166,15 +165,18 @@ fn below((root, at): &(String, PathBuf), path: &str) -> Option<PathBuf> {
 /// group below it (the kernel's rule), which is done only when this process is alone there.
 fn delegate(parent: &Path) {
     let available = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
-    let wanted: Vec<_> = ["memory", "cpu", "pids"].into_iter().filter(|name| available.contains(name)).collect();
-    let enable = || wanted.iter().all(|name| write(parent, "cgroup.subtree_control", &format!("+{name}")).is_ok());
+    let wanted: Vec<_> =
+        ["memory", "cpu", "pids"].into_iter().filter(|name| available.contains(name)).collect();
+    let enable =
+        || wanted.iter().all(|name| write(parent, "cgroup.subtree_control", &format!("+{name}")).is_ok());
     if wanted.is_empty() || enable() {
         return;
     }
     let inside = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
     if inside.trim() == std::process::id().to_string() {
         let own = parent.join("makai-daemon");
-        let moved = (own.is_dir() || fs::create_dir(&own).is_ok()) && write(&own, "cgroup.procs", inside.trim()).is_ok();
+        let moved = (own.is_dir() || fs::create_dir(&own).is_ok())
+            && write(&own, "cgroup.procs", inside.trim()).is_ok();
         if moved {
             _ = enable();
         }
@@ -340,7 +342,9 @@ fn remove_one(folder: &Path) -> io::Result<()> {
         }
         if write(folder, "cgroup.kill", "1").is_err() {
             let pids = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            for pid in pids.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+            for pid in
+                pids.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw)
+            {
                 _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }

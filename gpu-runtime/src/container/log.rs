@@ -65,7 +65,8 @@ impl LogWriter {
     pub fn write(&mut self, stream: LogStream, bytes: &[u8], now_ms: u64) -> io::Result<()> {
         let grown = now_ms.saturating_sub(self.topped_up_at_ms).saturating_mul(self.bytes_per_sec) / 1000;
         if grown > 0 {
-            self.tokens = self.tokens.saturating_add(grown).min(self.bytes_per_sec.saturating_mul(BURST_SECS));
+            self.tokens =
+                self.tokens.saturating_add(grown).min(self.bytes_per_sec.saturating_mul(BURST_SECS));
             self.topped_up_at_ms = now_ms;
         }
         let keep = usize::try_from(self.tokens.min(self.bytes_left)).unwrap_or(usize::MAX).min(bytes.len());
@@ -156,7 +157,9 @@ pub fn read_page(path: &Path, offset: u64, bytes_max: usize) -> io::Result<LogPa
             1 => LogStream::Stdout,
             2 => LogStream::Stderr,
             3 => LogStream::Notice,
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no record starts at {at}"))),
+            _ => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no record starts at {at}")));
+            }
         };
         if length > RECORD_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no record starts at {at}")));
@@ -181,7 +184,11 @@ mod tests {
     use super::*;
 
     fn text(page: &LogPage, stream: LogStream) -> Vec<u8> {
-        page.records.iter().filter(|record| record.stream == stream).flat_map(|record| record.bytes.clone()).collect()
+        page.records
+            .iter()
+            .filter(|record| record.stream == stream)
+            .flat_map(|record| record.bytes.clone())
+            .collect()
     }
 
     /// Reading page by page, however small the pages, gives what was written, in order.
@@ -208,7 +215,10 @@ mod tests {
             }
             assert_eq!(read, written);
         }
-        assert_eq!(read_page(&path, MAGIC.len() as u64 + 1, 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            read_page(&path, MAGIC.len() as u64 + 1, 1).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 
     /// A flood is kept to burst and rate, every dropped byte is counted, and the log says how many.
@@ -244,6 +254,10 @@ mod tests {
         log.finish(1).unwrap();
         let page = read_page(&path, 0, usize::MAX).unwrap();
         assert_eq!(text(&page, LogStream::Stdout).len(), 100);
-        assert!(String::from_utf8(text(&page, LogStream::Notice)).unwrap().contains("50 bytes of output dropped: the log"));
+        assert!(
+            String::from_utf8(text(&page, LogStream::Notice))
+                .unwrap()
+                .contains("50 bytes of output dropped: the log")
+        );
     }
 }

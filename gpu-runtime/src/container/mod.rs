@@ -36,7 +36,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::runner::{Attempt, AttemptId, ContentId, Enforcement, Level, Network, RunError, Runner, TaskSpec, Work};
+use crate::runner::{
+    Attempt, AttemptId, ContentId, Enforcement, Level, Network, RunError, Runner, TaskSpec, Work,
+};
 use attempt::ContainerAttempt;
 pub use image::Bounds;
 use image::Store;
@@ -97,7 +99,8 @@ impl ContainerRunner {
             fs::create_dir_all(folder).map_err(machine(format!("make {folder:?}")))?;
         }
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        fs::set_permissions(&config.state, private).map_err(machine(format!("close {:?} to others", config.state)))?;
+        fs::set_permissions(&config.state, private)
+            .map_err(machine(format!("close {:?} to others", config.state)))?;
         let mut confinement = probe(&config.worker).await?;
         if !config.use_cgroups {
             confinement.controllers = cgroup::Controllers::default();
@@ -153,9 +156,17 @@ impl ContainerRunner {
         } else if work.env.keys().any(|name| name.is_empty() || name.contains('=')) {
             "a variable's name in env is empty or holds '='".into()
         } else if !TIME_MS_RANGE.contains(&limits.time_ms) {
-            format!("limits.time_ms is {}; it must be {} to {}", limits.time_ms, TIME_MS_RANGE.start(), TIME_MS_RANGE.end())
+            format!(
+                "limits.time_ms is {}; it must be {} to {}",
+                limits.time_ms,
+                TIME_MS_RANGE.start(),
+                TIME_MS_RANGE.end()
+            )
         } else if limits.memory_bytes < MEMORY_BYTES_MIN {
-            format!("limits.memory_bytes is {}; at least {MEMORY_BYTES_MIN} are needed to start", limits.memory_bytes)
+            format!(
+                "limits.memory_bytes is {}; at least {MEMORY_BYTES_MIN} are needed to start",
+                limits.memory_bytes
+            )
         } else if limits.pids < 2 || limits.cpu_milli == 0 {
             "limits.pids must be at least 2, limits.cpu_milli at least 1".into()
         } else {
@@ -211,7 +222,8 @@ impl Runner for ContainerRunner {
 
     async fn start(&self, spec: &TaskSpec) -> Result<Box<dyn Attempt>, RunError> {
         self.check(spec)?;
-        let starting = |source| RunError::Machine { doing: format!("start the attempt {}", spec.attempt), source };
+        let starting =
+            |source| RunError::Machine { doing: format!("start the attempt {}", spec.attempt), source };
         let attempt = self.attempt(spec.attempt.clone());
         let Some(lock) = self.make_folder(spec).map_err(starting)? else {
             return Ok(Box::new(attempt));
@@ -244,7 +256,9 @@ async fn probe(worker: &[OsString]) -> Result<Confinement, RunError> {
     let answer = command(worker)?.arg("probe").stdin(Stdio::null()).output().await.map_err(asking)?;
     match serde_json::from_slice(&answer.stdout) {
         Ok(worker::Answer::Able(confinement)) => Ok(confinement),
-        Ok(worker::Answer::Unable(why)) => Err(RunError::Refused(format!("this machine cannot confine tasks: {why}"))),
+        Ok(worker::Answer::Unable(why)) => {
+            Err(RunError::Refused(format!("this machine cannot confine tasks: {why}")))
+        }
         Err(_) => {
             let said = String::from_utf8_lossy(&answer.stderr).into_owned();
             Err(asking(io::Error::other(format!("{worker:?} probe answered nothing of use: {said}"))))
@@ -270,7 +284,8 @@ fn enforcement(confinement: &Confinement) -> Enforcement {
         (controllers.cpu.is_none(), "CPU"),
         (controllers.pids.is_none(), "processes"),
     ];
-    let watched: Vec<_> = watched.iter().filter(|(is_watched, _)| *is_watched).map(|(_, name)| *name).collect();
+    let watched: Vec<_> =
+        watched.iter().filter(|(is_watched, _)| *is_watched).map(|(_, name)| *name).collect();
     if !watched.is_empty() {
         weaknesses.push(format!(
             "{} of a task are not held by cgroups: give the daemon's unit Delegate=yes, or run it as root",
@@ -280,9 +295,12 @@ fn enforcement(confinement: &Confinement) -> Enforcement {
     match confinement.ids {
         Ids::Range { .. } => {}
         Ids::One { .. } => weaknesses.push(
-            "tasks share one user id outside: this machine's user namespace maps no range of ids for them".into(),
+            "tasks share one user id outside: this machine's user namespace maps no range of ids for them"
+                .into(),
         ),
-        Ids::Own => weaknesses.push("tasks run as the daemon's own user outside: run the daemon as root".into()),
+        Ids::Own => {
+            weaknesses.push("tasks run as the daemon's own user outside: run the daemon as root".into())
+        }
     }
     let level = if weaknesses.is_empty() { Level::Strict } else { Level::Watched };
     Enforcement { level, weaknesses }

@@ -149,7 +149,8 @@ impl AttemptFolder {
     /// When the file cannot be opened.
     pub fn try_lock(&self) -> Result<Option<OwnedFd>, RunError> {
         let failed = |source| machine(self, "lock", source);
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(self.path.join("lock"));
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(self.path.join("lock"));
         let file = OwnedFd::from(file.map_err(failed)?);
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
@@ -218,5 +219,9 @@ fn start_ticks(pid: Pid) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
     // The name, in parentheses, may hold anything; 22nd field, so the 20th behind it.
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-    fields.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    fields
+        .split_whitespace()
+        .nth(19)
+        .and_then(|ticks| ticks.parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

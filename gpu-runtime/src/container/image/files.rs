@@ -118,10 +118,12 @@ impl Files {
             }
             Self::Folder(folder) => {
                 let io = ImageError::errno(format!("open {folder:?}"));
-                let root = rustix::fs::open(folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io)?;
+                let root =
+                    rustix::fs::open(folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io)?;
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve).map_err(|_| missing())?;
+                let file =
+                    rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve).map_err(|_| missing())?;
                 let file = File::from(file);
                 let found = file.metadata().map_err(ImageError::io(format!("read {name:?}")))?;
                 if !found.is_file() {
@@ -140,7 +142,9 @@ impl Files {
         let mut part = self.part(name)?;
         let bytes = part.end - part.at;
         if bytes > bytes_max {
-            return Err(ImageError::Bad(format!("the image's file {name:?} has {bytes} bytes, more than {bytes_max}")));
+            return Err(ImageError::Bad(format!(
+                "the image's file {name:?} has {bytes} bytes, more than {bytes_max}"
+            )));
         }
         let mut body = Vec::new();
         part.read_to_end(&mut body).map_err(ImageError::reading)?;
@@ -188,7 +192,9 @@ pub fn unpacked<'a>(mut source: impl Read + 'a) -> Result<Box<dyn Read + 'a>, Im
     let source = io::Cursor::new(magic).take(filled as u64).chain(source);
     Ok(match by_magic(&magic)? {
         Compression::None => Box::new(source),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(64 << 10, source))),
+        Compression::Gzip => {
+            Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(64 << 10, source)))
+        }
     })
 }
 
@@ -212,7 +218,8 @@ fn compression(file: &mut File) -> Result<Compression, ImageError> {
 fn plain_copy(file: File, scratch: &Path, bytes_max: u64) -> Result<File, ImageError> {
     let writing = || format!("unpack the image into {scratch:?}");
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-    let plain = rustix::fs::open(scratch, flags, Mode::from_raw_mode(0o600)).map_err(ImageError::errno(writing()))?;
+    let plain =
+        rustix::fs::open(scratch, flags, Mode::from_raw_mode(0o600)).map_err(ImageError::errno(writing()))?;
     let mut plain = File::from(plain);
     let mut source = unpacked(file)?.take(bytes_max.saturating_add(1));
     let mut copy = vec![0; 128 << 10];

@@ -135,7 +135,10 @@ fn oci(files: &Files, index: Index, nesting: usize) -> Result<Manifest, ImageErr
         Some(platform) => platform.os == "linux" && platform.architecture == architecture(),
     };
     let chosen = index.manifests.iter().find(fits).ok_or_else(|| {
-        ImageError::Bad(format!("the image is not for this machine: it names no manifest for linux/{}", architecture()))
+        ImageError::Bad(format!(
+            "the image is not for this machine: it names no manifest for linux/{}",
+            architecture()
+        ))
     })?;
     let body = blob(files, &chosen.digest)?;
     if chosen.media_type.contains("image.index") || chosen.media_type.contains("manifest.list") {
@@ -156,9 +159,13 @@ fn oci(files: &Files, index: Index, nesting: usize) -> Result<Manifest, ImageErr
 }
 
 fn docker(files: &Files) -> Result<Manifest, ImageError> {
-    let manifests: Vec<DockerManifest> = json(&files.read(DOCKER_MANIFEST, JSON_BYTES_MAX)?, DOCKER_MANIFEST)?;
+    let manifests: Vec<DockerManifest> =
+        json(&files.read(DOCKER_MANIFEST, JSON_BYTES_MAX)?, DOCKER_MANIFEST)?;
     let [manifest] = manifests.as_slice() else {
-        return Err(ImageError::Bad(format!("the archive holds {} images; save one at a time", manifests.len())));
+        return Err(ImageError::Bad(format!(
+            "the archive holds {} images; save one at a time",
+            manifests.len()
+        )));
     };
     let config: ConfigFile = json(&files.read(&manifest.config, JSON_BYTES_MAX)?, &manifest.config)?;
     finish(manifest.layers.iter().map(|name| (name.clone(), None)).collect(), config)
@@ -220,5 +227,6 @@ fn sha256(digest: &str) -> Result<[u8; 32], ImageError> {
 }
 
 fn json<T: for<'de> Deserialize<'de>>(body: &[u8], name: &str) -> Result<T, ImageError> {
-    serde_json::from_slice(body).map_err(|error| ImageError::Bad(format!("the image's file {name:?}: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| ImageError::Bad(format!("the image's file {name:?}: {error}")))
 }

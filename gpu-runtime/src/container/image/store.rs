@@ -95,7 +95,10 @@ impl Store {
             return Ok(prepared);
         }
         let path = image.path.as_deref().ok_or_else(|| ImageError::Io {
-            doing: format!("find the image {}: it is not unpacked here, and no file of it was given", image.content),
+            doing: format!(
+                "find the image {}: it is not unpacked here, and no file of it was given",
+                image.content
+            ),
             source: io::ErrorKind::NotFound.into(),
         })?;
         if !path.is_dir() {
@@ -151,7 +154,8 @@ impl Store {
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(locking())?;
         if self.layer(name).is_dir() {
             if let Some(known) = self.known_layer(name) {
-                let more = || ImageError::Bad("the image is larger, unpacked, than this machine takes".into());
+                let more =
+                    || ImageError::Bad("the image is larger, unpacked, than this machine takes".into());
                 budget.bytes = budget.bytes.checked_sub(known.bytes).ok_or_else(more)?;
                 budget.entries = budget.entries.checked_sub(known.entries).ok_or_else(more)?;
             }
@@ -159,10 +163,13 @@ impl Store {
             let part = self.folder.join(format!("part-{}-{name}", std::process::id()));
             fs::create_dir_all(&part).map_err(ImageError::io(format!("make {part:?}")))?;
             let before = *budget;
-            let done = source().and_then(|source| unpack_verified(source, &part, expected, budget, is_stopped));
+            let done =
+                source().and_then(|source| unpack_verified(source, &part, expected, budget, is_stopped));
             let done = done.and_then(|()| {
-                let known =
-                    KnownLayer { bytes: before.bytes - budget.bytes, entries: before.entries - budget.entries };
+                let known = KnownLayer {
+                    bytes: before.bytes - budget.bytes,
+                    entries: before.entries - budget.entries,
+                };
                 self.write_json(&self.folder.join(format!("layer-{name}.json")), &known)?;
                 fs::rename(&part, self.layer(name)).map_err(ImageError::io(format!("keep the layer {name}")))
             });
@@ -207,7 +214,9 @@ impl Store {
         let mut layers = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(listing())? {
             let name = entry.map_err(listing())?.file_name().to_string_lossy().into_owned();
-            let Some(name) = name.strip_prefix("layer-").and_then(|name| name.strip_suffix(".json")) else { continue };
+            let Some(name) = name.strip_prefix("layer-").and_then(|name| name.strip_suffix(".json")) else {
+                continue;
+            };
             let used_at = self.lock_file(name).metadata().and_then(|file| file.modified());
             let bytes = self.known_layer(name).map_or(0, |known| known.bytes);
             layers.push((used_at.unwrap_or(SystemTime::UNIX_EPOCH), bytes, name.to_owned()));
@@ -251,7 +260,8 @@ impl Store {
     fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), ImageError> {
         let writing = || ImageError::io(format!("write {path:?}"));
         let part = self.folder.join(format!("part-{}.json", std::process::id()));
-        fs::write(&part, serde_json::to_vec(value).map_err(io::Error::from).map_err(writing())?).map_err(writing())?;
+        fs::write(&part, serde_json::to_vec(value).map_err(io::Error::from).map_err(writing())?)
+            .map_err(writing())?;
         fs::rename(&part, path).map_err(writing())
     }
 
@@ -303,7 +313,9 @@ fn unpack_verified(
     };
     match &expected.blob {
         Some(wanted) if wanted[..] != blob[..] => Err(differs("digest", wanted, &blob)),
-        _ if expected.archive[..] != archive[..] => Err(differs("uncompressed digest", &expected.archive, &archive)),
+        _ if expected.archive[..] != archive[..] => {
+            Err(differs("uncompressed digest", &expected.archive, &archive))
+        }
         _ => Ok(()),
     }
 }

@@ -183,7 +183,7 @@ impl<R: Read> Archive<R> {
             .enumerate()
             .map(|(at, byte)| if (148..156).contains(&at) { u64::from(b' ') } else { u64::from(*byte) })
             .sum();
-        if number(&header[148..156])? != sum {
+        if !number(&header[148..156]).is_ok_and(|stated| stated == sum) {
             return Err(ImageError::Bad(format!(
                 "no tar header at byte {}: its checksum does not hold",
                 self.position - BLOCK_BYTES as u64
@@ -212,9 +212,14 @@ impl<R: Read> Archive<R> {
     fn skip_body(&mut self) -> Result<(), ImageError> {
         let bytes = self.body_left.saturating_add(self.padding);
         (self.body_left, self.padding) = (0, 0);
-        let skipped = io::copy(&mut (&mut self.source).take(bytes), &mut io::sink()).map_err(ImageError::reading)?;
+        let skipped =
+            io::copy(&mut (&mut self.source).take(bytes), &mut io::sink()).map_err(ImageError::reading)?;
         self.position = self.position.saturating_add(skipped);
-        if skipped == bytes { Ok(()) } else { Err(ImageError::Bad("the archive ends inside an entry".into())) }
+        if skipped == bytes {
+            Ok(())
+        } else {
+            Err(ImageError::Bad("the archive ends inside an entry".into()))
+        }
     }
 }
 
@@ -241,8 +246,10 @@ impl Extension {
         let mut rest = body;
         while !rest.is_empty() {
             let space = rest.iter().position(|byte| *byte == b' ').ok_or_else(bad)?;
-            let length: usize =
-                std::str::from_utf8(&rest[..space]).ok().and_then(|text| text.parse().ok()).ok_or_else(bad)?;
+            let length: usize = std::str::from_utf8(&rest[..space])
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(bad)?;
             if length <= space + 1 || length > rest.len() || rest[length - 1] != b'\n' {
                 return Err(bad());
             }
@@ -260,7 +267,9 @@ impl Extension {
                     self.modified_at_secs = Some(secs.parse().map_err(|_| bad())?);
                 }
                 key if key.starts_with(b"GNU.sparse") => {
-                    return Err(ImageError::Bad("sparse files are not supported; pack without --sparse".into()));
+                    return Err(ImageError::Bad(
+                        "sparse files are not supported; pack without --sparse".into(),
+                    ));
                 }
                 _ => {}
             }
@@ -297,7 +306,8 @@ fn number(field: &[u8]) -> Result<u64, ImageError> {
             if sum >> 56 == 0 { Ok(sum << 8 | u64::from(*byte)) } else { Err(bad()) }
         });
     }
-    let digits = field.split(|byte| matches!(byte, 0 | b' ')).find(|part| !part.is_empty()).unwrap_or_default();
+    let digits =
+        field.split(|byte| matches!(byte, 0 | b' ')).find(|part| !part.is_empty()).unwrap_or_default();
     digits.iter().try_fold(0u64, |sum, digit| match digit {
         b'0'..=b'7' => sum.checked_mul(8).map(|sum| sum + u64::from(digit - b'0')).ok_or_else(bad),
         _ => Err(bad()),
@@ -346,13 +356,20 @@ mod tests {
                 let mut entry = entry.unwrap();
                 let mut body = Vec::new();
                 entry.read_to_end(&mut body).unwrap();
-                (entry.path_bytes().into_owned(), entry.link_name_bytes().unwrap_or_default().into_owned(), body)
+                (
+                    entry.path_bytes().into_owned(),
+                    entry.link_name_bytes().unwrap_or_default().into_owned(),
+                    body,
+                )
             })
             .collect();
         let ours_seen: Vec<_> =
             ours.iter().map(|(entry, body)| (entry.path.clone(), entry.link.clone(), body.clone())).collect();
         assert_eq!(ours_seen, theirs);
-        assert_eq!((ours[0].0.mode, ours[0].0.modified_at_secs, ours[3].0.kind), (0o640, 1_700_000_000, Kind::Symlink));
+        assert_eq!(
+            (ours[0].0.mode, ours[0].0.modified_at_secs, ours[3].0.kind),
+            (0o640, 1_700_000_000, Kind::Symlink)
+        );
     }
 
     /// Cutting an archive anywhere, or changing any byte of it, gives entries or an error, never a panic.
@@ -381,6 +398,11 @@ mod tests {
         header.set_path("x").unwrap();
         header.set_size(1 << 42);
         header.set_cksum();
-        assert!(all(header.as_bytes()).unwrap_err().to_string().contains("extension header of 4398046511104 bytes"));
+        assert!(
+            all(header.as_bytes())
+                .unwrap_err()
+                .to_string()
+                .contains("extension header of 4398046511104 bytes")
+        );
     }
 }

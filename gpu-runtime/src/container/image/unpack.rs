@@ -67,11 +67,10 @@ impl Unpacking<'_> {
     fn take(&mut self, entry: &Entry, body: &mut impl Read) -> Result<(), ImageError> {
         let path = inside(&entry.path)?;
         let shown = path.display().to_string();
-        self.budget.entries = self
-            .budget
-            .entries
-            .checked_sub(1)
-            .ok_or_else(|| ImageError::Bad("the image holds more files than this machine takes".into()))?;
+        self.budget.entries =
+            self.budget.entries.checked_sub(1).ok_or_else(|| {
+                ImageError::Bad("the image holds more files than this machine takes".into())
+            })?;
         let Some(name) = path.file_name().map(OsStr::to_owned) else { return Ok(()) }; // The root itself.
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let io = |errno: Errno| match errno {
@@ -89,7 +88,9 @@ impl Unpacking<'_> {
             return if path.starts_with("dev") {
                 Ok(())
             } else {
-                Err(ImageError::Bad(format!("the entry {shown:?} is a device; images may hold none outside dev/")))
+                Err(ImageError::Bad(format!(
+                    "the entry {shown:?} is a device; images may hold none outside dev/"
+                )))
             };
         }
         let source = match entry.kind {
@@ -153,7 +154,13 @@ impl Unpacking<'_> {
     }
 
     /// Removes what stands in an entry's place; a folder stays for a folder.
-    fn make_way(&mut self, at: BorrowedFd<'_>, name: &OsStr, kind: Kind, shown: &str) -> Result<(), ImageError> {
+    fn make_way(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &OsStr,
+        kind: Kind,
+        shown: &str,
+    ) -> Result<(), ImageError> {
         let found = match rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => FileType::from_raw_mode(found.st_mode),
             Err(Errno::NOENT) => return Ok(()),
@@ -165,7 +172,9 @@ impl Unpacking<'_> {
         self.parent = None;
         let flags = if found == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         rustix::fs::unlinkat(at, name, flags).map_err(|errno| match errno {
-            Errno::NOTEMPTY => ImageError::Bad(format!("the entry {shown:?} replaces a folder that holds files")),
+            Errno::NOTEMPTY => {
+                ImageError::Bad(format!("the entry {shown:?} replaces a folder that holds files"))
+            }
             errno => ImageError::errno(format!("replace {shown:?}"))(errno),
         })
     }
@@ -198,14 +207,12 @@ impl Unpacking<'_> {
     ) -> Result<(), ImageError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let writing = || format!("unpack {shown:?}");
-        let file =
-            rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o600)).map_err(ImageError::errno(writing()))?;
+        let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o600))
+            .map_err(ImageError::errno(writing()))?;
         // The size is the archive's claim, so that a bomb is refused before its first byte.
-        self.budget.bytes = self
-            .budget
-            .bytes
-            .checked_sub(entry.size)
-            .ok_or_else(|| ImageError::Bad(format!("the image is larger, unpacked, than this machine takes, at {shown:?}")))?;
+        self.budget.bytes = self.budget.bytes.checked_sub(entry.size).ok_or_else(|| {
+            ImageError::Bad(format!("the image is larger, unpacked, than this machine takes, at {shown:?}"))
+        })?;
         let mut file = std::fs::File::from(file);
         let mut unasked = 0;
         loop {
@@ -237,7 +244,8 @@ fn shared_mode(mode: u32) -> u32 {
 
 fn whiteout(at: BorrowedFd<'_>, name: &[u8], hidden: &[u8]) -> Result<(), Errno> {
     if name == OPAQUE_NAME {
-        let here = rustix::fs::openat(at, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let here =
+            rustix::fs::openat(at, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         return rustix::fs::fsetxattr(&here, OPAQUE_XATTR, b"y", XattrFlags::empty());
     }
     if hidden.is_empty() || hidden.starts_with(WHITEOUT_PREFIX) || matches!(hidden, b"." | b"..") {
@@ -254,7 +262,13 @@ fn whiteout(at: BorrowedFd<'_>, name: &[u8], hidden: &[u8]) -> Result<(), Errno>
 fn open_in(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    rustix::fs::openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )
 }
 
 /// A path of an archive as a path inside its root: the slashes in front and single dots are dropped.
@@ -295,7 +309,9 @@ mod tests {
         builder.append(&header, body).unwrap();
     }
 
-    fn unpacked(entries: &[(EntryType, &str, &str, u32, &[u8])]) -> (tempfile::TempDir, Result<(), ImageError>) {
+    fn unpacked(
+        entries: &[(EntryType, &str, &str, u32, &[u8])],
+    ) -> (tempfile::TempDir, Result<(), ImageError>) {
         let mut builder = Builder::new(Vec::new());
         for (kind, path, link, mode, body) in entries {
             raw(&mut builder, *kind, path, link, *mode, body);
@@ -357,7 +373,8 @@ mod tests {
     #[test]
     fn hard_links_lead_to_files_of_the_same_layer() {
         for target in ["../outside", "/etc/passwd", "missing", "folder", ""] {
-            let (_folder, done) = unpacked(&[(Directory, "folder/", "", 0o755, b""), (Link, "link", target, 0, b"")]);
+            let (_folder, done) =
+                unpacked(&[(Directory, "folder/", "", 0o755, b""), (Link, "link", target, 0, b"")]);
             assert!(matches!(done, Err(ImageError::Bad(_))), "{target}: {done:?}");
         }
         // Through a link of the layer: the kernel keeps it inside.
@@ -394,7 +411,8 @@ mod tests {
         let (_folder, done) = unpacked(&[(Regular, "big", "", 0o644, &[0; (1 << 20) + 1])]);
         assert!(done.unwrap_err().to_string().contains("larger, unpacked, than this machine takes"));
         let names: Vec<_> = (0..101).map(|n| format!("f{n}")).collect();
-        let entries: Vec<_> = names.iter().map(|name| (Regular, name.as_str(), "", 0o644, &b""[..])).collect();
+        let entries: Vec<_> =
+            names.iter().map(|name| (Regular, name.as_str(), "", 0o644, &b""[..])).collect();
         let (_folder, done) = unpacked(&entries);
         assert!(done.unwrap_err().to_string().contains("more files than this machine takes"));
     }

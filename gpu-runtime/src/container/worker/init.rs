@@ -79,7 +79,8 @@ fn start(setup: &Setup<'_>) -> Result<i32, Failure> {
     rustix::process::setsid().map_err(io::Error::from)?;
     await_byte(setup)?;
     rustix::process::chdir(setup.folder).map_err(io::Error::from)?;
-    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    let mut namespaces =
+        UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
     if work.network == Network::None {
         namespaces |= UnshareFlags::NEWNET;
     }
@@ -95,7 +96,8 @@ fn start(setup: &Setup<'_>) -> Result<i32, Failure> {
     say(setup, "map");
     await_byte(setup)?;
     become_user(0, 0)?;
-    let (report, reported) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+    let (report, reported) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from)?;
     let command = match sys::fork().map_err(at("start the command's process"))? {
         Fork::Child => {
             drop(report);
@@ -131,8 +133,7 @@ fn watch(setup: &Setup<'_>, command: i32) -> Failure {
                 sys::exit(0);
             }
         }
-        let mut sources =
-            [PollFd::new(&signals, PollFlags::IN), PollFd::new(&setup.lifeline, PollFlags::IN)];
+        let mut sources = [PollFd::new(&signals, PollFlags::IN), PollFd::new(&setup.lifeline, PollFlags::IN)];
         _ = rustix::event::poll(&mut sources, None);
         if !sources[1].revents().is_empty() {
             return Failure::Machine("the supervisor is gone".into());
@@ -181,8 +182,9 @@ fn become_command(setup: &Setup<'_>, work: &ContainerWork) -> Failure {
         become_user(user.uid, user.gid)?;
         let folder = if work.working_dir.is_empty() { &setup.config.working_dir } else { &work.working_dir };
         let folder = if folder.is_empty() { "/" } else { folder };
-        rustix::process::chdir(folder)
-            .map_err(|errno| Failure::Task(format!("the working folder {folder:?} cannot be entered: {errno}")))?;
+        rustix::process::chdir(folder).map_err(|errno| {
+            Failure::Task(format!("the working folder {folder:?} cannot be entered: {errno}"))
+        })?;
         let paths = candidates(&arguments[0], &environment)?;
         resource_limits(setup)?;
         give_up_rights(CapabilitySet::empty())?;
@@ -211,7 +213,9 @@ fn exec(paths: &[CString], arguments: &[CString], environment: &[CString]) -> Fa
     }
     let hint = match last.raw_os_error() {
         Some(libc::ENOENT) => ": it, or the interpreter that it names, is not in the image",
-        Some(libc::ENOEXEC) => ": it is no program for this machine; a script needs a first line #!INTERPRETER",
+        Some(libc::ENOEXEC) => {
+            ": it is no program for this machine; a script needs a first line #!INTERPRETER"
+        }
         Some(libc::EACCES) => ": it is not executable",
         Some(libc::E2BIG) => ": its arguments and environment are too long",
         _ => "",
@@ -225,7 +229,9 @@ fn candidates(name: &str, environment: &[String]) -> Result<Vec<CString>, Failur
         return Ok(vec![c_string(name.to_owned())?]);
     }
     let path = environment.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
-    path.split(':').map(|folder| c_string(Path::new(folder).join(name).to_string_lossy().into_owned())).collect()
+    path.split(':')
+        .map(|folder| c_string(Path::new(folder).join(name).to_string_lossy().into_owned()))
+        .collect()
 }
 
 fn arguments(work: &ContainerWork, config: &ImageConfig) -> Result<Vec<String>, Failure> {
@@ -237,7 +243,9 @@ fn arguments(work: &ContainerWork, config: &ImageConfig) -> Result<Vec<String>, 
     if arguments.first().is_some_and(|name: &String| !name.is_empty()) {
         Ok(arguments)
     } else {
-        Err(Failure::Task("no command: the task gives none, and the image has neither entry point nor command".into()))
+        Err(Failure::Task(
+            "no command: the task gives none, and the image has neither entry point nor command".into(),
+        ))
     }
 }
 
@@ -271,8 +279,12 @@ fn become_user(uid: u32, gid: u32) -> Result<(), Failure> {
     // A single mapped id comes with groups that cannot be changed: those of the daemon's user.
     _ = rustix::thread::set_thread_groups(&[]);
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(io::Error::from).map_err(at("take the group"))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(io::Error::from).map_err(at("take the user"))?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .map_err(io::Error::from)
+        .map_err(at("take the group"))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+        .map_err(io::Error::from)
+        .map_err(at("take the user"))?;
     Ok(())
 }
 
@@ -280,7 +292,9 @@ fn become_user(uid: u32, gid: u32) -> Result<(), Failure> {
 fn give_up_rights(kept: CapabilitySet) -> Result<(), Failure> {
     rustix::thread::clear_ambient_capability_set().map_err(io::Error::from)?;
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).map_err(io::Error::from).map_err(at("give up capabilities"))?;
+    rustix::thread::set_capabilities(None, sets)
+        .map_err(io::Error::from)
+        .map_err(at("give up capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(io::Error::from).map_err(at("give up new privileges"))?;
     Ok(())
 }

@@ -70,7 +70,8 @@ impl Ids {
 pub fn main(arguments: &[OsString]) -> ExitCode {
     let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
     let done = match words.iter().map(AsRef::as_ref).collect::<Vec<&str>>().as_slice() {
-        ["run", _] => supervise::run(&AttemptFolder::new(PathBuf::from(&arguments[1]))).map_err(|error| error.to_string()),
+        ["run", _] => supervise::run(&AttemptFolder::new(PathBuf::from(&arguments[1])))
+            .map_err(|error| error.to_string()),
         ["probe"] => probe::print(),
         _ => Err("a worker is started by the daemon: worker run FOLDER, or worker probe".into()),
     };

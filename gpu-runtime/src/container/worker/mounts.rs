@@ -49,7 +49,9 @@ pub fn make_skeleton(folder: &Path, spec: &TaskSpec) -> io::Result<()> {
     fs::write(skeleton.join("etc/hostname"), "makai\n")?;
     fs::write(skeleton.join("etc/hosts"), "127.0.0.1 localhost makai\n::1 localhost\n")?;
     let resolver = match &spec.work {
-        Work::Container(work) if work.network == Network::Host => fs::read("/etc/resolv.conf").unwrap_or_default(),
+        Work::Container(work) if work.network == Network::Host => {
+            fs::read("/etc/resolv.conf").unwrap_or_default()
+        }
         Work::Container(_) => Vec::new(),
     };
     fs::write(skeleton.join("etc/resolv.conf"), resolver)
@@ -85,7 +87,8 @@ fn overlay(layers: &[std::path::PathBuf]) -> io::Result<()> {
     for layer in layers.iter().rev() {
         folders.push(open(layer)?);
     }
-    let stack: Vec<_> = folders.iter().map(|folder| format!("/proc/self/fd/{}", folder.as_raw_fd())).collect();
+    let stack: Vec<_> =
+        folders.iter().map(|folder| format!("/proc/self/fd/{}", folder.as_raw_fd())).collect();
     let options = format!("userxattr,lowerdir={}", stack.join(":"));
     mount("overlay", "root", "overlay", MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, &options)
 }
@@ -98,8 +101,7 @@ fn devices(shared_memory_bytes: u64) -> io::Result<()> {
         rustix::mount::mount_bind(format!("/dev/{name}"), format!("root/dev/{name}"))
             .map_err(doing(format!("bind /dev/{name}")))?;
     }
-    for (name, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
         std::os::unix::fs::symlink(target, format!("root/dev/{name}"))?;
     }
@@ -161,7 +163,8 @@ fn bind(source: &Path, target: &str, flags: MountFlags) -> io::Result<()> {
 
 fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, options: &str) -> io::Result<()> {
     let options = CString::new(options)?;
-    rustix::mount::mount(source, target, kind, flags, options.as_c_str()).map_err(doing(format!("mount {target}")))
+    rustix::mount::mount(source, target, kind, flags, options.as_c_str())
+        .map_err(doing(format!("mount {target}")))
 }
 
 fn doing(what: impl Into<String>) -> impl FnOnce(rustix::io::Errno) -> io::Error {

@@ -52,7 +52,11 @@ fn ids() -> Ids {
             matches!((inside, count), (Some(first), Some(count)) if (first..first + count).contains(&u64::from(wanted)))
         })
     };
-    if covers(FIRST_ID) && covers(LAST_ID) { Ids::Range { first: FIRST_ID } } else { Ids::One { outside: NOBODY } }
+    if covers(FIRST_ID) && covers(LAST_ID) {
+        Ids::Range { first: FIRST_ID }
+    } else {
+        Ids::One { outside: NOBODY }
+    }
 }
 
 /// Builds every wall in a child, which ends with the step that failed.
@@ -106,9 +110,16 @@ fn walls(ids: Ids, scratch: &std::path::Path) -> Option<i32> {
         return Some(2);
     }
     let made = ["a", "b", "root", "proc"].iter().try_for_each(|name| fs::create_dir(scratch.join(name)));
-    let options = format!("userxattr,lowerdir={}:{}", scratch.join("a").display(), scratch.join("b").display());
+    let options =
+        format!("userxattr,lowerdir={}:{}", scratch.join("a").display(), scratch.join("b").display());
     let overlay = std::ffi::CString::new(options).ok().filter(|_| made.is_ok()).map(|options| {
-        rustix::mount::mount("overlay", scratch.join("root"), "overlay", MountFlags::RDONLY, options.as_c_str())
+        rustix::mount::mount(
+            "overlay",
+            scratch.join("root"),
+            "overlay",
+            MountFlags::RDONLY,
+            options.as_c_str(),
+        )
     });
     if !matches!(overlay, Some(Ok(()))) {
         return Some(3);
@@ -122,7 +133,9 @@ fn walls(ids: Ids, scratch: &std::path::Path) -> Option<i32> {
             if sys::unshare(UnshareFlags::NEWUSER).is_err() {
                 sys::exit(1);
             }
-            let filtered = rustix::thread::set_no_new_privs(true).map_err(io::Error::from).and_then(|()| seccomp::confine());
+            let filtered = rustix::thread::set_no_new_privs(true)
+                .map_err(io::Error::from)
+                .and_then(|()| seccomp::confine());
             sys::exit(if filtered.is_err() { 6 } else { 0 })
         }
         Ok(Fork::Parent { child }) => sys::reap(Some(child), true).map(|ended| sys::status_of(ended.status)),

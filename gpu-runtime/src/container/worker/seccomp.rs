@@ -69,11 +69,7 @@ fn program() -> Vec<libc::sock_filter> {
     let mut actions: Vec<(u32, u32)> = ALLOWED.iter().map(|(number, _)| (*number as u32, ALLOW)).collect();
     actions.extend(FORBIDDEN.iter().map(|(number, _)| (*number as u32, REFUSE)));
     actions.sort_unstable();
-    let mut program = vec![
-        load(ARCHITECTURE_AT),
-        jump(libc::BPF_JEQ, ARCHITECTURE, 1, 0),
-        answer(KILL),
-    ];
+    let mut program = vec![load(ARCHITECTURE_AT), jump(libc::BPF_JEQ, ARCHITECTURE, 1, 0), answer(KILL)];
     for (number, check) in argument_checks() {
         program.push(load(NUMBER_AT));
         program.push(jump(libc::BPF_JEQ, number, 0, u8::try_from(check.len()).unwrap_or(u8::MAX)));
@@ -187,7 +183,9 @@ mod tests {
             assert_eq!(run(libc::SYS_clone, [namespace as u64 | thread, 0, 0, 0, 0, 0]), REFUSE);
         }
         assert_eq!(run(libc::SYS_clone3, [0; 6]), UNKNOWN);
-        for (family, wanted) in [(libc::AF_INET, ALLOW), (libc::AF_PACKET, NO_FAMILY), (libc::AF_ALG, NO_FAMILY)] {
+        for (family, wanted) in
+            [(libc::AF_INET, ALLOW), (libc::AF_PACKET, NO_FAMILY), (libc::AF_ALG, NO_FAMILY)]
+        {
             assert_eq!(run(libc::SYS_socket, [family as u64, 0, 0, 0, 0, 0]), wanted);
         }
         assert_eq!(run(libc::SYS_ioctl, [0, libc::TIOCSTI, 0, 0, 0, 0]), REFUSE);

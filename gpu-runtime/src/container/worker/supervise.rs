@@ -21,10 +21,10 @@ use rustix::thread::UnshareFlags;
 use super::sys::{self, Ended, Fork};
 use super::{Ids, clock, init, mounts, watch};
 use crate::container::cgroup::{self, Group, GroupLimits};
+use crate::container::enforcement;
 use crate::container::image::{ImageError, Prepared, Store};
 use crate::container::log::LogWriter;
 use crate::container::state::{AttemptFolder, Task};
-use crate::container::enforcement;
 use crate::runner::{End, LogStream, Outcome, RunError, Usage, Work};
 
 /// How often limits are looked at.
@@ -54,8 +54,9 @@ pub fn run(folder: &AttemptFolder) -> Result<(), RunError> {
     folder.write_worker()?;
     let task = folder.task()?;
     let limits = &task.spec.limits;
-    let log = LogWriter::create(&folder.log_path(), limits.log_bytes, limits.log_bytes_per_sec, clock::unix_ms())
-        .map_err(machine("make the attempt's log"))?;
+    let log =
+        LogWriter::create(&folder.log_path(), limits.log_bytes, limits.log_bytes_per_sec, clock::unix_ms())
+            .map_err(machine("make the attempt's log"))?;
     let mut attempt = Attempt {
         folder,
         task: &task,
@@ -146,7 +147,9 @@ impl Attempt<'_> {
         };
         let image = store.prepare(&work.image, &is_stopped).map_err(|error| match error {
             ImageError::Bad(text) => Failure::Ended(End::BadImage, text),
-            ImageError::Stopped => Failure::Ended(End::Stopped, "stopped while its image was being unpacked".into()),
+            ImageError::Stopped => {
+                Failure::Ended(End::Stopped, "stopped while its image was being unpacked".into())
+            }
             ImageError::Io { doing, source } => {
                 Failure::Machine(io::Error::new(source.kind(), format!("{doing}: {source}")))
             }
@@ -237,7 +240,11 @@ impl Attempt<'_> {
             let (lines, is_open) = read_lines(container);
             for line in lines {
                 if line == "map" {
-                    map_ids(container.pid, &self.task.confinement.ids, ids.as_ref().map(|(_, first)| *first))?;
+                    map_ids(
+                        container.pid,
+                        &self.task.confinement.ids,
+                        ids.as_ref().map(|(_, first)| *first),
+                    )?;
                     // The range is this attempt's as long as its first process lives, which holds the lock too.
                     return Ok(go_on(container)?);
                 }
@@ -294,7 +301,8 @@ impl Attempt<'_> {
 
     fn await_event(&self, container: &Container, until_ms: u64, may_read: bool) {
         let wait = until_ms.saturating_sub(clock::monotonic_ms());
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait * 1_000_000).unwrap_or(0).min(999_999_999) };
+        let timeout =
+            Timespec { tv_sec: 0, tv_nsec: i64::try_from(wait * 1_000_000).unwrap_or(0).min(999_999_999) };
         let mut sources = vec![PollFd::new(&self.signals, PollFlags::IN)];
         if container.exit.is_none() && container.failure.is_none() {
             sources.push(PollFd::new(&container.status, PollFlags::IN));
@@ -337,13 +345,15 @@ impl Attempt<'_> {
         }
         self.usage.log_bytes = self.log.bytes_kept;
         self.usage.log_bytes_dropped = self.log.bytes_dropped;
-        let is_over = self.group.as_ref().is_none_or(|group| !group.limits_memory()) && measured > limits.memory_bytes;
+        let is_over =
+            self.group.as_ref().is_none_or(|group| !group.limits_memory()) && measured > limits.memory_bytes;
         if kills > 0 || is_over {
             let message = self.memory_message();
             self.stop(container, End::MemoryLimit, &message, true)?;
         }
         if self.usage.wall_ms >= limits.time_ms {
-            let message = format!("it ran for longer than its limit of {} ms; raise limits.time_ms", limits.time_ms);
+            let message =
+                format!("it ran for longer than its limit of {} ms; raise limits.time_ms", limits.time_ms);
             self.stop(container, End::TimeLimit, &message, false)?;
         }
         if let Some((end @ End::DiskLimit, message)) = self.end.clone()
@@ -355,7 +365,10 @@ impl Attempt<'_> {
     }
 
     fn memory_message(&self) -> String {
-        format!("it used more memory than its limit of {} bytes; raise limits.memory_bytes", self.task.spec.limits.memory_bytes)
+        format!(
+            "it used more memory than its limit of {} bytes; raise limits.memory_bytes",
+            self.task.spec.limits.memory_bytes
+        )
     }
 
     fn weigh_output(&mut self, _now_ms: u64) -> Result<(), Failure> {
@@ -435,7 +448,10 @@ impl Attempt<'_> {
         }
         let group = self.group.as_ref();
         self.usage.cpu_ms = group.and_then(Group::cpu_ms).or(ended.map(|ended| ended.cpu_ms)).unwrap_or(0);
-        let peak = group.and_then(Group::memory_peak_bytes).or(ended.map(|ended| ended.memory_peak_bytes)).unwrap_or(0);
+        let peak = group
+            .and_then(Group::memory_peak_bytes)
+            .or(ended.map(|ended| ended.memory_peak_bytes))
+            .unwrap_or(0);
         self.usage.memory_peak_bytes = self.usage.memory_peak_bytes.max(peak);
         self.usage.log_bytes = self.log.bytes_kept;
         self.usage.log_bytes_dropped = self.log.bytes_dropped;
@@ -453,7 +469,9 @@ impl Attempt<'_> {
         let refused = self.group.as_ref().map_or(0, Group::forks_refused);
         let hint = if refused > 0 {
             let pids = self.task.spec.limits.pids;
-            format!("; {refused} times it was refused a process over its limit of {pids}: raise limits.pids if it needs more")
+            format!(
+                "; {refused} times it was refused a process over its limit of {pids}: raise limits.pids if it needs more"
+            )
         } else {
             String::new()
         };
@@ -461,11 +479,17 @@ impl Attempt<'_> {
             Some(Ok(code)) => (End::Exited { code }, format!("exited with code {code}{hint}")),
             Some(Err(libc::SIGXFSZ)) => {
                 let limit = self.task.spec.limits.disk_bytes;
-                (End::DiskLimit, format!("it wrote a file larger than its limit of {limit} bytes; raise limits.disk_bytes"))
+                (
+                    End::DiskLimit,
+                    format!(
+                        "it wrote a file larger than its limit of {limit} bytes; raise limits.disk_bytes"
+                    ),
+                )
             }
-            Some(Err(signal @ libc::SIGSYS)) => {
-                (End::Signalled { signal }, "ended by SIGSYS: it made a system call of another architecture".into())
-            }
+            Some(Err(signal @ libc::SIGSYS)) => (
+                End::Signalled { signal },
+                "ended by SIGSYS: it made a system call of another architecture".into(),
+            ),
             Some(Err(signal)) => (End::Signalled { signal }, format!("ended by signal {signal}{hint}")),
             None => match &container.failure {
                 Some(failure) => failure.clone(),
@@ -481,7 +505,8 @@ impl Attempt<'_> {
         cgroup::remove(&self.folder.cgroups()?).map_err(machine("remove the attempt's cgroups"))?;
         if let Some(output) = &self.task.spec.output {
             watch::sweep(output).map_err(machine("sweep the attempt's output folder"))?;
-            self.usage.output_bytes = watch::size_of(output).map_err(machine("weigh the attempt's output"))?.file_bytes;
+            self.usage.output_bytes =
+                watch::size_of(output).map_err(machine("weigh the attempt's output"))?.file_bytes;
         }
         self.folder.write_usage(&self.usage)?;
         let outcome = Outcome {
@@ -502,7 +527,9 @@ impl Container {
         match line.split_once(' ') {
             Some(("exit", status)) => self.exit = status.parse().ok(),
             Some(("bad", text)) => self.failure = Some((End::BadCommand, text.to_owned())),
-            Some(("fault", text)) => self.failure = Some((End::MachineFault, format!("this machine failed: {text}"))),
+            Some(("fault", text)) => {
+                self.failure = Some((End::MachineFault, format!("this machine failed: {text}")))
+            }
             _ => {}
         }
     }

@@ -136,7 +136,8 @@ pub fn status_of(status: i32) -> Result<i32, i32> {
 pub fn leave_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
     // SAFETY: a null name asks for an anonymous keyring; no memory is passed.
-    let answer = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
     match done(answer) {
         Ok(_) => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),

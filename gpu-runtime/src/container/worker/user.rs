@@ -34,9 +34,11 @@ fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
         None => (wanted, None),
     };
     let name = if name.is_empty() { "0" } else { name };
-    let mut known = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 6);
+    let mut known =
+        passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 6);
     let number: Option<u32> = name.parse().ok();
-    let entry = known.find(|fields| fields[0] == name || (number.is_some() && fields[2].parse().ok() == number));
+    let entry =
+        known.find(|fields| fields[0] == name || (number.is_some() && fields[2].parse().ok() == number));
     let (uid, own_gid, home) = match (&entry, number) {
         (Some(fields), _) => (
             fields[2].parse().map_err(|_| format!("the image's /etc/passwd gives {name:?} no user id"))?,

@@ -85,9 +85,16 @@ pub fn remove(folder: &Path) -> io::Result<()> {
 }
 
 enum Seen<'a> {
-    Entry { at: &'a OwnedFd, name: &'a std::ffi::CStr, stat: rustix::fs::Stat },
+    Entry {
+        at: &'a OwnedFd,
+        name: &'a std::ffi::CStr,
+        stat: rustix::fs::Stat,
+    },
     /// A folder on a level that is not walked.
-    TooDeep { at: &'a OwnedFd, name: &'a std::ffi::CStr },
+    TooDeep {
+        at: &'a OwnedFd,
+        name: &'a std::ffi::CStr,
+    },
 }
 
 enum Step {
@@ -183,7 +190,9 @@ pub fn memory_of(first: i32) -> u64 {
     let mut total = 0u64;
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else {
+            continue;
+        };
         if namespace(pid).as_ref() != Some(&wanted) {
             continue;
         }
@@ -232,7 +241,8 @@ mod tests {
         fs::write(out.join("kept/file"), [7; 5000]).unwrap();
         fs::write(folder.path().join("outside"), [7; 100_000]).unwrap();
         std::os::unix::fs::symlink(folder.path(), out.join("way")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, out.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, out.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .unwrap();
         assert_eq!(size_of(&out).unwrap().file_bytes, 5000);
         sweep(&out).unwrap();
         let mut names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
