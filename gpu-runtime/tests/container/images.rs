@@ -19,7 +19,10 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn layer(entries: &[(EntryType, &str, &str, &[u8])]) -> Vec<u8> {
+/// Kind, path, where a link leads, and content.
+type Entry<'a> = (EntryType, &'a str, &'a str, &'a [u8]);
+
+fn layer(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     for (kind, path, link, body) in entries {
         entry(&mut archive, *kind, path, link, body);
@@ -137,7 +140,7 @@ async fn refused(kit: &Kit, name: &str, image: &[u8], expected: &str) {
 #[tokio::test]
 async fn images_that_mean_harm_are_named_and_leave_nothing() {
     let Some(kit) = Kit::new().await else { return };
-    let harm: [(&str, Vec<(EntryType, &str, &str, &[u8])>, &str); 5] = [
+    let harm: [(&str, Vec<Entry<'_>>, &str); 5] = [
         ("traversal", vec![(Regular, "../../../../harm", "", b"x")], "leads out of the image"),
         ("device", vec![(Block, "sda", "", b"")], "is a device"),
         ("hard-link", vec![(Link, "passwd", "/etc/passwd", b"")], "not in the same layer"),
