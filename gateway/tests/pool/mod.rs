@@ -1,4 +1,5 @@
 //! A whole pool in this process: the real door, objects, coding and state machine, over facts and disks in memory.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
