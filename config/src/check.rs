@@ -230,6 +230,8 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("storage.scrub_period_secs", storage.scrub_period_secs, 10..=YEAR_SECS);
     within("storage.orphan_age_secs", storage.orphan_age_secs, 60..=YEAR_SECS);
     within("storage.reconcile_interval_ms", storage.reconcile_interval_ms, 10..=3_600_000);
+    within("storage.lifecycle_interval_secs", storage.lifecycle_interval_secs, 1..=7 * DAY_SECS);
+    within("storage.lifecycle_day_secs", storage.lifecycle_day_secs, 1..=DAY_SECS);
     within("raft.heartbeat_interval_ms", raft.heartbeat_interval_ms, 10..=10_000);
     within("raft.election_timeout_min_ms", raft.election_timeout_min_ms, 30..=60_000);
     within("raft.election_timeout_max_ms", raft.election_timeout_max_ms, 60..=120_000);

@@ -261,6 +261,10 @@ pub struct StorageConfig {
     pub orphan_age_secs: u64,
     /// Pause between two looks at what the facts ask of this node.
     pub reconcile_interval_ms: u64,
+    /// Pause between two rounds of the leader through the buckets that have a lifecycle.
+    pub lifecycle_interval_secs: u64,
+    /// How long the days are by which lifecycles count: shorter than a real one only to try rules out.
+    pub lifecycle_day_secs: u64,
 }
 
 impl Default for StorageConfig {
@@ -272,6 +276,8 @@ impl Default for StorageConfig {
             scrub_period_secs: 14 * DAY_SECS,
             orphan_age_secs: DAY_SECS,
             reconcile_interval_ms: 1_000,
+            lifecycle_interval_secs: 60 * 60,
+            lifecycle_day_secs: DAY_SECS,
         }
     }
 }

@@ -13,6 +13,7 @@
 //! | [`store`]    | the key-value store of the machine, snapshots             | disk           |
 //! | [`handle`]   | propose, query, watch: all that other crates see; port [`handle::RaftPeers`] | peers, by port |
 //! | [`signatures`] | who signed what: nodes' Ed25519, payout addresses' and claim signers' secp256k1 | nothing |
+//! | [`lifecycle`] | rules of a bucket's lifecycle, what they decide          | nothing        |
 //! | [`view`]       | the cluster map as last seen, indexed                     | nothing        |
 //!
 //! Always: the machine is a pure function of its log; time reaches it only inside a batch, stamped by the
@@ -20,6 +21,7 @@
 
 pub mod facts;
 pub mod handle;
+pub mod lifecycle;
 pub mod log;
 pub mod machine;
 pub mod signatures;

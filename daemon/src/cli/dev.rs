@@ -29,6 +29,8 @@ use crate::{clock, files, state};
 
 /// Five voters: any two may die.
 const VOTERS_MAX: usize = 5;
+/// Someone who tries a rule out looks on.
+const LIFECYCLE_INTERVAL_SECS: u64 = 10;
 /// Room that a node leaves free on the disk it shares with everything else.
 const RESERVE_BYTES: u64 = 1 << 30;
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -194,6 +196,7 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
         [Role::Storage, Role::Gateway].into_iter().chain(is_voter.then_some(Role::Voter)).collect();
     config.cluster.init = number == 1;
     config.cluster.join_token_file = (number > 1).then(|| dir.join("join-token"));
+    config.storage.lifecycle_interval_secs = LIFECYCLE_INTERVAL_SECS;
     config.cluster.voters_max = VOTERS_MAX as u8;
     config.peers.listen = loopback(free_udp_port()?);
     config.s3.listen = Some(loopback(first));

@@ -14,6 +14,7 @@
 //! | [`orphans`]   | storage  | no shard stays that no fact names                                 |
 //! | [`displaced`] | storage  | no shard stays whose slot went to another disk                    |
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
+//! | [`lifecycle`] | leader   | versions and uploads go when their bucket's rules say so           |
 //! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
 //! | [`epochs`]    | voters   | epochs sealed, computed and signed                                |
 //! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
@@ -29,6 +30,7 @@ pub mod epochs;
 pub mod garbage;
 pub mod health;
 pub mod heartbeat;
+pub mod lifecycle;
 pub mod map;
 pub mod orphans;
 pub mod payout;
@@ -117,6 +119,7 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         tasks.spawn(voters::run(shell.clone()));
         tasks.spawn(placement::run(shell.clone()));
         tasks.spawn(garbage::run(shell.clone()));
+        tasks.spawn(lifecycle::run(shell.clone()));
         tasks.spawn(sessions::run(shell.clone()));
         tasks.spawn(epochs::run(shell.clone()));
         tasks.spawn(audit::run(shell.clone()));

@@ -16,6 +16,7 @@ use makai_raft::facts::command::Command;
 use makai_raft::facts::identity::{IdentityAnswer, IdentityCommand, IdentityQuery};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::TenantId;
+use makai_raft::facts::version::VersionId;
 use tokio::time::Instant;
 
 use super::{BUCKET_CACHE_MAX, Objects, ObjectsError, check_key, now, unexpected};
@@ -236,7 +237,7 @@ impl Objects {
         }
     }
 
-    /// Replaces the access list of a key's current version.
+    /// Replaces the access list of a version; `None`: of the current one.
     ///
     /// # Errors
     /// The facts refuse.
@@ -245,11 +246,12 @@ impl Objects {
         caller: &Caller,
         bucket: &str,
         key: &str,
+        version: Option<VersionId>,
         acl: Option<String>,
     ) -> Result<(), ObjectsError> {
         check_key(key)?;
         self.recent_bucket(caller, bucket).await?;
-        let command = IdentityCommand::SetObjectAcl { bucket: bucket.into(), key: key.into(), acl };
+        let command = IdentityCommand::SetObjectAcl { bucket: bucket.into(), key: key.into(), acl, version };
         self.propose(Command::Identity(command)).await.map(|_| ())
     }
 

@@ -11,9 +11,10 @@ use makai_erasure::{BlobId, PgId};
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{Blob, Content, ObjectHead, ResolvedExtent};
 use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
+use makai_raft::facts::version::{VersionId, VersionQuery, VersionRefusal};
 
 use super::upload::stripe_error;
-use super::{ByteRange, Download, Objects, ObjectsError, check_key, unexpected};
+use super::{ByteRange, Download, Found, Objects, ObjectsError, check_key, unexpected};
 use crate::identity::Caller;
 
 /// Windows of one download under way at once.
@@ -32,7 +33,25 @@ struct Window {
 
 impl Objects {
     pub async fn head(&self, caller: &Caller, bucket: &str, key: &str) -> Result<ObjectHead, ObjectsError> {
-        Ok(self.object(caller, bucket, key, 0, 1).await?.head)
+        match self.find(caller, bucket, key, None).await {
+            Ok(found) => Ok(found.head),
+            Err(ObjectsError::Refused(Refusal::Version(VersionRefusal::IsMarker { .. }))) => {
+                Err(Refusal::NoSuchKey.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is said of a version; `None`: of the current one.
+    pub async fn find(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+    ) -> Result<Found, ObjectsError> {
+        let ObjectAnswer { head, versioning, .. } = self.object(caller, bucket, key, version, 0, 1).await?;
+        Ok(Found { head, versioning })
     }
 
     /// The answer for a key of the caller's.
@@ -41,19 +60,21 @@ impl Objects {
         caller: &Caller,
         bucket: &str,
         key: &str,
+        version: Option<VersionId>,
         from_offset: u64,
         extents_max: u32,
     ) -> Result<ObjectAnswer, ObjectsError> {
         check_key(key)?;
-        let query = Query::Object { bucket: bucket.into(), key: key.into(), from_offset, extents_max };
-        match self.query(query).await {
+        let (name, object) = (bucket.to_owned(), key.to_owned());
+        let query = VersionQuery::Object { bucket: name, key: object, version, from_offset, extents_max };
+        match self.query(Query::Version(query)).await {
             Ok(Answer::Object(answer)) if answer.tenant == caller.tenant => Ok(answer),
             Ok(Answer::Object(_)) => Err(ObjectsError::AccessDenied),
             Ok(other) => Err(unexpected(&other)),
             // Which keys another tenant's bucket lacks is not the caller's to know either.
-            Err(ObjectsError::Refused(Refusal::NoSuchKey)) => {
+            Err(ObjectsError::Refused(refusal @ (Refusal::NoSuchKey | Refusal::Version(_)))) => {
                 self.recent_bucket(caller, bucket).await?;
-                Err(Refusal::NoSuchKey.into())
+                Err(refusal.into())
             }
             Err(error) => Err(error),
         }
@@ -71,13 +92,25 @@ impl Objects {
         key: &str,
         range: ByteRange,
     ) -> Result<Download, ObjectsError> {
+        self.get_version(caller, bucket, key, None, range).await
+    }
+
+    /// As [`get`](Self::get), of any version.
+    pub async fn get_version(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        range: ByteRange,
+    ) -> Result<Download, ObjectsError> {
         for _ in 0..RESTARTS_MAX {
             let first = match &range {
                 ByteRange::From { first, .. } => *first,
                 ByteRange::All | ByteRange::Last(_) | ByteRange::Part(_) => 0,
             };
-            let answer = self.object(caller, bucket, key, first, EXTENTS_PER_ANSWER_MAX).await?;
-            let head = answer.head.clone();
+            let answer = self.object(caller, bucket, key, version, first, EXTENTS_PER_ANSWER_MAX).await?;
+            let (head, versioning) = (answer.head.clone(), answer.versioning);
             if let Content::Inline { blob, wrapped_key, sealed } = answer.content {
                 let range = resolve(&range, &head, &[])?;
                 let plain = self.open_inline(caller, &head, blob, &wrapped_key, &sealed).await?;
@@ -87,11 +120,11 @@ impl Objects {
                     )));
                 }
                 let bytes = plain.slice(range.start as usize..range.end as usize);
-                return Ok(Download { head, range, body: stream::iter([Ok(bytes)]).boxed() });
+                return Ok(Download { head, range, body: stream::iter([Ok(bytes)]).boxed(), versioning });
             }
-            let Some(extents) = self.extents(caller, bucket, key, &answer).await? else { continue };
+            let Some(extents) = self.extents(caller, bucket, key, version, &answer).await? else { continue };
             let range = resolve(&range, &head, &extents)?;
-            return self.stream(caller, head, range, &extents).await;
+            return self.stream(caller, Found { head, versioning }, range, &extents).await;
         }
         Err(ObjectsError::SlowDown(format!("{key:?} changes too fast to be read")))
     }
@@ -102,6 +135,7 @@ impl Objects {
         caller: &Caller,
         bucket: &str,
         key: &str,
+        version: Option<VersionId>,
         answer: &ObjectAnswer,
     ) -> Result<Option<Vec<ResolvedExtent>>, ObjectsError> {
         let mut extents = answer.extents.clone();
@@ -109,7 +143,7 @@ impl Objects {
         while is_truncated {
             let Some(last) = extents.last() else { break };
             let next = last.at + last.extent.length;
-            let more = self.object(caller, bucket, key, next, EXTENTS_PER_ANSWER_MAX).await?;
+            let more = self.object(caller, bucket, key, version, next, EXTENTS_PER_ANSWER_MAX).await?;
             if more.head.version != answer.head.version {
                 return Ok(None);
             }
@@ -153,10 +187,11 @@ impl Objects {
     async fn stream(
         &self,
         caller: &Caller,
-        head: ObjectHead,
+        found: Found,
         range: Range<u64>,
         extents: &[ResolvedExtent],
     ) -> Result<Download, ObjectsError> {
+        let Found { head, versioning } = found;
         let reading_key = self.reading_key(caller, &head.headers).await?;
         let mut keys = HashMap::new();
         let mut windows = Vec::new();
@@ -195,7 +230,7 @@ impl Objects {
             .map_ok(|pages| stream::iter(pages.into_iter().map(Ok)))
             .try_flatten()
             .boxed();
-        Ok(Download { head, range, body })
+        Ok(Download { head, range, body, versioning })
     }
 
     async fn read_window(&self, window: Window, key: DataKey) -> Result<Vec<Bytes>, ObjectsError> {
@@ -292,6 +327,7 @@ mod tests {
             headers: makai_raft::facts::object::ObjectHeaders::default(),
             checksum: None,
             part_count: 0,
+            has_version_id: false,
         }
     }
 

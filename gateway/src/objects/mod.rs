@@ -12,6 +12,7 @@
 //! | [`download`]  | content into a body                                       |
 //! | [`documents`] | what decides about access to a bucket, kept for a lease   |
 //! | [`multipart`] | uploads in parts, copies                                  |
+//! | [`versions`]  | versions that need not be current, object lock, rules of lifecycles |
 //!
 //! Always: nothing is visible before it is durable; a failed upload leaves only shards that no fact names, which the
 //! orphan scan collects; memory per request is a few stripes or windows; a caller sees only its own tenant's buckets.
@@ -21,6 +22,7 @@ mod download;
 mod multipart;
 pub mod sealing;
 mod upload;
+mod versions;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -37,7 +39,9 @@ use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
 use makai_raft::facts::object::{Checksum, KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
+use makai_raft::facts::version::{VersionId, Versioning};
 use makai_raft::handle::{MetaError, Metadata};
+use makai_raft::lifecycle::Rules;
 use makai_raft::view::MapView;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -104,6 +108,16 @@ pub struct Download {
     /// The part of the object that `body` yields.
     pub range: Range<u64>,
     pub body: BoxStream<'static, Result<Bytes, ObjectsError>>,
+    /// Its bucket's.
+    pub versioning: Versioning,
+}
+
+/// What is said of a version.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub head: ObjectHead,
+    /// Its bucket's.
+    pub versioning: Versioning,
 }
 
 /// Which bytes of an object are wanted.
@@ -125,6 +139,8 @@ pub enum ByteRange {
 pub struct CopyFrom {
     pub bucket: String,
     pub key: String,
+    /// `None`: the current one.
+    pub version: Option<VersionId>,
     /// What must hold of the source.
     pub precondition: Precondition,
     /// HTTP dates of the source's conditions, Unix seconds.
@@ -166,6 +182,7 @@ struct Inner {
     codecs: Mutex<HashMap<Scheme, Codec>>,
     buckets: Mutex<HashMap<String, (Instant, Bucket)>>,
     access: Mutex<documents::Known>,
+    lifecycles: Mutex<HashMap<String, (Instant, Option<Arc<Rules>>)>>,
 }
 
 impl From<MetaError> for ObjectsError {
@@ -205,6 +222,7 @@ impl Objects {
     ) -> Self {
         let uploads = Arc::new(Semaphore::new(options.uploads_in_flight_max));
         let (codecs, buckets, access) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let lifecycles = Mutex::default();
         Self {
             inner: Arc::new(Inner {
                 metadata,
@@ -217,6 +235,7 @@ impl Objects {
                 codecs,
                 buckets,
                 access,
+                lifecycles,
             }),
             sealing: sealing::Sealing::Tenant,
         }
@@ -252,6 +271,16 @@ impl Objects {
         name: &str,
         scheme: Option<Scheme>,
     ) -> Result<Bucket, ObjectsError> {
+        self.check_scheme(scheme)?;
+        let command = Command::CreateBucket { name: name.into(), tenant: caller.tenant, scheme };
+        match self.propose(command).await? {
+            Reply::Bucket(bucket) => Ok(bucket),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Whether the cluster has disks enough for `scheme`.
+    fn check_scheme(&self, scheme: Option<Scheme>) -> Result<(), ObjectsError> {
         let width = scheme.map_or(0, Scheme::shard_count);
         let map = self.inner.map.get();
         let disks = map.map.disks.iter().filter(|disk| map.node_of(disk.id).is_some()).count();
@@ -261,16 +290,13 @@ impl Objects {
             ))
             .into());
         }
-        let command = Command::CreateBucket { name: name.into(), tenant: caller.tenant, scheme };
-        match self.propose(command).await? {
-            Reply::Bucket(bucket) => Ok(bucket),
-            other => Err(unexpected(&other)),
-        }
+        Ok(())
     }
 
     pub async fn delete_bucket(&self, caller: &Caller, name: &str) -> Result<(), ObjectsError> {
         self.bucket(caller, name).await?;
         self.forget_bucket(name);
+        self.forget_lifecycle(name);
         let access = self.bucket_access(name).await?;
         let decides = access.policy.is_some() || access.acl != Acl::private(access.bucket.tenant.0);
         self.propose(Command::DeleteBucket { name: name.into() }).await?;
@@ -383,14 +409,7 @@ impl Objects {
         precondition: Precondition,
     ) -> Result<bool, ObjectsError> {
         check_key(key)?;
-        self.recent_bucket(caller, bucket).await?;
-        match self
-            .propose(Command::DeleteObject { bucket: bucket.into(), key: key.into(), precondition })
-            .await?
-        {
-            Reply::Deleted { existed } => Ok(existed),
-            other => Err(unexpected(&other)),
-        }
+        Ok(self.delete_version(caller, bucket, key, None, false, precondition).await?.existed)
     }
 
     /// A page of the bucket's keys, and whether more follow.
@@ -404,20 +423,6 @@ impl Objects {
             Answer::Objects { entries, is_truncated } => Ok((entries, is_truncated)),
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// Replaces the tags of a key's current version.
-    pub async fn set_tagging(
-        &self,
-        caller: &Caller,
-        bucket: &str,
-        key: &str,
-        tagging: Option<String>,
-    ) -> Result<(), ObjectsError> {
-        check_key(key)?;
-        self.recent_bucket(caller, bucket).await?;
-        let command = Command::SetObjectTagging { bucket: bucket.into(), key: key.into(), tagging };
-        self.propose(command).await.map(|_| ())
     }
 }
 

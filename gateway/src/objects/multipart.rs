@@ -20,8 +20,7 @@ use crate::identity::Caller;
 const COPY_TRIES_MAX: usize = 5;
 
 impl Objects {
-    /// Makes the source's current version a version of the key, sharing its blobs. `headers`: `None` keeps the
-    /// source's.
+    /// Makes a version of the source a version of the key, sharing its blobs. `headers`: `None` keeps the source's.
     pub async fn copy(
         &self,
         caller: &Caller,
@@ -56,7 +55,8 @@ impl Objects {
 
     /// The source of a copy, if what is asked of it holds.
     async fn source(&self, caller: &Caller, from: &CopyFrom) -> Result<ObjectAnswer, ObjectsError> {
-        let answer = self.object(caller, &from.bucket, &from.key, 0, EXTENTS_PER_ANSWER_MAX).await?;
+        let answer =
+            self.object(caller, &from.bucket, &from.key, from.version, 0, EXTENTS_PER_ANSWER_MAX).await?;
         self.check_source(&answer.head, from)?;
         Ok(answer)
     }
@@ -179,7 +179,8 @@ impl Objects {
                 };
                 return self.put_part(caller, bucket, key, upload_id, number, upstream).await;
             }
-            let Some(extents) = self.extents(caller, &from.bucket, &from.key, &source).await? else {
+            let Some(extents) = self.extents(caller, &from.bucket, &from.key, from.version, &source).await?
+            else {
                 continue;
             };
             let new = NewContent {

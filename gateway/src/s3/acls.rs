@@ -5,9 +5,9 @@ use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::access::grants::{Asked, of_xml, to_xml};
 use super::access::{denied, granted, lists_not_supported, object_acl};
-use super::errors::refused;
-use super::headers::refuse_version;
+use super::errors::{refused, unreadable};
 use super::operations::Operations;
+use super::versions::version_id;
 use crate::identity::Caller;
 use crate::objects::documents::{ACL, BucketAccess, Ownership};
 use crate::policy::acl::Acl;
@@ -85,8 +85,9 @@ impl Operations {
     ) -> S3Result<S3Response<GetObjectAclOutput>> {
         let granted = granted(&request)?;
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
-        let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+        let version = version_id(input.version_id.as_deref())?;
+        let found = self.objects.find(caller, &input.bucket, &input.key, version).await;
+        let head = found.map_err(|error| unreadable(error, version))?.head;
         granted.check_object(&head)?;
         let access = granted.bucket()?;
         let acl = match access.ownership() {
@@ -106,14 +107,16 @@ impl Operations {
         let granted = granted(&request)?;
         let access = granted.bucket()?;
         let input = &request.input;
-        refuse_version(input.version_id.as_ref())?;
-        let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+        let version = version_id(input.version_id.as_deref())?;
+        let found = self.objects.find(caller, &input.bucket, &input.key, version).await;
+        let head = found.map_err(|error| unreadable(error, version))?.head;
         granted.check_object(&head)?;
         let owner = object_acl(access, &head).owner;
         let body = input.access_control_policy.as_ref();
         let acl = self.asked_acl(access, owner, &request.headers, body).await?;
         let text = (acl != Acl::private(access.bucket.tenant.0)).then(|| acl.to_text());
-        self.objects.set_object_acl(caller, &input.bucket, &input.key, text).await.map_err(refused)?;
+        let set = self.objects.set_object_acl(caller, &input.bucket, &input.key, version, text).await;
+        set.map_err(|error| unreadable(error, version))?;
         Ok(S3Response::new(PutObjectAclOutput::default()))
     }
 }

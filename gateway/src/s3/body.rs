@@ -542,6 +542,7 @@ mod tests {
     use http_body_util::BodyExt;
     use makai_raft::facts::Timestamp;
     use makai_raft::facts::object::{Checksum, ObjectHead, ObjectHeaders};
+    use makai_raft::facts::version::Versioning;
 
     use super::*;
 
@@ -624,9 +625,10 @@ mod tests {
             headers: ObjectHeaders::default(),
             checksum: None,
             part_count: 0,
+            has_version_id: false,
         };
         let body = stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from_static(piece)))).boxed();
-        Download { head, range: 0..length, body }
+        Download { head, range: 0..length, body, versioning: Versioning::Unversioned }
     }
 
     #[tokio::test]

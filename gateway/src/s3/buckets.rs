@@ -27,12 +27,6 @@ impl Operations {
     ) -> S3Result<S3Response<CreateBucketOutput>> {
         let input = &request.input;
         let documents = self.new_bucket_documents(caller, &request).await?;
-        if input.object_lock_enabled_for_bucket == Some(true) {
-            return Err(s3_error!(
-                NotImplemented,
-                "Object lock is not implemented: create the bucket without it."
-            ));
-        }
         let asked =
             input.create_bucket_configuration.as_ref().and_then(|asked| asked.location_constraint.as_ref());
         if let Some(asked) = asked.map(BucketLocationConstraint::as_str)
@@ -53,7 +47,12 @@ impl Operations {
                 Some(scheme.map_err(|error| s3_error!(InvalidArgument, "{SCHEME_HEADER}: {error}"))?)
             }
         };
-        self.objects.create_bucket(caller, &input.bucket, scheme).await.map_err(refused)?;
+        let made = if input.object_lock_enabled_for_bucket == Some(true) {
+            self.objects.create_locked_bucket(caller, &input.bucket, scheme).await
+        } else {
+            self.objects.create_bucket(caller, &input.bucket, scheme).await
+        };
+        made.map_err(refused)?;
         if !documents.is_empty() {
             self.objects.set_access_documents(caller, &input.bucket, documents).await.map_err(refused)?;
         }
@@ -163,16 +162,6 @@ impl Operations {
         Ok(S3Response::new(GetBucketLocationOutput { location_constraint: region }))
     }
 
-    pub(super) async fn get_bucket_versioning(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetBucketVersioningInput>,
-    ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        // No status: never versioned.
-        Ok(S3Response::new(GetBucketVersioningOutput::default()))
-    }
-
     pub(super) async fn get_bucket_tagging(
         &self,
         caller: &Caller,
@@ -208,26 +197,5 @@ impl Operations {
             .await
             .map_err(refused)?;
         Ok(S3Response::new(DeleteBucketTaggingOutput {}))
-    }
-
-    pub(super) async fn get_bucket_lifecycle_configuration(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetBucketLifecycleConfigurationInput>,
-    ) -> S3Result<S3Response<GetBucketLifecycleConfigurationOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        Err(s3_error!(NoSuchLifecycleConfiguration, "The lifecycle configuration does not exist."))
-    }
-
-    pub(super) async fn get_object_lock_configuration(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetObjectLockConfigurationInput>,
-    ) -> S3Result<S3Response<GetObjectLockConfigurationOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        Err(s3_error!(
-            ObjectLockConfigurationNotFoundError,
-            "Object Lock configuration does not exist for this bucket."
-        ))
     }
 }

@@ -27,7 +27,8 @@ pub(super) struct Target<'a> {
 impl Source<'_> {
     async fn bytes(&self, range: ByteRange) -> S3Result<Download> {
         let Self { objects, reader, from } = self;
-        let download = objects.get(reader, &from.bucket, &from.key, range).await.map_err(refused)?;
+        let download = objects.get_version(reader, &from.bucket, &from.key, from.version, range).await;
+        let download = download.map_err(refused)?;
         objects.check_source(&download.head, from).map_err(refused)?;
         Ok(download)
     }

@@ -4,8 +4,10 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use makai_raft::facts::command::Refusal;
+use makai_raft::facts::version::{VersionId, VersionRefusal};
 use s3s::{S3Error, S3ErrorCode, s3_error};
 
+use super::headers::{http_date, timestamp};
 use crate::identity::IdentityError;
 use crate::objects::ObjectsError;
 use crate::objects::sealing::SealingFault;
@@ -68,6 +70,78 @@ fn unopened(fault: SealingFault) -> S3Error {
     }
 }
 
+/// As [`refused`], of a read that named `version`: a delete marker that hides the key is a key that is not there.
+pub(super) fn unreadable(error: ObjectsError, version: Option<VersionId>) -> S3Error {
+    match error {
+        ObjectsError::Refused(Refusal::Version(VersionRefusal::IsMarker { version: marker, .. }))
+            if version.is_none() =>
+        {
+            let mut error =
+                s3_error!(NoSuchKey, "The key does not exist: its latest version is a delete marker.");
+            error.set_headers(marker_headers(marker));
+            error
+        }
+        error => refused(error),
+    }
+}
+
+/// As [`refused`], of a copy: a delete marker named as its source is no object.
+pub(super) fn unreadable_source(error: ObjectsError, version: Option<VersionId>) -> S3Error {
+    match error {
+        ObjectsError::Refused(Refusal::Version(VersionRefusal::IsMarker { .. })) if version.is_some() => {
+            s3_error!(
+                InvalidRequest,
+                "The source of a copy request may not specifically refer to a delete marker by version id."
+            )
+        }
+        error => unreadable(error, version),
+    }
+}
+
+fn marker_headers(marker: VersionId) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("x-amz-delete-marker", HeaderValue::from_static("true"));
+    if let Ok(id) = HeaderValue::try_from(marker.to_string()) {
+        headers.insert("x-amz-version-id", id);
+    }
+    headers
+}
+
+fn from_version_refusal(refusal: &VersionRefusal) -> S3Error {
+    match refusal {
+        VersionRefusal::NoSuchVersion => {
+            s3_error!(NoSuchVersion, "The specified version does not exist.")
+        }
+        VersionRefusal::IsMarker { version, modified_at } => {
+            let mut error = s3_error!(
+                MethodNotAllowed,
+                "The specified method is not allowed against this resource: the version is a delete marker."
+            );
+            let mut headers = marker_headers(*version);
+            headers.insert(http::header::ALLOW, HeaderValue::from_static("DELETE"));
+            if let Some(date) = http_date(&timestamp(*modified_at)).and_then(|date| date.parse().ok()) {
+                headers.insert(http::header::LAST_MODIFIED, date);
+            }
+            error.set_headers(headers);
+            error
+        }
+        VersionRefusal::Locked => s3_error!(
+            AccessDenied,
+            "Access Denied because object protected by object lock: wait until its retention ends, or lift its legal \
+             hold."
+        ),
+        VersionRefusal::NoBucketLock => {
+            s3_error!(InvalidRequest, "Bucket is missing Object Lock Configuration")
+        }
+        VersionRefusal::BucketState(why) => {
+            s3_error!(
+                InvalidBucketState,
+                "The request is not valid with the current state of the bucket: {why}."
+            )
+        }
+    }
+}
+
 fn from_refusal(refusal: &Refusal) -> S3Error {
     let code = match refusal {
         Refusal::NotFound(_) => S3ErrorCode::NoSuchResource,
@@ -100,6 +174,7 @@ fn from_refusal(refusal: &Refusal) -> S3Error {
         // The client did nothing wrong: its own retry sends the same again.
         Refusal::SourceChanged => S3ErrorCode::ServiceUnavailable,
         Refusal::BlobTooOld => S3ErrorCode::RequestTimeout,
+        Refusal::Version(refusal) => return from_version_refusal(refusal),
         Refusal::Invalid(_) => S3ErrorCode::InvalidArgument,
         Refusal::StaleMap(_) | Refusal::BadToken | Refusal::RoleDenied(_) | Refusal::Accounts(_) => {
             tracing::error!(%refusal, "a data request was refused for a reason that only nodes should meet");
@@ -192,6 +267,14 @@ mod tests {
             (ObjectsError::Refused(Refusal::SourceChanged), "ServiceUnavailable", 503),
             (ObjectsError::Refused(Refusal::BlobTooOld), "RequestTimeout", 400),
             (ObjectsError::Refused(Refusal::Invalid("x".into())), "InvalidArgument", 400),
+            (ObjectsError::Refused(VersionRefusal::NoSuchVersion.into()), "NoSuchVersion", 404),
+            (ObjectsError::Refused(VersionRefusal::Locked.into()), "AccessDenied", 403),
+            (ObjectsError::Refused(VersionRefusal::NoBucketLock.into()), "InvalidRequest", 400),
+            (
+                ObjectsError::Refused(VersionRefusal::BucketState("x".into()).into()),
+                "InvalidBucketState",
+                409,
+            ),
             (ObjectsError::Refused(Refusal::StaleMap(1)), "InternalError", 500),
             (ObjectsError::AccessDenied, "AccessDenied", 403),
             (ObjectsError::RangeNotSatisfiable { size: 3 }, "InvalidRange", 416),

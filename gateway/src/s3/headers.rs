@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use makai_raft::facts::Timestamp as Millis;
 use makai_raft::facts::command::Precondition;
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
+use makai_raft::facts::version::ObjectLock;
 use s3s::dto::{CopySource, ETag, ETagCondition, Metadata, Owner, Range, Tag, Timestamp, TimestampFormat};
 use s3s::{S3Result, s3_error};
 
@@ -50,7 +51,7 @@ pub(super) fn unix_seconds(at: &Timestamp) -> u64 {
     text.split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0)
 }
 
-fn http_date(at: &Timestamp) -> Option<String> {
+pub(super) fn http_date(at: &Timestamp) -> Option<String> {
     let mut text = Vec::new();
     at.format(TimestampFormat::HttpDate, &mut text).ok()?;
     String::from_utf8(text).ok()
@@ -72,17 +73,18 @@ pub(super) struct Fields<'a> {
     pub(super) storage_class: Option<&'a str>,
     pub(super) website_redirect: Option<&'a String>,
     pub(super) tagging: Option<&'a String>,
+    pub(super) lock: ObjectLock,
 }
 
 /// What an S3 message says of the object to make; refuses what would be promised and not kept.
 macro_rules! object_headers {
     ($input:expr) => {{
-        $crate::s3::headers::refuse_unkept(&$crate::s3::headers::Promises {
-            has_lock: $input.object_lock_legal_hold_status.is_some()
-                || $input.object_lock_mode.is_some()
-                || $input.object_lock_retain_until_date.is_some(),
-        })
-        .and_then(|()| {
+        let lock = $crate::s3::lock::lock_of_headers(
+            $input.object_lock_mode.as_ref(),
+            $input.object_lock_retain_until_date.as_ref(),
+            $input.object_lock_legal_hold_status.as_ref(),
+        );
+        lock.and_then(|lock| {
             $crate::s3::headers::object_headers_of(&$crate::s3::headers::Fields {
                 content_type: $input.content_type.as_ref(),
                 content_encoding: $input.content_encoding.as_ref(),
@@ -94,6 +96,7 @@ macro_rules! object_headers {
                 storage_class: $input.storage_class.as_ref().map(|class| class.as_str()),
                 website_redirect: $input.website_redirect_location.as_ref(),
                 tagging: $input.tagging.as_ref(),
+                lock,
             })
         })
     }};
@@ -132,6 +135,7 @@ pub(super) fn object_headers_of(fields: &Fields<'_>) -> S3Result<ObjectHeaders> 
         storage_class: fields.storage_class.filter(|&class| class != "STANDARD").map(str::to_owned),
         website_redirect: fields.website_redirect.cloned(),
         tagging: tagging.filter(|tagging| !tagging.is_empty()),
+        lock: fields.lock,
         ..ObjectHeaders::default()
     })
 }
@@ -141,28 +145,6 @@ fn stored_encoding(value: &str) -> Option<String> {
     let kept: Vec<_> =
         value.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "aws-chunked").collect();
     (!kept.is_empty()).then(|| kept.join(","))
-}
-
-/// What a client asks the object to be that it may not become.
-pub(super) struct Promises {
-    pub(super) has_lock: bool,
-}
-
-pub(super) fn refuse_unkept(promises: &Promises) -> S3Result<()> {
-    if promises.has_lock {
-        return Err(s3_error!(InvalidRequest, "Bucket is missing Object Lock Configuration."));
-    }
-    Ok(())
-}
-
-/// Only the one version that a bucket without versioning has.
-pub(super) fn refuse_version(version_id: Option<&String>) -> S3Result<()> {
-    match version_id.map(String::as_str) {
-        None | Some("null") => Ok(()),
-        Some(_) => {
-            Err(s3_error!(NoSuchVersion, "Buckets are not versioned: the only version id is \"null\"."))
-        }
-    }
 }
 
 fn etag_text(condition: &ETagCondition) -> String {
@@ -273,10 +255,10 @@ pub(super) fn copy_from(source: &CopySource, conditions: &SourceConditions<'_>) 
             "Access points are not implemented: name the source as BUCKET/KEY in x-amz-copy-source."
         ));
     };
-    refuse_version(version_id.as_deref().map(str::to_owned).as_ref())?;
     Ok(CopyFrom {
         bucket: bucket.to_string(),
         key: key.to_string(),
+        version: super::versions::version_id(version_id.as_deref())?,
         precondition: precondition(conditions.if_match, conditions.if_none_match),
         if_modified_since: conditions.if_modified_since.map(unix_seconds),
         if_unmodified_since: conditions.if_unmodified_since.map(unix_seconds),
@@ -348,6 +330,10 @@ macro_rules! describe {
         output.metadata = $crate::s3::headers::metadata(headers);
         output.storage_class = headers.storage_class.clone().map(s3s::dto::StorageClass::from);
         output.website_redirect_location.clone_from(&headers.website_redirect);
+        let lock = $crate::s3::lock::shown(&headers.lock);
+        output.object_lock_mode = lock.mode;
+        output.object_lock_retain_until_date = lock.until;
+        output.object_lock_legal_hold_status = lock.hold;
     }};
 }
 pub(super) use describe;
@@ -386,6 +372,7 @@ mod tests {
             storage_class: None,
             website_redirect: None,
             tagging: None,
+            lock: ObjectLock::default(),
         }
     }
 
@@ -404,6 +391,7 @@ mod tests {
             headers: ObjectHeaders::default(),
             checksum: None,
             part_count: 0,
+            has_version_id: false,
         }
     }
 
@@ -448,8 +436,6 @@ mod tests {
 
     #[test]
     fn what_would_not_be_kept_is_refused() {
-        assert!(refuse_unkept(&Promises { has_lock: false }).is_ok());
-        assert_eq!(code(refuse_unkept(&Promises { has_lock: true })), Some(S3ErrorCode::InvalidRequest));
         let glacier = object_headers_of(&Fields { storage_class: Some("GLACIER"), ..fields() });
         assert_eq!(code(glacier), Some(S3ErrorCode::InvalidStorageClass));
     }

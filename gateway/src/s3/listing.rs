@@ -1,4 +1,4 @@
-//! Listing keys: versions 1 and 2, and versions of objects in buckets that have none.
+//! Listing keys: versions 1 and 2.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -112,7 +112,7 @@ impl Page {
     }
 }
 
-fn storage_class(head: &ObjectHead) -> String {
+pub(super) fn storage_class(head: &ObjectHead) -> String {
     head.headers.storage_class.clone().unwrap_or_else(|| StorageClass::STANDARD.to_owned())
 }
 
@@ -211,56 +211,6 @@ impl Operations {
             encoding_type: input.encoding_type,
             start_after: input.start_after.map(|after| names.write(&after)),
             request_charged: None,
-        }))
-    }
-
-    pub(super) async fn list_object_versions(
-        &self,
-        caller: &Caller,
-        request: S3Request<ListObjectVersionsInput>,
-    ) -> S3Result<S3Response<ListObjectVersionsOutput>> {
-        let input = request.input;
-        let names = Names::new(input.encoding_type.as_ref())?;
-        let entries_max = entries_max(input.max_keys, "max-keys")?;
-        let list = ListObjects {
-            bucket: input.bucket.clone(),
-            prefix: input.prefix.clone().unwrap_or_default(),
-            delimiter: input.delimiter.clone().unwrap_or_default(),
-            after: input.key_marker.clone().unwrap_or_default(),
-            entries_max,
-        };
-        let page = self.page(caller, list).await?;
-        let owner = owner(caller);
-        let version = |head: &ObjectHead| ObjectVersion {
-            checksum_algorithm: head
-                .checksum
-                .as_ref()
-                .map(|sum| vec![ChecksumAlgorithm::from(sum.algorithm.clone())]),
-            checksum_type: head.checksum.as_ref().map(kind),
-            e_tag: Some(etag(head)),
-            is_latest: Some(true),
-            key: Some(names.write(&head.key)),
-            last_modified: Some(timestamp(head.modified_at)),
-            owner: Some(owner.clone()),
-            restore_status: None,
-            size: Some(length(head.size)),
-            storage_class: Some(ObjectVersionStorageClass::from(storage_class(head))),
-            version_id: Some("null".into()),
-        };
-        Ok(S3Response::new(ListObjectVersionsOutput {
-            versions: (!page.heads.is_empty()).then(|| page.heads.iter().map(version).collect()),
-            common_prefixes: page.common_prefixes(names),
-            is_truncated: Some(page.next.is_some()),
-            next_key_marker: page.next.as_deref().map(|next| names.write(next)),
-            next_version_id_marker: page.next.as_ref().map(|_| "null".into()),
-            name: Some(input.bucket),
-            prefix: Some(names.write(&input.prefix.unwrap_or_default())),
-            key_marker: Some(names.write(&input.key_marker.unwrap_or_default())),
-            version_id_marker: input.version_id_marker,
-            max_keys: Some(entries_max.cast_signed()),
-            delimiter: input.delimiter.filter(|text| !text.is_empty()).map(|text| names.write(&text)),
-            encoding_type: input.encoding_type,
-            ..ListObjectVersionsOutput::default()
         }))
     }
 }

@@ -11,6 +11,7 @@
 //! | `service` | one request: its id, its limits, what it is refused for before and after `s3s` |
 //! | `access` | whether the request may be served, and for whom |
 //! | `operations`, `buckets`, `acls`, `policies`, `documents`, `encryption`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
+//! | `versions`, `lock`, `lifecycle` | versioning, object lock, rules by which objects go |
 //! | `cors` | what browsers ask and must be told |
 //! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
 //! | `body`, `chunked` | bytes in and out, checked while they stream |
@@ -30,13 +31,16 @@ mod documents;
 mod encryption;
 mod errors;
 mod headers;
+mod lifecycle;
 mod listing;
+mod lock;
 mod multipart;
 mod operations;
 mod policies;
 mod reading;
 mod serve;
 mod service;
+mod versions;
 mod writing;
 
 pub(crate) use serve::Guarded;

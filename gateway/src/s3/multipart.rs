@@ -6,6 +6,7 @@ use std::sync::Arc;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{PARTS_MAX, Part as KnownPart, Upload};
 use makai_raft::facts::query::ENTRIES_PER_ANSWER_MAX;
+use makai_raft::facts::version::Versioning;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
@@ -15,12 +16,13 @@ use super::checksums::{
     Algorithm, Promise, checksum_fields, complete, kind, kind_of, one_of, set_checksum, upload_checksum,
 };
 use super::copying::{Source, Target, copy_part_bytes};
-use super::errors::refused;
+use super::errors::{refused, unreadable_source};
 use super::headers::{
     copy_from, copy_range, length, object_headers, owner, precondition, source_conditions, timestamp,
 };
 use super::listing::{Names, entries_max};
 use super::operations::Operations;
+use super::versions::made;
 use crate::identity::Caller;
 use crate::objects::ObjectsError;
 
@@ -110,9 +112,16 @@ impl Operations {
         let number = part_number(input.part_number)?;
         let mut from = copy_from(&input.copy_source, &source_conditions!(input))?;
         let range = input.copy_source_range.as_deref().map(copy_range).transpose()?;
-        let source = self.objects.head(&reader, &from.bucket, &from.key).await.map_err(refused)?;
-        may_read.check_object(&source)?;
-        self.objects.check_source(&source, &from).map_err(refused)?;
+        let version = from.version;
+        let found = self.objects.find(&reader, &from.bucket, &from.key, version).await;
+        let found = found.map_err(|error| unreadable_source(error, version))?;
+        may_read.check_object(&found.head)?;
+        self.objects.check_source(&found.head, &from).map_err(refused)?;
+        let source_version = found.shown_version();
+        if found.versioning != Versioning::Unversioned {
+            from.version = Some(found.head.version_id());
+        }
+        let source = found.head;
         from.precondition.if_match = vec![source.etag.clone()];
         let opened = may_read.sealing.of_object(&source.headers).map_err(|fault| refused(fault.into()))?;
         let upload = self.objects.upload(caller, &input.bucket, &input.key, &input.upload_id).await;
@@ -123,7 +132,7 @@ impl Operations {
         let (bucket, key, upload_id) = (&input.bucket, &input.key, &input.upload_id);
         let part = if shares {
             let part = self.objects.copy_part(caller, from, range, bucket, key, upload_id, number).await;
-            part.map_err(refused)?
+            part.map_err(|error| unreadable_source(error, version))?
         } else {
             let place = Target { bucket, key };
             let from_objects = may_read.sealed(&self.objects);
@@ -136,8 +145,11 @@ impl Operations {
             ..CopyPartResult::default()
         };
         set_checksum!(result, &part.checksum);
-        let copy_part_result = Some(result);
-        Ok(S3Response::new(UploadPartCopyOutput { copy_part_result, ..UploadPartCopyOutput::default() }))
+        Ok(S3Response::new(UploadPartCopyOutput {
+            copy_part_result: Some(result),
+            copy_source_version_id: source_version,
+            ..UploadPartCopyOutput::default()
+        }))
     }
 
     pub(super) async fn complete_multipart_upload(
@@ -188,6 +200,8 @@ impl Operations {
             .map_err(refused)?;
         granted.say_sealing(&head.headers);
         let mut output = CompleteMultipartUploadOutput {
+            version_id: made(&head),
+            expiration: self.expiration(&input.bucket, &head).await,
             location: Some(format!("/{}/{}", input.bucket, input.key)),
             bucket: Some(input.bucket),
             key: Some(input.key),

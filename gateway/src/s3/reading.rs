@@ -1,19 +1,20 @@
 //! Reading objects and what is said about them.
 
 use makai_raft::facts::object::{ObjectHead, PARTS_MAX};
+use makai_raft::facts::version::VersionId;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::access::granted;
 use super::body::outgoing;
 use super::checksums::{kind, set_checksum};
-use super::errors::{custom, range_not_satisfiable, refused};
-use super::headers::{
-    Conditions, byte_range, describe, etag, length, parse_tags, refuse_version, tag_set, timestamp,
-};
+use super::errors::{custom, range_not_satisfiable, unreadable};
+use super::headers::{Conditions, byte_range, describe, etag, length, parse_tags, tag_set, timestamp};
+use super::listing::entries_max;
 use super::operations::Operations;
+use super::versions::{shown, version_id};
 use crate::identity::Caller;
-use crate::objects::{ByteRange, Download};
+use crate::objects::{ByteRange, Download, Found};
 
 /// What part of an object a GET or HEAD names.
 struct Wanted {
@@ -39,6 +40,7 @@ impl Operations {
         bucket: &str,
         key: &str,
         range: Option<&Range>,
+        version: Option<VersionId>,
         part_number: Option<i32>,
     ) -> S3Result<Wanted> {
         let Some(number) = part_number else {
@@ -60,7 +62,8 @@ impl Operations {
                 )
             })?;
         // An object that was put whole is its own first part.
-        let head = self.objects.head(caller, bucket, key).await.map_err(refused)?;
+        let found = self.objects.find(caller, bucket, key, version).await;
+        let head = found.map_err(|error| unreadable(error, version))?.head;
         if number > head.part_count.max(1) {
             return Err(custom("InvalidPartNumber", 416, "The requested partnumber is not satisfiable."));
         }
@@ -75,9 +78,10 @@ impl Operations {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let granted = granted(&request)?;
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
+        let version = version_id(input.version_id.as_deref())?;
+        let (bucket, key) = (input.bucket.as_str(), input.key.as_str());
         let wanted =
-            self.wanted(caller, &input.bucket, &input.key, input.range.as_ref(), input.part_number).await?;
+            self.wanted(caller, bucket, key, input.range.as_ref(), version, input.part_number).await?;
         let conditions = conditions(
             input.if_match.as_ref(),
             input.if_none_match.as_ref(),
@@ -85,13 +89,16 @@ impl Operations {
             input.if_unmodified_since.as_ref(),
         );
         let objects = granted.sealed(&self.objects);
-        let download = objects.get(caller, &input.bucket, &input.key, wanted.range).await.map_err(refused)?;
+        let download = objects.get_version(caller, bucket, key, version, wanted.range).await;
+        let download = download.map_err(|error| unreadable(error, version))?;
         granted.check_object(&download.head)?;
         conditions.check(&download.head)?;
 
         let mut output = GetObjectOutput::default();
         describe!(output, download.head);
         let (head, range) = (&download.head, &download.range);
+        output.version_id = shown(head, download.versioning);
+        output.expiration = self.expiration(bucket, head).await;
         output.content_length = Some(length(range.end.saturating_sub(range.start)));
         output.content_range = wanted.is_partial.then(|| content_range(range, head.size));
         output.parts_count =
@@ -112,37 +119,42 @@ impl Operations {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let granted = granted(&request)?;
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
+        let version = version_id(input.version_id.as_deref())?;
+        let (bucket, key) = (input.bucket.as_str(), input.key.as_str());
         let wanted =
-            self.wanted(caller, &input.bucket, &input.key, input.range.as_ref(), input.part_number).await?;
+            self.wanted(caller, bucket, key, input.range.as_ref(), version, input.part_number).await?;
         let conditions = conditions(
             input.if_match.as_ref(),
             input.if_none_match.as_ref(),
             input.if_modified_since.as_ref(),
             input.if_unmodified_since.as_ref(),
         );
-        let (head, range) = match (wanted.range, &input.range) {
+        let (head, versioning, range) = match (wanted.range, &input.range) {
             // Only the object's layout knows where a part lies. Its bytes are not asked for.
             (part @ ByteRange::Part(_), _) => {
                 let objects = granted.sealed(&self.objects);
-                let download = objects.get(caller, &input.bucket, &input.key, part).await.map_err(refused)?;
-                let Download { head, range, body: _ } = download;
+                let download = objects.get_version(caller, bucket, key, version, part).await;
+                let download = download.map_err(|error| unreadable(error, version))?;
+                let Download { head, range, body: _, versioning } = download;
                 granted.check_object(&head)?;
                 conditions.check(&head)?;
-                (head, range)
+                (head, versioning, range)
             }
             (_, range) => {
-                let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
+                let found = self.objects.find(caller, bucket, key, version).await;
+                let Found { head, versioning } = found.map_err(|error| unreadable(error, version))?;
                 granted.check_object(&head)?;
                 conditions.check(&head)?;
                 let whole = 0..head.size;
                 let range = range.map_or(Ok(whole), |range| range.check(head.size));
                 let range = range.map_err(|_| range_not_satisfiable(head.size))?;
-                (head, range)
+                (head, versioning, range)
             }
         };
         let mut output = HeadObjectOutput::default();
         describe!(output, head);
+        output.version_id = shown(&head, versioning);
+        output.expiration = self.expiration(bucket, &head).await;
         output.content_length = Some(length(range.end.saturating_sub(range.start)));
         output.content_range = wanted.is_partial.then(|| content_range(&range, head.size));
         output.parts_count =
@@ -174,18 +186,21 @@ impl Operations {
     ) -> S3Result<S3Response<GetObjectAttributesOutput>> {
         let granted = granted(&request)?;
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
-        let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
-        granted.check_object(&head)?;
+        let version = version_id(input.version_id.as_deref())?;
+        let found = self.objects.find(caller, &input.bucket, &input.key, version).await;
+        let found = found.map_err(|error| unreadable(error, version))?;
+        let head = &found.head;
+        granted.check_object(head)?;
         let mut output = GetObjectAttributesOutput {
             last_modified: Some(timestamp(head.modified_at)),
+            version_id: found.shown_version(),
             ..GetObjectAttributesOutput::default()
         };
         // The header may hold several, parted by commas.
         let attributes = input.object_attributes.iter().flat_map(|header| header.as_str().split(','));
         for attribute in attributes.map(str::trim) {
             match attribute {
-                ObjectAttributes::ETAG => output.e_tag = Some(etag(&head)),
+                ObjectAttributes::ETAG => output.e_tag = Some(etag(head)),
                 ObjectAttributes::OBJECT_SIZE => output.object_size = Some(length(head.size)),
                 ObjectAttributes::STORAGE_CLASS => {
                     let class = head.headers.storage_class.as_deref().unwrap_or(StorageClass::STANDARD);
@@ -200,10 +215,8 @@ impl Operations {
                     });
                 }
                 ObjectAttributes::OBJECT_PARTS if head.part_count > 0 => {
-                    output.object_parts = Some(GetObjectAttributesParts {
-                        total_parts_count: Some(i32::from(head.part_count)),
-                        ..GetObjectAttributesParts::default()
-                    });
+                    let named = head.version_id();
+                    output.object_parts = Some(self.attributes_of_parts(caller, &input, head, named).await?);
                 }
                 ObjectAttributes::OBJECT_PARTS => {}
                 _ => return Err(s3_error!(InvalidArgument, "Invalid attribute name specified.")),
@@ -218,10 +231,53 @@ impl Operations {
         request: S3Request<GetObjectTaggingInput>,
     ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
-        let head = self.objects.head(caller, &input.bucket, &input.key).await.map_err(refused)?;
-        let tag_set = head.headers.tagging.as_deref().map(tag_set).unwrap_or_default();
-        Ok(S3Response::new(GetObjectTaggingOutput { tag_set, version_id: None }))
+        let version = version_id(input.version_id.as_deref())?;
+        let found = self.objects.find(caller, &input.bucket, &input.key, version).await;
+        let found = found.map_err(|error| unreadable(error, version))?;
+        let tag_set = found.head.headers.tagging.as_deref().map(tag_set).unwrap_or_default();
+        Ok(S3Response::new(GetObjectTaggingOutput { tag_set, version_id: found.shown_version() }))
+    }
+
+    /// A page of the parts that an object was completed from: each is listed where it has a checksum.
+    async fn attributes_of_parts(
+        &self,
+        caller: &Caller,
+        input: &GetObjectAttributesInput,
+        head: &ObjectHead,
+        version: VersionId,
+    ) -> S3Result<GetObjectAttributesParts> {
+        let entries_max = entries_max(input.max_parts, "x-amz-max-parts")?;
+        let after = input.part_number_marker.unwrap_or(0);
+        let after_number = u16::try_from(after)
+            .map_err(|_| s3_error!(InvalidArgument, "x-amz-part-number-marker must be 0 to {PARTS_MAX}."))?;
+        let version = Some(version);
+        let page = self.objects.completed_parts(
+            caller,
+            &input.bucket,
+            &input.key,
+            version,
+            after_number,
+            entries_max,
+        );
+        let (parts, is_truncated) = page.await.map_err(|error| unreadable(error, version))?;
+        let next = parts.last().map_or(after, |part| i32::from(part.number));
+        let shown = parts.iter().map(|part| {
+            let mut shown = ObjectPart {
+                part_number: Some(i32::from(part.number)),
+                size: Some(length(part.size)),
+                ..ObjectPart::default()
+            };
+            set_checksum!(shown, &part.checksum);
+            shown
+        });
+        Ok(GetObjectAttributesParts {
+            is_truncated: Some(is_truncated),
+            max_parts: Some(entries_max.cast_signed()),
+            next_part_number_marker: Some(next),
+            part_number_marker: Some(after),
+            parts: head.checksum.is_some().then(|| shown.collect()),
+            total_parts_count: Some(i32::from(head.part_count)),
+        })
     }
 }
 

@@ -386,11 +386,12 @@ fn digests(head: &http::request::Parts) -> S3Result<Option<Digests>> {
 }
 
 /// Query parameters of PUT whose body is XML.
-const XML_SUBRESOURCES: [&str; 15] = [
+const XML_SUBRESOURCES: [&str; 17] = [
     "acl",
     "cors",
     "delete",
     "encryption",
+    "legal-hold",
     "lifecycle",
     "logging",
     "notification",
@@ -399,6 +400,7 @@ const XML_SUBRESOURCES: [&str; 15] = [
     "policy",
     "publicAccessBlock",
     "requestPayment",
+    "retention",
     "tagging",
     "versioning",
     "website",

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _};
-use makai_raft::facts::command::{Precondition, Refusal};
+use makai_raft::facts::command::Precondition;
 use makai_raft::facts::object::{KEY_BYTES_MAX, ObjectHead};
+use makai_raft::facts::version::{Deleted, Versioning};
 use s3s::dto::{Error as FailedDelete, *};
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
@@ -12,14 +13,13 @@ use super::access::granted;
 use super::body::{Notes, upstream};
 use super::checksums::{Promise, kind, set_checksum};
 use super::copying::{Source, Target, copy_bytes};
-use super::errors::refused;
+use super::errors::{refused, unreadable, unreadable_source};
 use super::headers::{
-    copy_from, etag, object_headers, object_tagging, precondition, refuse_version, source_conditions,
-    timestamp,
+    copy_from, etag, object_headers, object_tagging, precondition, source_conditions, timestamp,
 };
 use super::operations::Operations;
+use super::versions::{made, version_id};
 use crate::identity::Caller;
-use crate::objects::ObjectsError;
 
 /// Keys in one batch of deletions, as S3 has it.
 const DELETES_MAX: usize = 1000;
@@ -52,6 +52,8 @@ impl Operations {
         let mut output = PutObjectOutput { e_tag: Some(etag(&head)), ..PutObjectOutput::default() };
         set_checksum!(output, &head.checksum);
         output.checksum_type = head.checksum.as_ref().map(kind);
+        output.version_id = made(&head);
+        output.expiration = self.expiration(&input.bucket, &head).await;
         Ok(S3Response::new(output))
     }
 
@@ -83,8 +85,10 @@ impl Operations {
             && input.storage_class.is_none()
             && input.website_redirect_location.is_none()
             && input.server_side_encryption.is_none()
-            && input.sse_customer_algorithm.is_none();
-        if from.bucket == input.bucket && from.key == input.key && changes_nothing {
+            && input.sse_customer_algorithm.is_none()
+            && asked.lock.is_empty();
+        let is_itself = from.bucket == input.bucket && from.key == input.key && from.version.is_none();
+        if is_itself && changes_nothing {
             return Err(s3_error!(
                 InvalidRequest,
                 "This copy request is illegal because it is trying to copy an object to itself without changing the \
@@ -92,7 +96,14 @@ impl Operations {
             ));
         }
         // What is copied is the very version that was looked at.
-        let source = self.objects.head(&reader, &from.bucket, &from.key).await.map_err(refused)?;
+        let version = from.version;
+        let found = self.objects.find(&reader, &from.bucket, &from.key, version).await;
+        let found = found.map_err(|error| unreadable_source(error, version))?;
+        let source_version = found.shown_version();
+        if found.versioning != Versioning::Unversioned {
+            from.version = Some(found.head.version_id());
+        }
+        let source = found.head;
         may_read.check_object(&source)?;
         self.objects.check_source(&source, &from).map_err(refused)?;
         from.precondition.if_match = vec![source.etag.clone()];
@@ -102,6 +113,7 @@ impl Operations {
         } else {
             let mut headers = if new_metadata { asked.clone() } else { source.headers.clone() };
             headers.tagging = if new_tags { asked.tagging } else { source.headers.tagging };
+            headers.lock = asked.lock;
             if input.storage_class.is_some() {
                 headers.storage_class = asked.storage_class;
             }
@@ -117,17 +129,22 @@ impl Operations {
             if_none_match: conditions_of(&request.headers, &http::header::IF_NONE_MATCH)?,
         };
         let shares = reader.tenant == caller.tenant && opened.is_tenants() && granted.sealing.is_tenants();
+        let place = Target { bucket: &input.bucket, key: &input.key };
         let head = if shares {
-            let copy = self.objects.copy(caller, from, &input.bucket, &input.key, Some(headers), target);
-            copy.await.map_err(refused)?
+            let copy = self.objects.copy(caller, from, place.bucket, place.key, Some(headers), target).await;
+            copy.map_err(|error| unreadable_source(error, version))?
         } else {
-            let place = Target { bucket: &input.bucket, key: &input.key };
             let (from_objects, to_objects) = (may_read.sealed(&self.objects), granted.sealed(&self.objects));
             let from = Source { objects: &from_objects, reader: &reader, from: &from };
             copy_bytes(from, &to_objects, caller, place, headers, target).await?
         };
-        let copy_object_result = Some(copied(&head));
-        Ok(S3Response::new(CopyObjectOutput { copy_object_result, ..CopyObjectOutput::default() }))
+        Ok(S3Response::new(CopyObjectOutput {
+            copy_object_result: Some(copied(&head)),
+            copy_source_version_id: source_version,
+            version_id: made(&head),
+            expiration: self.expiration(&input.bucket, &head).await,
+            ..CopyObjectOutput::default()
+        }))
     }
 
     pub(super) async fn delete_object(
@@ -135,11 +152,21 @@ impl Operations {
         caller: &Caller,
         request: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        let granted = granted(&request)?;
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
+        let version = version_id(input.version_id.as_deref())?;
         let precondition = precondition(input.if_match.as_ref(), None);
-        self.objects.delete(caller, &input.bucket, &input.key, precondition).await.map_err(refused)?;
-        Ok(S3Response::new(DeleteObjectOutput::default()))
+        let bypass = input.bypass_governance_retention == Some(true) && granted.allows_bypass(&input.key);
+        let deleted = self
+            .objects
+            .delete_version(caller, &input.bucket, &input.key, version, bypass, precondition)
+            .await
+            .map_err(refused)?;
+        Ok(S3Response::new(DeleteObjectOutput {
+            delete_marker: deleted.is_marker.then_some(true),
+            version_id: deleted.version.map(|version| version.to_string()),
+            ..DeleteObjectOutput::default()
+        }))
     }
 
     pub(super) async fn delete_objects(
@@ -158,11 +185,15 @@ impl Operations {
             ));
         }
         let bucket = input.bucket.as_str();
+        let bypass = input.bypass_governance_retention == Some(true);
         let granted = &granted;
         let outcomes = stream::iter(asked)
             .map(|object| async move {
                 let outcome = match granted.allows_delete(&object.key, object.version_id.is_some()) {
-                    Ok(()) => self.delete_one(caller, bucket, &object).await,
+                    Ok(()) => {
+                        let bypass = bypass && granted.allows_bypass(&object.key);
+                        self.delete_one(caller, bucket, &object, bypass).await
+                    }
                     Err(error) => Err(error),
                 };
                 (object, outcome)
@@ -172,10 +203,14 @@ impl Operations {
         let outcomes: Vec<_> = outcomes.collect().await;
         for (object, outcome) in outcomes {
             match outcome {
-                Ok(()) => deleted.push(DeletedObject {
+                Ok(done) => deleted.push(DeletedObject {
+                    delete_marker: done.is_marker.then_some(true),
+                    delete_marker_version_id: done
+                        .version
+                        .filter(|_| done.is_marker)
+                        .map(|version| version.to_string()),
                     key: Some(object.key),
                     version_id: object.version_id,
-                    ..DeletedObject::default()
                 }),
                 Err(error) => errors.push(FailedDelete {
                     code: Some(error.code().as_str().to_owned()),
@@ -193,8 +228,14 @@ impl Operations {
         }))
     }
 
-    async fn delete_one(&self, caller: &Caller, bucket: &str, object: &ObjectIdentifier) -> S3Result<()> {
-        refuse_version(object.version_id.as_ref())?;
+    async fn delete_one(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        object: &ObjectIdentifier,
+        bypass: bool,
+    ) -> S3Result<Deleted> {
+        let version = version_id(object.version_id.as_deref())?;
         if object.key.is_empty() {
             return Err(s3_error!(UserKeyMustBeSpecified, "The key is empty."));
         }
@@ -206,11 +247,9 @@ impl Operations {
         }
         let if_match = object.e_tag.as_ref().map(|etag| etag.value().to_owned()).into_iter().collect();
         let precondition = Precondition { if_match, if_none_match: Vec::new() };
-        match self.objects.delete(caller, bucket, &object.key, precondition).await {
-            // What is gone already is deleted.
-            Ok(_) | Err(ObjectsError::Refused(Refusal::NoSuchKey)) => Ok(()),
-            Err(error) => Err(refused(error)),
-        }
+        let key = object.key.as_str();
+        let deleted = self.objects.delete_version(caller, bucket, key, version, bypass, precondition).await;
+        deleted.map_err(refused)
     }
 
     pub(super) async fn put_object_tagging(
@@ -219,10 +258,11 @@ impl Operations {
         request: S3Request<PutObjectTaggingInput>,
     ) -> S3Result<S3Response<PutObjectTaggingOutput>> {
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
+        let version = version_id(input.version_id.as_deref())?;
         let tags = Some(object_tagging(input.tagging.tag_set)?).filter(|tags| !tags.is_empty());
-        self.objects.set_tagging(caller, &input.bucket, &input.key, tags).await.map_err(refused)?;
-        Ok(S3Response::new(PutObjectTaggingOutput::default()))
+        let changed = self.objects.set_tagging(caller, &input.bucket, &input.key, version, tags).await;
+        let head = changed.map_err(|error| unreadable(error, version))?;
+        Ok(S3Response::new(PutObjectTaggingOutput { version_id: made(&head) }))
     }
 
     pub(super) async fn delete_object_tagging(
@@ -231,9 +271,10 @@ impl Operations {
         request: S3Request<DeleteObjectTaggingInput>,
     ) -> S3Result<S3Response<DeleteObjectTaggingOutput>> {
         let input = request.input;
-        refuse_version(input.version_id.as_ref())?;
-        self.objects.set_tagging(caller, &input.bucket, &input.key, None).await.map_err(refused)?;
-        Ok(S3Response::new(DeleteObjectTaggingOutput::default()))
+        let version = version_id(input.version_id.as_deref())?;
+        let changed = self.objects.set_tagging(caller, &input.bucket, &input.key, version, None).await;
+        let head = changed.map_err(|error| unreadable(error, version))?;
+        Ok(S3Response::new(DeleteObjectTaggingOutput { version_id: made(&head) }))
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 use super::tenant::TenantId;
+use super::version::{BucketLock, Versioning};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
@@ -20,4 +21,14 @@ pub struct Bucket {
     pub object_bytes: u64,
     /// The directory that its keys hang from.
     pub root: u64,
+    #[serde(default)]
+    pub versioning: Versioning,
+    /// `None`: objects cannot be locked.
+    #[serde(default)]
+    pub lock: Option<BucketLock>,
+    /// Versions that are not current, delete markers left out, and their plaintext bytes.
+    #[serde(default)]
+    pub noncurrent_count: u64,
+    #[serde(default)]
+    pub noncurrent_bytes: u64,
 }

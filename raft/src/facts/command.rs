@@ -14,6 +14,7 @@ use super::cluster::{Disk, Group, JoinToken, Node, Role, Standing};
 use super::identity::IdentityCommand;
 use super::object::{Checksum, Content, ObjectHead, ObjectHeaders, Part, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
+use super::version::{VersionCommand, VersionRefusal, VersionReply};
 
 /// A command with what makes it apply at most once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,14 +124,14 @@ pub enum Command {
         new: NewContent,
         precondition: Precondition,
     },
-    /// Also answers [`Reply::Deleted`] where the key did not exist.
+    /// Also answers [`Reply::Deleted`] where the key did not exist. Under versioning, leaves a delete marker.
     DeleteObject {
         bucket: String,
         key: String,
         precondition: Precondition,
     },
-    /// Makes `key` a version with the content of `from_version` of the source, sharing its blobs.
-    /// `headers`: `None` keeps the source's. Same tenant only.
+    /// Makes `key` a version with the content of `from_version` of the source, current or not, sharing its blobs.
+    /// `headers`: `None` keeps the source's, its lock left out. Same tenant only.
     CopyObject {
         from_bucket: String,
         from_key: String,
@@ -148,6 +149,7 @@ pub enum Command {
     },
 
     Identity(IdentityCommand),
+    Version(VersionCommand),
 
     CreateUpload {
         bucket: String,
@@ -239,6 +241,7 @@ pub enum Reply {
     },
     Node(Node),
     Accounts(AccountsReply),
+    Version(VersionReply),
 }
 
 /// Why a command or query was not carried out; nothing has changed.
@@ -286,6 +289,14 @@ pub enum Refusal {
     Invalid(String),
     #[error("{0}")]
     Accounts(AccountsRefusal),
+    #[error(transparent)]
+    Version(VersionRefusal),
+}
+
+impl From<VersionRefusal> for Refusal {
+    fn from(refusal: VersionRefusal) -> Self {
+        Self::Version(refusal)
+    }
 }
 
 fn names(roles: &[Role]) -> String {

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod object;
 pub mod query;
 pub mod tenant;
+pub mod version;
 
 use std::fmt;
 

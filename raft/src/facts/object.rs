@@ -5,6 +5,7 @@ use makai_erasure::{BlobId, PgId};
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
+use super::version::{ObjectLock, VersionId};
 
 /// Bytes of content that live in the metadata, plaintext.
 pub const INLINE_BYTES_MAX: u64 = 4096;
@@ -38,6 +39,8 @@ pub struct ObjectHeaders {
     /// How it is encrypted beyond what every object is, as the doors write it.
     #[serde(default)]
     pub encryption: Option<String>,
+    #[serde(default)]
+    pub lock: ObjectLock,
 }
 
 /// A checksum the client asked to keep: algorithm as S3 spells it (`CRC32C`), value in Base64.
@@ -89,6 +92,17 @@ pub struct ObjectHead {
     pub checksum: Option<Checksum>,
     /// Parts it was completed from; 0 where it was put whole.
     pub part_count: u16,
+    /// Whether it was made while versioning was enabled.
+    #[serde(default)]
+    pub has_version_id: bool,
+}
+
+impl ObjectHead {
+    /// How clients name the version.
+    #[must_use]
+    pub fn version_id(&self) -> VersionId {
+        if self.has_version_id { VersionId::Number(self.version) } else { VersionId::Null }
+    }
 }
 
 /// One blob, as the cluster knows it.

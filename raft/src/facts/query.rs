@@ -10,6 +10,7 @@ use super::cluster::ClusterMap;
 use super::identity::{IdentityAnswer, IdentityQuery};
 use super::object::{Blob, Content, ObjectHead, Part, ResolvedExtent, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
+use super::version::{VersionAnswer, VersionQuery, Versioning};
 
 /// Extents in one answer.
 pub const EXTENTS_PER_ANSWER_MAX: u32 = 1024;
@@ -61,6 +62,8 @@ pub enum Query {
     },
     /// -> `Objects`
     Objects(ListObjects),
+    /// Of versions that need not be current.
+    Version(VersionQuery),
     /// -> `Uploads`, by key, then by start.
     Uploads {
         bucket: String,
@@ -145,6 +148,7 @@ pub enum Answer {
     Blobs(Vec<Blob>),
     BlobStates(Vec<Option<Blob>>),
     Accounts(AccountsAnswer),
+    Version(VersionAnswer),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,4 +161,7 @@ pub struct ObjectAnswer {
     pub extents: Vec<ResolvedExtent>,
     /// Whether extents after these exist.
     pub is_truncated: bool,
+    /// Its bucket's.
+    #[serde(default)]
+    pub versioning: Versioning,
 }

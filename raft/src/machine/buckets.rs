@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Outcome, all, expect, is_empty, keys_in, read, shift};
 use super::keys::{self, Counter};
 use super::kv::View;
-use super::tenants;
+use super::{tenants, versions};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
 use crate::facts::tenant::TenantId;
+use crate::facts::version::Versioning;
 
 /// Bytes in a bucket's document: S3 allows 20 KB for a policy, 64 KB for CORS, 512 KB for replication.
 pub const DOCUMENT_BYTES_MAX: usize = 512 * 1024;
@@ -54,6 +55,10 @@ pub fn create(draft: &mut Draft<'_>, name: &str, tenant: TenantId, scheme: Optio
         object_count: 0,
         object_bytes: 0,
         root: draft.next(Counter::Inode)?,
+        versioning: Versioning::default(),
+        lock: None,
+        noncurrent_count: 0,
+        noncurrent_bytes: 0,
     };
     draft.write(keys::bucket(name), &bucket)?;
     draft.write(keys::tenant_bucket(tenant, name), &bucket.id)?;
@@ -62,9 +67,12 @@ pub fn create(draft: &mut Draft<'_>, name: &str, tenant: TenantId, scheme: Optio
 
 pub fn delete(draft: &mut Draft<'_>, name: &str) -> Outcome<Reply> {
     let bucket = get(draft, name)?;
-    if !is_empty(draft, &keys::entries(bucket.root))? || !is_empty(draft, &keys::uploads(bucket.id))? {
-        return Err(Refusal::BucketNotEmpty.into());
+    for held in [keys::entries(bucket.root), keys::versions(bucket.id), keys::uploads(bucket.id)] {
+        if !is_empty(draft, &held)? {
+            return Err(Refusal::BucketNotEmpty.into());
+        }
     }
+    versions::forget_rules(draft, &bucket);
     draft.delete_all(&keys::documents(bucket.id))?;
     draft.delete(keys::tenant_bucket(bucket.tenant, name));
     draft.delete(keys::bucket(name));
@@ -115,12 +123,14 @@ pub fn list(view: &dyn View, tenant: Option<TenantId>) -> Outcome<Answer> {
     Ok(Answer::Buckets(buckets))
 }
 
-/// What comes into a bucket and leaves it: objects, their bytes, and bytes of parts.
+/// What comes into a bucket and leaves it: current objects and their bytes, other versions and theirs, bytes of parts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change {
     pub objects: Flow,
     pub object_bytes: Flow,
     pub part_bytes: Flow,
+    pub noncurrent: Flow,
+    pub noncurrent_bytes: Flow,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -131,23 +141,28 @@ pub struct Flow {
 
 /// Counts a change for the bucket and its tenant. Refused where the tenant's use would grow beyond its quota.
 pub fn account(draft: &mut Draft<'_>, mut bucket: Bucket, change: Change) -> Outcome<()> {
-    let Change { objects, object_bytes, part_bytes } = change;
+    let Change { objects, object_bytes, part_bytes, noncurrent, noncurrent_bytes } = change;
     let mut tenant = tenants::get(draft, bucket.tenant)?;
     let used_before = tenant.used_bytes;
-    let (added, removed) = (
-        object_bytes.added.saturating_add(part_bytes.added),
-        object_bytes.removed.saturating_add(part_bytes.removed),
-    );
+    let bytes = [object_bytes, part_bytes, noncurrent_bytes];
+    let sum = |of: fn(&Flow) -> u64| bytes.iter().map(of).fold(0, u64::saturating_add);
+    let (added, removed) = (sum(|flow| flow.added), sum(|flow| flow.removed));
     tenant.used_bytes = shift(used_before, added, removed, "used bytes")?;
     if let Some(quota_bytes) = tenant.quota_bytes
         && tenant.used_bytes > quota_bytes.max(used_before)
     {
         return Err(Refusal::QuotaExceeded { quota_bytes }.into());
     }
-    tenant.used_objects = shift(tenant.used_objects, objects.added, objects.removed, "used objects")?;
+    let (added, removed) =
+        (objects.added.saturating_add(noncurrent.added), objects.removed.saturating_add(noncurrent.removed));
+    tenant.used_objects = shift(tenant.used_objects, added, removed, "used objects")?;
     bucket.object_count = shift(bucket.object_count, objects.added, objects.removed, "objects")?;
     bucket.object_bytes =
         shift(bucket.object_bytes, object_bytes.added, object_bytes.removed, "object bytes")?;
+    bucket.noncurrent_count =
+        shift(bucket.noncurrent_count, noncurrent.added, noncurrent.removed, "noncurrent versions")?;
+    bucket.noncurrent_bytes =
+        shift(bucket.noncurrent_bytes, noncurrent_bytes.added, noncurrent_bytes.removed, "noncurrent bytes")?;
     draft.write(keys::tenant(tenant.id), &tenant)?;
     draft.write(keys::bucket(&bucket.name), &bucket)?;
     Ok(())

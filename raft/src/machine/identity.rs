@@ -3,8 +3,7 @@
 use super::buckets;
 use super::draft::{Draft, Outcome};
 use super::kv::View;
-use super::objects;
-use super::tenants;
+use super::{tenants, versions};
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::identity::{ACL_BYTES_MAX, IdentityAnswer, IdentityCommand, IdentityQuery};
 use crate::facts::query::Answer;
@@ -14,12 +13,12 @@ const DOCUMENTS_MAX: usize = 32;
 
 pub fn run(draft: &mut Draft<'_>, command: &IdentityCommand) -> Outcome<Reply> {
     match command {
-        IdentityCommand::SetObjectAcl { bucket, key, acl } => {
+        IdentityCommand::SetObjectAcl { bucket, key, acl, version } => {
             if acl.as_ref().is_some_and(|acl| acl.len() > ACL_BYTES_MAX) {
                 let why = format!("an access list has at most {ACL_BYTES_MAX} bytes");
                 return Err(Refusal::Invalid(why).into());
             }
-            objects::set_acl(draft, bucket, key, acl.as_ref())
+            versions::set_acl(draft, bucket, key, *version, acl.as_ref())
         }
     }
 }

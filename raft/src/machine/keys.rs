@@ -28,6 +28,11 @@ const DOCUMENT: u8 = 0x32;
 const ENTRY: u8 = 0x40;
 const CHUNK: u8 = 0x41;
 
+const VERSION: u8 = 0x42;
+const NULL_VERSION: u8 = 0x43;
+const LIFECYCLE: u8 = 0x44;
+const COMPLETED_PART: u8 = 0x45;
+
 const BLOB: u8 = 0x50;
 const GROUP_BLOB: u8 = 0x51;
 const GROUP_SEQUENCE: u8 = 0x52;
@@ -190,6 +195,65 @@ pub fn chunk(inode: u64, end: u64) -> Vec<u8> {
     join(CHUNK, &[&inode.to_be_bytes(), &end.to_be_bytes()])
 }
 
+pub fn versions(bucket: u64) -> Vec<u8> {
+    join(VERSION, &[&bucket.to_be_bytes()])
+}
+
+/// Versions of keys that begin with `prefix`.
+pub fn versions_below(bucket: u64, prefix: &[u8]) -> Vec<u8> {
+    join(VERSION, &[&bucket.to_be_bytes(), &escape(prefix)])
+}
+
+/// Versions of exactly `key`.
+pub fn versions_of(bucket: u64, key: &[u8]) -> Vec<u8> {
+    join(VERSION, &[&bucket.to_be_bytes(), &escape(key), &KEY_END])
+}
+
+/// Newer versions, which have greater numbers, sort first.
+pub fn version(bucket: u64, key: &str, number: u64) -> Vec<u8> {
+    join(VERSION, &[&bucket.to_be_bytes(), &escape(key.as_bytes()), &KEY_END, &(!number).to_be_bytes()])
+}
+
+/// The number in a [`version`]'s key.
+pub fn version_number(place: &[u8]) -> Option<u64> {
+    Some(!u64::from_be_bytes(*place.last_chunk()?))
+}
+
+/// The object's key in a [`version`]'s key.
+pub fn version_key(place: &[u8]) -> Option<String> {
+    let end = place.len().checked_sub(KEY_END.len() + size_of::<u64>())?;
+    let escaped = place.get(1 + size_of::<u64>()..end)?;
+    let mut key = Vec::with_capacity(escaped.len());
+    let mut bytes = escaped.iter();
+    while let Some(&byte) = bytes.next() {
+        key.push(byte);
+        if byte == 0 {
+            bytes.next();
+        }
+    }
+    String::from_utf8(key).ok()
+}
+
+pub fn null_version(bucket: u64, key: &str) -> Vec<u8> {
+    join(NULL_VERSION, &[&bucket.to_be_bytes(), key.as_bytes()])
+}
+
+pub fn lifecycles() -> Vec<u8> {
+    vec![LIFECYCLE]
+}
+
+pub fn lifecycle(bucket: u64) -> Vec<u8> {
+    join(LIFECYCLE, &[&bucket.to_be_bytes()])
+}
+
+pub fn completed_parts(inode: u64) -> Vec<u8> {
+    join(COMPLETED_PART, &[&inode.to_be_bytes()])
+}
+
+pub fn completed_parts_from(inode: u64, number: u16) -> Vec<u8> {
+    join(COMPLETED_PART, &[&inode.to_be_bytes(), &number.to_be_bytes()])
+}
+
 pub fn blob(id: &BlobId) -> Vec<u8> {
     join(BLOB, &[&id.0])
 }
@@ -221,16 +285,16 @@ pub fn uploads(bucket: u64) -> Vec<u8> {
 
 /// Uploads whose keys begin with `prefix`.
 pub fn uploads_below(bucket: u64, prefix: &str) -> Vec<u8> {
-    join(UPLOAD, &[&bucket.to_be_bytes(), &escape(prefix)])
+    join(UPLOAD, &[&bucket.to_be_bytes(), &escape(prefix.as_bytes())])
 }
 
 /// Uploads of exactly `key`.
 pub fn uploads_of(bucket: u64, key: &str) -> Vec<u8> {
-    join(UPLOAD, &[&bucket.to_be_bytes(), &escape(key), &KEY_END])
+    join(UPLOAD, &[&bucket.to_be_bytes(), &escape(key.as_bytes()), &KEY_END])
 }
 
 pub fn upload(bucket: u64, key: &str, number: u64) -> Vec<u8> {
-    join(UPLOAD, &[&bucket.to_be_bytes(), &escape(key), &KEY_END, &number.to_be_bytes()])
+    join(UPLOAD, &[&bucket.to_be_bytes(), &escape(key.as_bytes()), &KEY_END, &number.to_be_bytes()])
 }
 
 pub fn upload_id(bucket: u64, id: &str) -> Vec<u8> {
@@ -261,9 +325,9 @@ pub fn completed_at(at: Timestamp, bucket: u64, id: &str) -> Vec<u8> {
 const KEY_END: [u8; 2] = [0, 0];
 
 /// Keeps byte order and leaves no [`KEY_END`] inside: NUL becomes `00 FF`.
-fn escape(key: &str) -> Vec<u8> {
+fn escape(key: &[u8]) -> Vec<u8> {
     let mut escaped = Vec::with_capacity(key.len());
-    for byte in key.bytes() {
+    for &byte in key {
         escaped.push(byte);
         if byte == 0 {
             escaped.push(0xFF);

@@ -8,7 +8,7 @@ use super::{buckets, keys, page};
 use crate::facts::query::{Answer, ListObjects, Listed};
 
 /// Stored bytes of the objects in one answer: a page of keys with long headers is cut short.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Keys under `prefix`, those that hold `delimiter` behind it rolled up; only what is above `after`.
 ///
@@ -25,22 +25,36 @@ pub fn list(view: &dyn View, list: &ListObjects) -> Outcome<Answer> {
         None if after.is_empty() => Vec::new(),
         None => keys::after(after),
     };
-    let mut lister = Lister {
-        prefix,
-        delimiter,
-        entries_max: page(list.entries_max),
-        entries: Vec::new(),
-        bytes: 0,
-        is_truncated: false,
-    };
+    let window = Window { prefix, delimiter, entries_max: page(list.entries_max) };
+    let (entries, is_truncated) = page_from(view, bucket.root, &first, &window)?;
+    Ok(Answer::Objects { entries, is_truncated })
+}
+
+/// Which names a listing shows, and how many.
+pub struct Window<'a> {
+    pub prefix: &'a [u8],
+    pub delimiter: &'a [u8],
+    pub entries_max: usize,
+}
+
+/// A page of the tree from `first` on, and whether it goes on.
+pub fn page_from(
+    view: &dyn View,
+    root: u64,
+    first: &[u8],
+    window: &Window<'_>,
+) -> Result<(Vec<Listed>, bool), KvError> {
+    let &Window { prefix, delimiter, entries_max } = window;
+    let mut lister =
+        Lister { prefix, delimiter, entries_max, entries: Vec::new(), bytes: 0, is_truncated: false };
     if lister.entries_max > 0 {
-        walk(view, bucket.root, &first, &mut lister)?;
+        walk(view, root, first, &mut lister)?;
     }
-    Ok(Answer::Objects { entries: lister.entries, is_truncated: lister.is_truncated })
+    Ok((lister.entries, lister.is_truncated))
 }
 
 /// The common prefix that `key` is shown as: up to the first delimiter behind `prefix`.
-fn roll_up<'k>(key: &'k [u8], prefix: &[u8], delimiter: &[u8]) -> Option<&'k [u8]> {
+pub fn roll_up<'k>(key: &'k [u8], prefix: &[u8], delimiter: &[u8]) -> Option<&'k [u8]> {
     let rest = key.strip_prefix(prefix)?;
     if delimiter.is_empty() {
         return None;

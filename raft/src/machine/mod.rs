@@ -17,7 +17,8 @@
 //! | `sessions`   | at most once                                                  |
 //! | `names`      | the tree of a bucket's keys, and walks through it             |
 //! | `listing`    | pages of keys                                                 |
-//! | `objects`    | versions                                                      |
+//! | `objects`    | current versions                                              |
+//! | `versions`   | the others, delete markers, object lock, rules of lifecycles  |
 //! | `content`    | extents                                                       |
 //! | `blobs`      | references, garbage                                           |
 //! | `uploads`    | multipart uploads                                             |
@@ -53,6 +54,10 @@
 //! | `32`  | bucket (8), document's name        | document                                               |
 //! | `40`  | directory (8), name                | an object: what is said of it, then its body; or, where the name ends in `/`, a directory |
 //! | `41`  | inode (8), end offset (8)          | a chunk: the offset where it begins, its extents       |
+//! | `42`  | bucket (8), key with `00` as `00 FF`, `00 00`, bits of the version number flipped (8) | a version that is not current, as under `40`, or a delete marker |
+//! | `43`  | bucket (8), key                    | the number of the version under `42` that has no id    |
+//! | `44`  | bucket (8)                         | rules of its lifecycle                                 |
+//! | `45`  | inode (8), part number (2)         | from that part on, some of the parts a version was completed from |
 //! | `50`  | blob id (16)                       | blob                                                   |
 //! | `51`  | group (4), sequence (8)            | id of a blob that is referred to                       |
 //! | `52`  | group (4)                          | the last sequence given                                |
@@ -79,6 +84,7 @@ mod objects;
 mod sessions;
 mod tenants;
 mod uploads;
+mod versions;
 
 #[cfg(test)]
 mod tests;
@@ -180,6 +186,7 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
         }
 
         Command::Identity(command) => identity::run(draft, command),
+        Command::Version(command) => versions::run(draft, command),
 
         Command::CreateUpload { bucket, upload } => uploads::create(draft, bucket, upload),
         Command::PutPart { bucket, key, upload_id, number, new } => {
@@ -238,6 +245,7 @@ fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
             objects::get(view, bucket, key, *from_offset, *extents_max)
         }
         Query::Objects(list) => listing::list(view, list),
+        Query::Version(query) => versions::answer(view, query),
         Query::Uploads { bucket, prefix, after, entries_max } => {
             uploads::list(view, bucket, prefix, after.as_ref(), *entries_max)
         }

@@ -73,7 +73,7 @@ impl Place {
     }
 
     /// The object's entry, where every directory above it exists.
-    fn entry(&self) -> Vec<u8> {
+    pub fn entry(&self) -> Vec<u8> {
         keys::entry(self.bottom(), self.missing.last().map_or(&[], Vec::as_slice))
     }
 

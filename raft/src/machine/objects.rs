@@ -1,19 +1,21 @@
-//! Versions of keys: made, copied, removed, read.
+//! Current versions of keys: made, copied, read.
 
 use serde::{Deserialize, Serialize};
 
 use super::blobs::Ledger;
-use super::buckets::{self, Change, Flow};
+use super::buckets;
 use super::content::{self, Body};
 use super::draft::{self, Draft, Outcome, corrupt};
 use super::keys::Counter;
 use super::kv::{KvError, View};
 use super::names::{self, Place};
+use super::versions;
 use crate::facts::Timestamp;
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
-use crate::facts::object::{Checksum, Content, Extent, KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
+use crate::facts::object::{Checksum, Content, Extent, KEY_BYTES_MAX, ObjectHead, ObjectHeaders, PARTS_MAX};
 use crate::facts::query::{Answer, ObjectAnswer};
+use crate::facts::version::{CompletedPart, ObjectLock, VersionId, Versioning};
 
 /// Bytes of all headers of one version together. The doors hold S3's own, lower limits.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -29,10 +31,20 @@ pub struct Meta {
     pub headers: ObjectHeaders,
     pub checksum: Option<Checksum>,
     pub part_count: u16,
+    /// Whether it was made while versioning was enabled.
+    #[serde(default)]
+    pub has_id: bool,
+    /// A delete marker: says only that the key is deleted. Never in the tree.
+    #[serde(default)]
+    pub is_marker: bool,
 }
 
 impl Meta {
-    fn head(self, key: &str) -> ObjectHead {
+    pub fn id(&self) -> VersionId {
+        if self.has_id { VersionId::Number(self.version) } else { VersionId::Null }
+    }
+
+    pub fn head(self, key: &str) -> ObjectHead {
         ObjectHead {
             key: key.to_owned(),
             version: self.version,
@@ -43,17 +55,18 @@ impl Meta {
             headers: self.headers,
             checksum: self.checksum,
             part_count: self.part_count,
+            has_version_id: self.has_id,
         }
     }
 }
 
-fn encode(meta: &Meta, body: &Body) -> Result<Vec<u8>, KvError> {
+pub fn encode(meta: &Meta, body: &Body) -> Result<Vec<u8>, KvError> {
     let mut bytes = draft::encode(meta)?;
     draft::append(&mut bytes, body)?;
     Ok(bytes)
 }
 
-fn decode(path: &[u8], record: &[u8]) -> Result<(Meta, Body), KvError> {
+pub fn decode(path: &[u8], record: &[u8]) -> Result<(Meta, Body), KvError> {
     let mut reader = rmp_serde::Deserializer::from_read_ref(draft::body_of(path, record)?);
     let failed = |error: rmp_serde::decode::Error| corrupt(&error.to_string(), path);
     let meta = Meta::deserialize(&mut reader).map_err(failed)?;
@@ -72,7 +85,7 @@ pub fn decode_head(path: &[u8], record: &[u8]) -> Result<ObjectHead, KvError> {
 
 /// A key's place, and its current version.
 pub struct Current {
-    place: Place,
+    pub place: Place,
     pub object: Option<(Meta, Body)>,
 }
 
@@ -119,11 +132,11 @@ pub fn check_replaces(precondition: &Precondition, current: &Current) -> Result<
     if current.object.is_none() && !precondition.if_match.is_empty() {
         return Err(Refusal::NoSuchKey);
     }
-    check_precondition(precondition, current)
+    check_precondition(precondition, current.object.as_ref().map(|(meta, _)| meta.etag.as_str()))
 }
 
-fn check_precondition(precondition: &Precondition, current: &Current) -> Result<(), Refusal> {
-    let etag = current.object.as_ref().map(|(meta, _)| meta.etag.as_str());
+/// `etag`: of what is there.
+pub fn check_precondition(precondition: &Precondition, etag: Option<&str>) -> Result<(), Refusal> {
     let names_it = |etags: &[String]| {
         etag.is_some_and(|etag| etags.iter().any(|given| given == "*" || unquoted(given) == unquoted(etag)))
     };
@@ -141,9 +154,10 @@ pub struct NewVersion<'a> {
     pub etag: String,
     pub headers: ObjectHeaders,
     pub checksum: Option<Checksum>,
-    pub part_count: u16,
+    /// What it is completed from; none where it is put whole.
+    pub parts: Vec<CompletedPart>,
     pub content: NewBody<'a>,
-    /// References of the new content are added already; those of the replaced version are dropped here.
+    /// References of the new content are added already; those of a version that goes are dropped here.
     pub ledger: Ledger,
     /// Bytes of parts that go with it.
     pub part_bytes_removed: u64,
@@ -164,35 +178,34 @@ pub fn replace(
     current: Current,
     new: NewVersion<'_>,
 ) -> Outcome<ObjectHead> {
+    versions::check_lock(&bucket, &new.headers.lock)?;
     let mut ledger = new.ledger;
-    let (mut objects_removed, mut bytes_removed) = (0, 0);
-    if let Some((old, body)) = &current.object {
-        (objects_removed, bytes_removed) = (1, old.size);
-        let extents = content::remove(draft, old.inode, body)?;
-        ledger.drop(draft, &extents)?;
-    }
+    let mut change = versions::displace(draft, &bucket, key, current.object.as_ref(), &mut ledger)?;
     ledger.settle(draft)?;
+    let mut headers = new.headers;
+    headers.lock = versions::complete_lock(&bucket, headers.lock, draft.now);
     let meta = Meta {
         version: draft.next(Counter::Version)?,
         inode: draft.next(Counter::Inode)?,
         modified_at: draft.now,
         size: new.size,
         etag: new.etag,
-        headers: new.headers,
+        headers,
         checksum: new.checksum,
-        part_count: new.part_count,
+        part_count: u16::try_from(new.parts.len()).unwrap_or(PARTS_MAX),
+        has_id: bucket.versioning == Versioning::Enabled,
+        is_marker: false,
     };
     let body = match new.content {
         NewBody::Given(content) => content::store(draft, meta.inode, content)?,
         NewBody::Extents(extents) => content::store_extents(draft, meta.inode, extents)?,
         NewBody::Copied(body) => body,
     };
+    versions::store_parts(draft, meta.inode, &new.parts)?;
     current.place.put(draft, encode(&meta, &body)?)?;
-    let change = Change {
-        objects: Flow { added: 1, removed: objects_removed },
-        object_bytes: Flow { added: meta.size, removed: bytes_removed },
-        part_bytes: Flow { added: 0, removed: new.part_bytes_removed },
-    };
+    change.objects.added = 1;
+    change.object_bytes.added = meta.size;
+    change.part_bytes.removed = new.part_bytes_removed;
     buckets::account(draft, bucket, change)?;
     Ok(meta.head(key))
 }
@@ -208,6 +221,7 @@ pub fn put(
     check_key(key)?;
     check_headers(headers)?;
     let bucket = buckets::get(draft, bucket)?;
+    versions::check_new_lock(&bucket, &headers.lock, draft.now)?;
     let current = current(draft, &bucket, key)?;
     check_replaces(precondition, &current)?;
     content::check(new, &bucket)?;
@@ -221,7 +235,7 @@ pub fn put(
         etag: new.etag.clone(),
         headers: headers.clone(),
         checksum: new.checksum.clone(),
-        part_count: 0,
+        parts: Vec::new(),
         content: NewBody::Given(&new.content),
         ledger,
         part_bytes_removed: 0,
@@ -229,24 +243,9 @@ pub fn put(
     Ok(Reply::Object(replace(draft, bucket, key, current, version)?))
 }
 
-/// A key that does not exist is deleted already, whatever the precondition says: so does S3.
 pub fn delete(draft: &mut Draft<'_>, bucket: &str, key: &str, precondition: &Precondition) -> Outcome<Reply> {
-    let bucket = buckets::get(draft, bucket)?;
-    let current = current(draft, &bucket, key)?;
-    let Some((meta, body)) = &current.object else { return Ok(Reply::Deleted { existed: false }) };
-    check_precondition(precondition, &current)?;
-    let mut ledger = Ledger::new(bucket.tenant);
-    let extents = content::remove(draft, meta.inode, body)?;
-    ledger.drop(draft, &extents)?;
-    ledger.settle(draft)?;
-    let change = Change {
-        objects: Flow { added: 0, removed: 1 },
-        object_bytes: Flow { added: 0, removed: meta.size },
-        part_bytes: Flow::default(),
-    };
-    buckets::account(draft, bucket, change)?;
-    current.place.remove(draft)?;
-    Ok(Reply::Deleted { existed: true })
+    let deleted = versions::delete(draft, bucket, key, versions::Asked::default(), precondition)?;
+    Ok(Reply::Deleted { existed: deleted.existed })
 }
 
 /// Where a copy comes from, and goes to.
@@ -273,26 +272,44 @@ pub fn copy(
             Refusal::Invalid("a copy stays with one tenant; send the bytes instead".to_owned()).into()
         );
     }
-    let (meta, body) = current(draft, &from_bucket, copy.from_key)?.object.ok_or(Refusal::NoSuchKey)?;
-    if meta.version != copy.from_version {
-        return Err(Refusal::SourceChanged.into());
-    }
+    let asked = headers.map_or_else(ObjectLock::default, |headers| headers.lock);
+    versions::check_new_lock(&bucket, &asked, draft.now)?;
+    let (meta, body) = source(draft, &from_bucket, copy)?;
     let current = current(draft, &bucket, copy.key)?;
     check_replaces(precondition, &current)?;
     let mut ledger = Ledger::new(bucket.tenant);
     let extents = content::extents(draft, meta.inode, &body)?;
     ledger.add(draft, &extents)?;
+    let kept = || ObjectHeaders { lock: ObjectLock::default(), ..meta.headers.clone() };
     let version = NewVersion {
         size: meta.size,
-        etag: meta.etag,
-        headers: headers.cloned().unwrap_or(meta.headers),
-        checksum: meta.checksum,
-        part_count: meta.part_count,
+        etag: meta.etag.clone(),
+        headers: headers.cloned().unwrap_or_else(kept),
+        checksum: meta.checksum.clone(),
+        parts: versions::copy_parts(draft, &meta)?,
         content: if extents.is_empty() { NewBody::Copied(body) } else { NewBody::Extents(extents) },
         ledger,
         part_bytes_removed: 0,
     };
     Ok(Reply::Object(replace(draft, bucket, copy.key, current, version)?))
+}
+
+/// The version to copy, wherever it stands.
+fn source(draft: &Draft<'_>, bucket: &Bucket, copy: &Copy<'_>) -> Outcome<(Meta, Body)> {
+    let current = current(draft, bucket, copy.from_key)?.object;
+    let is_versioned = bucket.versioning != Versioning::Unversioned;
+    match current {
+        Some((meta, body)) if meta.version == copy.from_version => Ok((meta, body)),
+        current if is_versioned => {
+            match versions::noncurrent(draft, bucket, copy.from_key, copy.from_version)? {
+                Some(found) if !found.meta.is_marker => Ok((found.meta, found.body)),
+                _ if current.is_some() => Err(Refusal::SourceChanged.into()),
+                _ => Err(Refusal::NoSuchKey.into()),
+            }
+        }
+        Some(_) => Err(Refusal::SourceChanged.into()),
+        None => Err(Refusal::NoSuchKey.into()),
+    }
 }
 
 pub fn set_tagging(
@@ -310,25 +327,28 @@ pub fn set_tagging(
     Ok(Reply::Done)
 }
 
-pub fn set_acl(draft: &mut Draft<'_>, bucket: &str, key: &str, acl: Option<&String>) -> Outcome<Reply> {
-    let bucket = buckets::get(draft, bucket)?;
-    let mut current = current(draft, &bucket, key)?;
-    let (mut meta, body) = current.object.take().ok_or(Refusal::NoSuchKey)?;
-    meta.headers.acl = acl.cloned();
-    check_headers(&meta.headers)?;
-    current.place.put(draft, encode(&meta, &body)?)?;
-    Ok(Reply::Done)
-}
-
 pub fn get(view: &dyn View, bucket: &str, key: &str, from_offset: u64, extents_max: u32) -> Outcome<Answer> {
     let bucket = buckets::get(view, bucket)?;
     let (meta, body) = current(view, &bucket, key)?.object.ok_or(Refusal::NoSuchKey)?;
+    describe(view, &bucket, key, meta, body, from_offset, extents_max)
+}
+
+/// What a reader needs to know of a version.
+pub fn describe(
+    view: &dyn View,
+    bucket: &Bucket,
+    key: &str,
+    meta: Meta,
+    body: Body,
+    from_offset: u64,
+    extents_max: u32,
+) -> Outcome<Answer> {
     let (extents, is_truncated) = content::resolve(view, meta.inode, &body, from_offset, extents_max)?;
     let content = match body {
         Body::Empty => Content::Empty,
         Body::Inline { blob, wrapped_key, sealed } => Content::Inline { blob, wrapped_key, sealed },
         Body::Extents(_) | Body::Chunked => Content::Extents(Vec::new()),
     };
-    let head = meta.head(key);
-    Ok(Answer::Object(ObjectAnswer { head, tenant: bucket.tenant, content, extents, is_truncated }))
+    let (head, tenant, versioning) = (meta.head(key), bucket.tenant, bucket.versioning);
+    Ok(Answer::Object(ObjectAnswer { head, tenant, content, extents, is_truncated, versioning }))
 }

@@ -13,7 +13,7 @@ use super::draft::{Draft, Outcome, all, expect, keys_in, read, scan_records};
 use super::keys::{self, Counter};
 use super::kv::{KvError, View};
 use super::objects::{self, NewBody, NewVersion, check_headers, check_key, unquoted};
-use super::page;
+use super::{page, versions};
 use crate::facts::Timestamp;
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
@@ -21,6 +21,7 @@ use crate::facts::object::{
     Checksum, Content, Extent, OBJECT_BYTES_MAX, ObjectHead, PART_BYTES_MIN, PARTS_MAX, Part, Upload,
 };
 use crate::facts::query::Answer;
+use crate::facts::version::CompletedPart;
 
 /// How long a completed upload answers a repeated completion.
 const COMPLETED_KEPT_MS: u64 = 60 * 60 * 1000;
@@ -68,6 +69,7 @@ pub fn create(draft: &mut Draft<'_>, bucket: &str, upload: &Upload) -> Outcome<R
         return Err(Refusal::Invalid("the checksum algorithm's name is too long".to_owned()).into());
     }
     let bucket = buckets::get(draft, bucket)?;
+    versions::check_new_lock(&bucket, &upload.headers.lock, draft.now)?;
     let by_id = keys::upload_id(bucket.id, &upload.id);
     if draft.get(&by_id)?.is_some() || draft.get(&keys::completed(bucket.id, &upload.id))?.is_some() {
         return Err(Refusal::AlreadyExists("an upload of this id".to_owned()).into());
@@ -162,11 +164,13 @@ pub fn complete(draft: &mut Draft<'_>, asked: &Complete<'_>) -> Outcome<Reply> {
     let current = objects::current(draft, &bucket, asked.key)?;
     objects::check_replaces(asked.precondition, &current)?;
 
-    let mut extents = Vec::new();
+    let (mut extents, mut parts) = (Vec::new(), Vec::with_capacity(asked.parts.len()));
     for (part, _) in asked.parts {
         let position = held.binary_search_by_key(part, |held| held.part.number);
-        let used = position.map_err(|_| Refusal::InvalidPart(*part))?;
-        extents.extend(content::extents(draft, held[used].inode, &held[used].body)?);
+        let used = &held[position.map_err(|_| Refusal::InvalidPart(*part))?];
+        extents.extend(content::extents(draft, used.inode, &used.body)?);
+        let Part { number, size, checksum, .. } = &used.part;
+        parts.push(CompletedPart { number: *number, size: *size, checksum: checksum.clone() });
     }
     if extents.len() > content::EXTENTS_MAX {
         let why = format!("{} extents; at most {}", extents.len(), content::EXTENTS_MAX);
@@ -181,7 +185,7 @@ pub fn complete(draft: &mut Draft<'_>, asked: &Complete<'_>) -> Outcome<Reply> {
         etag: asked.etag.to_owned(),
         headers: upload.headers,
         checksum: asked.checksum.cloned(),
-        part_count: u16::try_from(asked.parts.len()).unwrap_or(PARTS_MAX),
+        parts,
         content: NewBody::Extents(extents),
         ledger,
         part_bytes_removed,

@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
+use makai_raft::facts::version::VersionId;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::dto::{CopySource, PostObjectInput};
 use s3s::path::S3Path;
@@ -178,6 +179,17 @@ impl Granted {
         self.allows(action, key, Permission::Write)
     }
 
+    /// Whether the requester may end the retention of a key's versions early: the owner, and who a policy says.
+    pub(super) fn allows_bypass(&self, key: &str) -> bool {
+        let check = Check {
+            action: "s3:BypassGovernanceRetention",
+            key: Some(key.to_owned()),
+            permission: None,
+            list: ListOf::Bucket,
+        };
+        self.bucket().is_ok_and(|access| self.verdict(access, &check, None) == Verdict::Allowed)
+    }
+
     /// Whether the requester may also do `action` to a key, by the bucket's documents.
     pub(super) fn allows(&self, action: &'static str, key: &str, permission: Permission) -> S3Result<()> {
         let check =
@@ -319,6 +331,11 @@ fn acting(granted: &Granted) -> Option<Caller> {
     }
 }
 
+/// The version that a query names.
+fn version_of(query: &str) -> Option<VersionId> {
+    query.split('&').find_map(|pair| VersionId::parse(pair.strip_prefix("versionId=")?))
+}
+
 impl Guard {
     /// Who has a key; without one: anonymous.
     pub(super) async fn who(&self, access_key: Option<&str>) -> S3Result<Who> {
@@ -373,7 +390,7 @@ impl Guard {
         let sealing = Sealing::Tenant;
         let mut granted =
             Granted { who, bucket, new_acl: None, sealing, opens, source, notes, facts, checks };
-        let head = self.head_if_needed(&granted, &access, key).await?;
+        let head = self.head_if_needed(&granted, &access, key, version_of(query)).await?;
         for check in &granted.checks {
             if granted.verdict(&access, check, head.as_ref()) != Verdict::Allowed {
                 return Err(self.refusal(&granted, &access, check, head.as_ref(), name, key).await);
@@ -407,8 +424,9 @@ impl Guard {
             Some(_) => Facts::of_request(who, query, headers, peer, now),
             None => Facts::default(),
         };
-        let version = version_id.map_or("", |_| "versionId=");
-        let checks = checks("GetObject", Some(&key), version, headers);
+        let version = version_id.as_deref().and_then(VersionId::parse);
+        let named = version_id.map_or("", |_| "versionId=");
+        let checks = checks("GetObject", Some(&key), named, headers);
         let granted = Granted {
             who: who.clone(),
             bucket: Some(Arc::clone(&access)),
@@ -420,7 +438,7 @@ impl Guard {
             facts,
             checks,
         };
-        let head = self.head_if_needed(&granted, &access, Some(&key)).await?;
+        let head = self.head_if_needed(&granted, &access, Some(&key), version).await?;
         for check in &granted.checks {
             if granted.verdict(&access, check, head.as_ref()) != Verdict::Allowed {
                 let name = access.bucket.name.clone();
@@ -436,6 +454,7 @@ impl Guard {
         granted: &Granted,
         access: &BucketAccess,
         key: Option<&str>,
+        version: Option<VersionId>,
     ) -> S3Result<Option<ObjectHead>> {
         let Some(key) = key else { return Ok(None) };
         let is_owner = granted.who.account().is_some_and(|account| account.id == access.bucket.tenant.0);
@@ -446,9 +465,9 @@ impl Guard {
             return Ok(None);
         }
         let Some(acting) = acting(granted) else { return Ok(None) };
-        match self.objects.head(&acting, &access.bucket.name, key).await {
-            Ok(head) => Ok(Some(head)),
-            Err(ObjectsError::Refused(Refusal::NoSuchKey)) => Ok(None),
+        match self.objects.find(&acting, &access.bucket.name, key, version).await {
+            Ok(found) => Ok(Some(found.head)),
+            Err(ObjectsError::Refused(Refusal::NoSuchKey | Refusal::Version(_))) => Ok(None),
             Err(error) => Err(refused(error)),
         }
     }

@@ -4,7 +4,8 @@ use super::*;
 use crate::facts::identity::{ACL_BYTES_MAX, IdentityAnswer, IdentityCommand, IdentityQuery};
 
 fn set_acl(key: &str, acl: Option<String>) -> Command {
-    Command::Identity(IdentityCommand::SetObjectAcl { bucket: "aaa".to_owned(), key: key.to_owned(), acl })
+    let (bucket, key) = ("aaa".to_owned(), key.to_owned());
+    Command::Identity(IdentityCommand::SetObjectAcl { bucket, key, acl, version: None })
 }
 
 #[test]

@@ -8,28 +8,116 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::oracle::{OBucket, Oracle};
+use super::oracle::{OBucket, OVersion, Oracle};
 use super::*;
 use crate::facts::object::{Part, Upload};
-use crate::facts::query::{ListObjects, Listed};
+use crate::facts::query::{ListObjects, Listed, ObjectAnswer};
+use crate::facts::version::{
+    BucketLock, DefaultRetention, Expired, ListVersions, ListedVersion, LockMode, ObjectLock, Retention,
+    RetentionPeriod, VersionAnswer, VersionCommand, VersionId, VersionQuery, VersionRefusal, VersionReply,
+    Versioning,
+};
 use crate::machine::REVIVE_MS_MAX;
 use crate::machine::kv::View;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Put { bucket: usize, key: Pick, bytes: Bytes_, precondition: Precondition, etag: usize },
-    Delete { bucket: usize, key: Pick, precondition: Precondition },
-    Copy { from: usize, from_key: Pick, is_stale: bool, bucket: usize, key: String, headers: Option<String> },
-    Tag { bucket: usize, key: Pick, tagging: Option<String> },
-    Begin { bucket: usize, key: String },
-    Part { bucket: usize, upload: Index, number: u16, bytes: Bytes_, etag: usize },
-    Complete { bucket: usize, upload: Index, left_out: u8, disorder: u8, precondition: Precondition },
-    Abort { bucket: usize, upload: Index },
-    CreateBucket { bucket: usize, tenant: u64 },
-    DeleteBucket { bucket: usize },
-    Quota { tenant: u64, quota_bytes: Option<u64> },
-    Forget { picks: Vec<Index> },
+    Put {
+        bucket: usize,
+        key: Pick,
+        bytes: Bytes_,
+        precondition: Precondition,
+        etag: usize,
+        hold: Option<bool>,
+    },
+    Delete {
+        bucket: usize,
+        key: Pick,
+        precondition: Precondition,
+    },
+    Copy {
+        from: usize,
+        from_key: Pick,
+        is_stale: bool,
+        bucket: usize,
+        key: String,
+        headers: Option<String>,
+    },
+    Tag {
+        bucket: usize,
+        key: Pick,
+        tagging: Option<String>,
+    },
+    Versioning {
+        bucket: usize,
+        is_enabled: bool,
+    },
+    Lock {
+        bucket: usize,
+        default: Option<DefaultRetention>,
+    },
+    /// Of a version of the key.
+    OfVersion {
+        bucket: usize,
+        key: Pick,
+        version: Option<Which>,
+        act: Act,
+    },
+    Begin {
+        bucket: usize,
+        key: String,
+    },
+    Part {
+        bucket: usize,
+        upload: Index,
+        number: u16,
+        bytes: Bytes_,
+        etag: usize,
+    },
+    Complete {
+        bucket: usize,
+        upload: Index,
+        left_out: u8,
+        disorder: u8,
+        precondition: Precondition,
+    },
+    Abort {
+        bucket: usize,
+        upload: Index,
+    },
+    CreateBucket {
+        bucket: usize,
+        tenant: u64,
+    },
+    DeleteBucket {
+        bucket: usize,
+    },
+    Quota {
+        tenant: u64,
+        quota_bytes: Option<u64>,
+    },
+    Forget {
+        picks: Vec<Index>,
+    },
     Repeat(Index),
+}
+
+/// One of a key's versions, or one that does not exist.
+#[derive(Debug, Clone)]
+enum Which {
+    Existing(Index),
+    Null,
+    Unknown,
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Delete { bypass_governance: bool, precondition: Precondition },
+    Tag(Option<String>),
+    Retain { mode: LockMode, for_ms: Option<u64>, bypass_governance: bool },
+    Hold(bool),
+    CopyTo(String),
+    Expire { is_current: bool },
 }
 
 /// A key that exists, or any.
@@ -103,12 +191,40 @@ fn bytes() -> impl Strategy<Value = Bytes_> {
     ]
 }
 
+fn default_retention() -> impl Strategy<Value = DefaultRetention> {
+    let period = select(vec![RetentionPeriod::Days(1), RetentionPeriod::Years(1)]);
+    (mode(), period).prop_map(|(mode, period)| DefaultRetention { mode, period })
+}
+
+fn mode() -> impl Strategy<Value = LockMode> {
+    select(vec![LockMode::Governance, LockMode::Compliance])
+}
+
+fn which() -> impl Strategy<Value = Which> {
+    prop_oneof![8 => any::<Index>().prop_map(Which::Existing), 2 => Just(Which::Null), 1 => Just(Which::Unknown)]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let for_ms = prop::option::weighted(0.9, select(vec![0, 1, 4000, 5_000_000]));
+    prop_oneof![
+        8 => (any::<bool>(), precondition())
+            .prop_map(|(bypass_governance, precondition)| Act::Delete { bypass_governance, precondition }),
+        1 => prop::option::of(Just("t=2".to_owned())).prop_map(Act::Tag),
+        2 => (mode(), for_ms, any::<bool>())
+            .prop_map(|(mode, for_ms, bypass_governance)| Act::Retain { mode, for_ms, bypass_governance }),
+        1 => any::<bool>().prop_map(Act::Hold),
+        2 => key().prop_map(Act::CopyTo),
+        3 => any::<bool>().prop_map(|is_current| Act::Expire { is_current }),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let bucket = || prop_oneof![9 => Just(0), 3 => Just(1), 3 => Just(2usize), 1 => Just(3usize)];
     let upload = any::<Index>;
     prop_oneof![
-        10 => (bucket(), pick(0.3), bytes(), precondition(), 0..3usize)
-            .prop_map(|(bucket, key, bytes, precondition, etag)| Op::Put { bucket, key, bytes, precondition, etag }),
+        10 => (bucket(), pick(0.3), bytes(), precondition(), 0..3usize, prop::option::weighted(0.05, any::<bool>()))
+            .prop_map(|(bucket, key, bytes, precondition, etag, hold)| Op::Put {
+                bucket, key, bytes, precondition, etag, hold }),
         4 => (bucket(), pick(0.8), precondition())
             .prop_map(|(bucket, key, precondition)| Op::Delete { bucket, key, precondition }),
         4 => (bucket(), pick(0.8), prop::bool::weighted(0.1), bucket(), key(), prop::option::of(Just("h".to_owned())))
@@ -116,6 +232,12 @@ fn op() -> impl Strategy<Value = Op> {
                 from, from_key, is_stale, bucket, key, headers }),
         1 => (bucket(), pick(0.8), prop::option::of(Just("t=1".to_owned())))
             .prop_map(|(bucket, key, tagging)| Op::Tag { bucket, key, tagging }),
+        2 => (bucket(), prop::bool::weighted(0.6))
+            .prop_map(|(bucket, is_enabled)| Op::Versioning { bucket, is_enabled }),
+        1 => (1..4usize, prop::option::of(default_retention()))
+            .prop_map(|(bucket, default)| Op::Lock { bucket, default }),
+        8 => (bucket(), pick(0.95), prop::option::weighted(0.9, which()), act())
+            .prop_map(|(bucket, key, version, act)| Op::OfVersion { bucket, key, version, act }),
         2 => (bucket(), key()).prop_map(|(bucket, key)| Op::Begin { bucket, key }),
         16 => (bucket(), upload(), 1..=4u16, bytes(), 0..3usize)
             .prop_map(|(bucket, upload, number, bytes, etag)| Op::Part { bucket, upload, number, bytes, etag }),
@@ -145,7 +267,7 @@ impl Writer {
     fn command(&mut self, oracle: &Oracle, op: &Op) -> Option<Command> {
         let name = |bucket: &usize| BUCKETS[*bucket].to_owned();
         let existing = |bucket: &usize, pick: &Pick| {
-            let objects = oracle.buckets.get(BUCKETS[*bucket]).map(|bucket| &bucket.objects);
+            let objects = oracle.buckets.get(BUCKETS[*bucket]).map(|bucket| &bucket.versions);
             match (pick.existing, objects) {
                 (Some(index), Some(objects)) if !objects.is_empty() => {
                     objects.keys().nth(index.index(objects.len())).cloned().unwrap_or_default()
@@ -154,10 +276,14 @@ impl Writer {
             }
         };
         Some(match op {
-            Op::Put { bucket, key, bytes, precondition, etag } => Command::PutObject {
+            Op::Put { bucket, key, bytes, precondition, etag, hold } => Command::PutObject {
                 bucket: name(bucket),
                 key: existing(bucket, key),
-                headers: ObjectHeaders { content_type: Some(format!("t/{etag}")), ..Default::default() },
+                headers: ObjectHeaders {
+                    content_type: Some(format!("t/{etag}")),
+                    lock: ObjectLock { retention: None, legal_hold: *hold },
+                    ..Default::default()
+                },
                 new: self.content(oracle, bytes, ETAGS[*etag]),
                 precondition: precondition.clone(),
             },
@@ -168,8 +294,7 @@ impl Writer {
             },
             Op::Copy { from, from_key, is_stale, bucket, key, headers } => {
                 let from_key = existing(from, from_key);
-                let source =
-                    oracle.buckets.get(BUCKETS[*from]).and_then(|bucket| bucket.objects.get(&from_key));
+                let source = oracle.buckets.get(BUCKETS[*from]).and_then(|bucket| bucket.current(&from_key));
                 let version = source.map_or(1, |object| object.head.version);
                 Command::CopyObject {
                     from_bucket: name(from),
@@ -189,6 +314,24 @@ impl Writer {
                 key: existing(bucket, key),
                 tagging: tagging.clone(),
             },
+            Op::Versioning { bucket, is_enabled } => Command::Version(VersionCommand::SetVersioning {
+                bucket: name(bucket),
+                versioning: if *is_enabled { Versioning::Enabled } else { Versioning::Suspended },
+            }),
+            Op::Lock { bucket, default } => Command::Version(VersionCommand::SetBucketLock {
+                bucket: name(bucket),
+                lock: BucketLock { default: *default },
+            }),
+            Op::OfVersion { bucket, key, version, act } => {
+                let key = existing(bucket, key);
+                let known = oracle.buckets.get(BUCKETS[*bucket]).and_then(|bucket| bucket.versions.get(&key));
+                let version = version.as_ref().map(|which| match (which, known) {
+                    (Which::Existing(pick), Some(known)) => known[pick.index(known.len())].head.version_id(),
+                    (Which::Unknown, Some(known)) => VersionId::Number(known[0].head.version + 1_000_000),
+                    _ => VersionId::Null,
+                });
+                of_version(oracle, name(bucket), key, version, act)
+            }
             Op::Begin { bucket, key } => {
                 let id = format!("u{}", self.uploads.len());
                 self.uploads.push((*bucket, key.clone(), id.clone()));
@@ -312,6 +455,50 @@ impl Writer {
     }
 }
 
+fn of_version(
+    oracle: &Oracle,
+    bucket: String,
+    key: String,
+    version: Option<VersionId>,
+    act: &Act,
+) -> Command {
+    Command::Version(match act.clone() {
+        Act::Delete { bypass_governance, precondition } => {
+            VersionCommand::Delete { bucket, key, version, bypass_governance, precondition }
+        }
+        Act::Tag(tagging) => VersionCommand::SetTagging { bucket, key, version, tagging },
+        Act::Retain { mode, for_ms, bypass_governance } => {
+            let retention = for_ms.map(|for_ms| Retention { mode, until: Timestamp(oracle.now.0 + for_ms) });
+            VersionCommand::SetRetention { bucket, key, version, retention, bypass_governance }
+        }
+        Act::Hold(is_held) => VersionCommand::SetLegalHold { bucket, key, version, is_held },
+        Act::Expire { is_current } => {
+            let known = oracle.buckets.get(&bucket).and_then(|bucket| bucket.versions.get(&key));
+            let expired = |known: &OVersion| Expired {
+                key: known.head.key.clone(),
+                number: known.head.version,
+                is_current,
+            };
+            VersionCommand::Expire { bucket, versions: known.into_iter().flatten().map(expired).collect() }
+        }
+        Act::CopyTo(to) => {
+            let from_version = match version {
+                Some(VersionId::Number(number)) => number,
+                _ => 1,
+            };
+            return Command::CopyObject {
+                from_bucket: bucket.clone(),
+                from_key: key,
+                from_version,
+                bucket,
+                key: to,
+                headers: None,
+                precondition: Precondition::default(),
+            };
+        }
+    })
+}
+
 /// The oracle lets a blob be given that nothing names: that alone is decided here.
 fn names_all(command: &Command) -> bool {
     let (Command::PutObject { new, .. } | Command::PutPart { new, .. }) = command else { return true };
@@ -325,7 +512,8 @@ fn names_all(command: &Command) -> bool {
 /// Leaves out what the oracle cannot know: inodes, and the words of messages.
 fn plain(mut result: Result<Reply, Refusal>) -> Result<Reply, Refusal> {
     match &mut result {
-        Ok(Reply::Object(head)) => head.inode = 0,
+        Ok(Reply::Object(head) | Reply::Version(VersionReply::Changed(head))) => head.inode = 0,
+        Err(Refusal::Version(VersionRefusal::BucketState(why))) => why.clear(),
         Ok(Reply::Bucket(bucket)) => (bucket.id, bucket.root) = (0, 0),
         Err(Refusal::Invalid(why) | Refusal::AlreadyExists(why) | Refusal::NotFound(why)) => why.clear(),
         _ => {}
@@ -349,10 +537,15 @@ pub fn list(bucket: &'static str) -> impl Strategy<Value = ListObjects> {
     })
 }
 
-type Reads = (ListObjects, (u64, u32), (String, Index, u32));
+type Reads = (ListObjects, (u64, u32), (String, Index, u32), (ListObjects, Index));
 
 fn history() -> impl Strategy<Value = Vec<(u64, Vec<Op>, Reads)>> {
-    let reads = (list("aaa"), (0..12 * MIB, 0..5u32), (key(), any::<Index>(), 0..4u32));
+    let reads = (
+        list("aaa"),
+        (0..12 * MIB, 0..5u32),
+        (key(), any::<Index>(), 0..4u32),
+        (list("aaa"), any::<Index>()),
+    );
     vec((step_ms(), vec(op(), 0..10), reads), 1..40)
 }
 
@@ -434,11 +627,16 @@ fn compare(world: &World, oracle: &Oracle, writer: &Writer) -> Result<(), TestCa
             continue;
         };
         let Ok(Answer::Bucket(found)) = found else { panic!("{found:?}") };
-        prop_assert_eq!(found.object_count, expected.objects.len() as u64);
-        prop_assert_eq!(
-            found.object_bytes,
-            expected.objects.values().map(|object| object.head.size).sum::<u64>()
-        );
+        let sum = |versions: Vec<&OVersion>| versions.iter().map(|version| version.head.size).sum::<u64>();
+        let current: Vec<_> = expected.objects().collect();
+        let kept: Vec<_> = expected.all().filter(|version| !version.is_marker).collect();
+        prop_assert_eq!(found.object_count, current.len() as u64);
+        prop_assert_eq!(found.noncurrent_count, (kept.len() - current.len()) as u64);
+        prop_assert_eq!(found.object_bytes + found.noncurrent_bytes, sum(kept));
+        prop_assert_eq!(found.object_bytes, sum(current));
+        prop_assert_eq!((found.versioning, found.lock), (expected.versioning, expected.lock));
+        let all = ListVersions { bucket: name.to_owned(), entries_max: u32::MAX, ..ListVersions::default() };
+        prop_assert_eq!(listed_versions(world, &all), oracle.list_versions(&all));
         let all = ListObjects { bucket: name.to_owned(), entries_max: u32::MAX, ..ListObjects::default() };
         prop_assert_eq!(listed(world, &all), oracle.list(&all));
     }
@@ -446,15 +644,29 @@ fn compare(world: &World, oracle: &Oracle, writer: &Writer) -> Result<(), TestCa
         let Ok(Answer::Tenant(tenant)) = world.ask(Query::Tenant { id: TenantId(id) }) else { panic!() };
         prop_assert_eq!(tenant.used_bytes, oracle.used_bytes(id));
         let owned = oracle.buckets.values().filter(|bucket| bucket.tenant == id);
-        prop_assert_eq!(tenant.used_objects, owned.map(|bucket| bucket.objects.len() as u64).sum::<u64>());
+        let kept = owned.flat_map(OBucket::all).filter(|version| !version.is_marker);
+        prop_assert_eq!(tenant.used_objects, kept.count() as u64);
     }
 
     // Directories exist exactly where keys imply them.
     let entries = world.keys_under(0x40);
     let directories = entries.iter().filter(|key| key.ends_with(b"/") && key.len() > 9).count();
     prop_assert_eq!(directories, oracle.directories());
-    let objects: usize = oracle.buckets.values().map(|bucket| bucket.objects.len()).sum();
+    let objects: usize = oracle.buckets.values().map(|bucket| bucket.objects().count()).sum();
     prop_assert_eq!(entries.len() - directories, objects);
+
+    // What is not current stands beside the tree, those without an id once more by their key.
+    let all: usize = oracle.buckets.values().map(|bucket| bucket.all().count()).sum();
+    prop_assert_eq!(world.keys_under(0x42).len(), all - objects);
+    let nulls = |versions: &mut dyn Iterator<Item = &OVersion>| {
+        versions.filter(|version| !version.head.has_version_id).count()
+    };
+    let nulls: usize =
+        oracle.buckets.values().map(|bucket| nulls(&mut bucket.all()) - nulls(&mut bucket.objects())).sum();
+    prop_assert_eq!(world.keys_under(0x43).len(), nulls);
+    let whole = |version: &&OVersion| version.head.part_count > 0;
+    let completed: usize = oracle.buckets.values().map(|bucket| bucket.all().filter(whole).count()).sum();
+    prop_assert_eq!(world.keys_under(0x45).len(), completed);
 
     // Live blobs, each once, in their group's order; the others wait as garbage, since the time they should.
     let ask = Query::BlobsOfGroup { pg: GROUP, after_sequence: 0, entries_max: u32::MAX };
@@ -514,16 +726,108 @@ fn listed(world: &World, list: &ListObjects) -> Result<(Vec<Listed>, bool), Refu
     }
 }
 
+fn read(
+    world: &World,
+    key: &str,
+    version: Option<VersionId>,
+    (from_offset, extents_max): (u64, u32),
+) -> Result<ObjectAnswer, Refusal> {
+    let (bucket, key) = ("aaa".to_owned(), key.to_owned());
+    let ask = VersionQuery::Object { bucket, key, version, from_offset, extents_max };
+    match world.ask(Query::Version(ask))? {
+        Answer::Object(answer) => Ok(answer),
+        other => panic!("a read answers {other:?}"),
+    }
+}
+
+fn listed_versions(world: &World, list: &ListVersions) -> Result<(Vec<ListedVersion>, bool), Refusal> {
+    match world.ask(Query::Version(VersionQuery::Versions(list.clone())))? {
+        Answer::Version(VersionAnswer::Versions { mut entries, is_truncated }) => {
+            for entry in &mut entries {
+                if let ListedVersion::Version { head, .. } = entry {
+                    head.inode = 0;
+                }
+            }
+            Ok((entries, is_truncated))
+        }
+        other => panic!("a listing answers {other:?}"),
+    }
+}
+
+/// Any page, and all pages one after the other, whatever version each ends with.
+fn compare_version_pages(
+    world: &World,
+    oracle: &Oracle,
+    bucket: &OBucket,
+    list: &ListObjects,
+    from: &Index,
+) -> Result<(), TestCaseError> {
+    let mut list = ListVersions {
+        bucket: list.bucket.clone(),
+        prefix: list.prefix.clone(),
+        delimiter: list.delimiter.clone(),
+        after: list.after.clone(),
+        after_version: None,
+        entries_max: list.entries_max,
+    };
+    prop_assert_eq!(listed_versions(world, &list), oracle.list_versions(&list));
+    let all: Vec<_> = bucket.all().collect();
+    if !all.is_empty() {
+        let head = &all[from.index(all.len())].head;
+        (list.after, list.after_version) = (head.key.clone(), Some(head.version_id()));
+        prop_assert_eq!(listed_versions(world, &list), oracle.list_versions(&list));
+        list.after_version = Some(VersionId::Null);
+        prop_assert_eq!(listed_versions(world, &list), oracle.list_versions(&list));
+    }
+    (list.after, list.after_version) = (String::new(), None);
+    let whole = ListVersions { entries_max: 1000, ..list.clone() };
+    list.entries_max = list.entries_max.max(1);
+    let mut paged = Vec::new();
+    loop {
+        let (page, is_truncated) = listed_versions(world, &list).expect("the bucket exists");
+        let last = page.last().cloned();
+        paged.extend(page);
+        (list.after, list.after_version) = match last {
+            Some(ListedVersion::Version { head, .. }) => (head.key.clone(), Some(head.version_id())),
+            Some(ListedVersion::Marker { key, version, .. }) => (key, Some(version)),
+            Some(ListedVersion::CommonPrefix(common)) => (common, None),
+            None => break,
+        };
+        if !is_truncated {
+            break;
+        }
+    }
+    prop_assert_eq!(Ok((paged, false)), oracle.list_versions(&whole));
+    Ok(())
+}
+
 fn compare_reads(world: &World, oracle: &Oracle, reads: &Reads) -> Result<(), TestCaseError> {
-    let (list, (from_offset, extents_max), (prefix, pick, entries_max)) = reads;
+    let (list, (from_offset, extents_max), (prefix, pick, entries_max), (versions, from)) = reads;
     prop_assert_eq!(listed(world, list), oracle.list(list));
     let Some(bucket) = oracle.buckets.get("aaa") else { return Ok(()) };
+    compare_version_pages(world, oracle, bucket, versions, from)?;
     let name = || "aaa".to_owned();
 
-    for (key, object) in &bucket.objects {
+    for (key, versions) in &bucket.versions {
+        let ask = Query::Object { bucket: name(), key: key.clone(), from_offset: 0, extents_max: 1 };
+        let found = world.ask(ask).is_ok();
+        prop_assert_eq!(found, bucket.current(key).is_some());
+        let unknown = VersionId::Number(u64::MAX);
+        prop_assert_eq!(read(world, key, Some(unknown), (0, 1)), Err(VersionRefusal::NoSuchVersion.into()));
+        if let Some(newest) = versions.last().filter(|newest| newest.is_marker) {
+            let (version, modified_at) = (newest.head.version_id(), newest.head.modified_at);
+            let refusal = VersionRefusal::IsMarker { version, modified_at };
+            prop_assert_eq!(read(world, key, None, (0, 1)), Err(refusal.clone().into()));
+            prop_assert_eq!(read(world, key, Some(version), (0, 1)), Err(refusal.into()));
+        }
+    }
+    for object in bucket.all().filter(|version| !version.is_marker) {
+        let key = &object.head.key;
         let (from_offset, extents_max) = (*from_offset, *extents_max);
-        let ask = Query::Object { bucket: name(), key: key.clone(), from_offset, extents_max };
-        let Ok(Answer::Object(answer)) = world.ask(ask) else { panic!("{key:?} is not found") };
+        let answer = read(world, key, Some(object.head.version_id()), (from_offset, extents_max));
+        let Ok(mut answer) = answer else { panic!("{key:?} is not found") };
+        answer.head.inode = 0;
+        prop_assert_eq!(&answer.head, &object.head);
         let (mut at, mut expected) = (0, Vec::new());
         if let Content::Extents(extents) = &object.content {
             for extent in extents {

@@ -7,6 +7,10 @@ use crate::facts::bucket::Bucket;
 use crate::facts::command::{Command, NewBlob, NewContent, Precondition, Refusal, Reply};
 use crate::facts::object::{Checksum, Content, Extent, ObjectHead, ObjectHeaders, Part, Upload};
 use crate::facts::query::{ListObjects, Listed};
+use crate::facts::version::{
+    BucketLock, Deleted, Expired, ListVersions, ListedVersion, LockMode, ObjectLock, Retention,
+    VersionCommand, VersionId, VersionRefusal, VersionReply, Versioning,
+};
 use crate::machine::REVIVE_MS_MAX;
 use makai_erasure::BlobId;
 
@@ -22,16 +26,44 @@ pub struct Oracle {
 #[derive(Debug, Clone, Default)]
 pub struct OBucket {
     pub tenant: u64,
-    pub objects: BTreeMap<String, OObject>,
+    pub versioning: Versioning,
+    pub lock: Option<BucketLock>,
+    /// Every version and marker of each key, oldest first; no key without any.
+    pub versions: BTreeMap<String, Vec<OVersion>>,
     /// In the order of their start.
     pub uploads: Vec<OUpload>,
     pub completed: BTreeMap<String, ObjectHead>,
 }
 
 #[derive(Debug, Clone)]
-pub struct OObject {
+pub struct OVersion {
     pub head: ObjectHead,
     pub content: Content,
+    pub is_marker: bool,
+}
+
+impl OBucket {
+    /// A key's newest version, unless that is a marker.
+    pub fn current(&self, key: &str) -> Option<&OVersion> {
+        self.versions.get(key)?.last().filter(|version| !version.is_marker)
+    }
+
+    pub fn objects(&self) -> impl Iterator<Item = &OVersion> {
+        self.versions.keys().filter_map(|key| self.current(key))
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &OVersion> {
+        self.versions.values().flatten()
+    }
+
+    /// Where among its key's versions the one named stands.
+    fn position(&self, key: &str, version: Option<VersionId>) -> Option<usize> {
+        let versions = self.versions.get(key)?;
+        match version {
+            None => versions.len().checked_sub(1),
+            Some(id) => versions.iter().position(|version| version.head.version_id() == id),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -72,7 +104,7 @@ impl Oracle {
         let owned = self.buckets.values().filter(|bucket| bucket.tenant == tenant);
         owned
             .map(|bucket| {
-                let objects: u64 = bucket.objects.values().map(|object| object.head.size).sum();
+                let objects: u64 = bucket.all().map(|object| object.head.size).sum();
                 let parts = bucket.uploads.iter().flat_map(|upload| upload.parts.values());
                 objects + parts.map(|(part, _)| part.size).sum::<u64>()
             })
@@ -82,7 +114,7 @@ impl Oracle {
     pub fn references(&self) -> BTreeMap<BlobId, u64> {
         let mut references = BTreeMap::new();
         for bucket in self.buckets.values() {
-            let objects = bucket.objects.values().flat_map(|object| extents_of(&object.content));
+            let objects = bucket.all().flat_map(|object| extents_of(&object.content));
             let parts = bucket.uploads.iter().flat_map(|upload| upload.parts.values());
             for extent in objects.chain(parts.flat_map(|(_, extents)| extents)) {
                 *references.entry(extent.blob).or_insert(0) += 1;
@@ -94,7 +126,8 @@ impl Oracle {
     pub fn directories(&self) -> usize {
         let of = |bucket: &OBucket| {
             let mut found = BTreeSet::new();
-            for key in bucket.objects.keys() {
+            for object in bucket.objects() {
+                let key = &object.head.key;
                 for (at, _) in key.match_indices('/') {
                     found.insert(key[..=at].to_owned());
                 }
@@ -156,18 +189,24 @@ impl Oracle {
                     object_count: 0,
                     object_bytes: 0,
                     root: 0,
+                    versioning: Versioning::Unversioned,
+                    lock: None,
+                    noncurrent_count: 0,
+                    noncurrent_bytes: 0,
                 }))
             }
             Command::DeleteBucket { name } => {
                 let bucket = self.bucket(name)?;
-                if !bucket.objects.is_empty() || !bucket.uploads.is_empty() {
+                if !bucket.versions.is_empty() || !bucket.uploads.is_empty() {
                     return Err(Refusal::BucketNotEmpty);
                 }
                 self.buckets.remove(name);
                 Ok(Reply::Done)
             }
             Command::PutObject { bucket, key, headers, new, precondition } => {
-                let tenant = self.bucket(bucket)?.tenant;
+                let facts = self.bucket(bucket)?;
+                check_lock(facts, headers)?;
+                let tenant = facts.tenant;
                 self.check(bucket, key, precondition)?;
                 let extents = self.admit(tenant, new)?;
                 let content = match &new.content {
@@ -178,15 +217,9 @@ impl Oracle {
                 self.replace(bucket, key, new.size, etag, headers.clone(), checksum, 0, content)
             }
             Command::DeleteObject { bucket, key, precondition } => {
-                if !self.bucket(bucket)?.objects.contains_key(key) {
-                    return Ok(Reply::Deleted { existed: false });
-                }
-                if self.check(bucket, key, precondition).is_err() {
-                    return Err(Refusal::PreconditionFailed);
-                }
-                self.bucket(bucket)?.objects.remove(key);
-                Ok(Reply::Deleted { existed: true })
+                Ok(Reply::Deleted { existed: self.hide(bucket, key, precondition)?.existed })
             }
+            Command::Version(command) => self.run_version(command),
             Command::CopyObject {
                 from_bucket,
                 from_key,
@@ -200,24 +233,32 @@ impl Oracle {
                 if self.bucket(bucket)?.tenant != from_tenant {
                     return invalid();
                 }
-                let source =
-                    self.bucket(from_bucket)?.objects.get(from_key).cloned().ok_or(Refusal::NoSuchKey)?;
-                if source.head.version != *from_version {
-                    return Err(Refusal::SourceChanged);
-                }
+                let from = self.bucket(from_bucket)?;
+                let versions = from.versions.get(from_key).cloned().unwrap_or_default();
+                let found = versions
+                    .into_iter()
+                    .find(|known| known.head.version == *from_version && !known.is_marker);
+                let source = match (found, from.current(from_key)) {
+                    (Some(source), _) => source,
+                    (None, Some(_)) => return Err(Refusal::SourceChanged),
+                    (None, None) => return Err(Refusal::NoSuchKey),
+                };
                 self.check(bucket, key, precondition)?;
                 let ObjectHead { size, etag, checksum, part_count, .. } = source.head;
-                let headers = headers.clone().unwrap_or(source.head.headers);
+                let kept = ObjectHeaders { lock: ObjectLock::default(), ..source.head.headers };
+                let headers = headers.clone().unwrap_or(kept);
                 self.replace(bucket, key, size, etag, headers, checksum, part_count, source.content)
             }
             Command::SetObjectTagging { bucket, key, tagging } => {
-                let object = self.bucket(bucket)?.objects.get_mut(key).ok_or(Refusal::NoSuchKey)?;
-                object.head.headers.tagging = tagging.clone();
+                self.bucket(bucket)?.current(key).ok_or(Refusal::NoSuchKey)?;
+                let (_, version) = self.find(bucket, key, None)?;
+                version.head.headers.tagging = tagging.clone();
                 Ok(Reply::Done)
             }
             Command::CreateUpload { bucket, upload } => {
                 let started_at = self.now;
                 let bucket = self.bucket(bucket)?;
+                check_lock(bucket, &upload.headers)?;
                 let is_known = bucket.uploads.iter().any(|known| known.upload.id == upload.id);
                 if is_known || bucket.completed.contains_key(&upload.id) {
                     return Err(Refusal::AlreadyExists(String::new()));
@@ -310,8 +351,187 @@ impl Oracle {
         found.ok_or(Refusal::NoSuchUpload)
     }
 
+    /// S3's DELETE of a key, no version named.
+    fn hide(&mut self, bucket: &str, key: &str, precondition: &Precondition) -> Result<Deleted, Refusal> {
+        let facts = self.bucket(bucket)?;
+        let (versioning, exists) = (facts.versioning, facts.current(key).is_some());
+        if !exists && (versioning == Versioning::Unversioned || !precondition.if_match.is_empty()) {
+            return Ok(Deleted::default());
+        }
+        if exists && self.check(bucket, key, precondition).is_err() {
+            return Err(Refusal::PreconditionFailed);
+        }
+        if versioning == Versioning::Unversioned {
+            self.bucket(bucket)?.versions.remove(key);
+            return Ok(Deleted { existed: true, version: None, is_marker: false });
+        }
+        let head = ObjectHead {
+            key: key.to_owned(),
+            version: 0,
+            inode: 0,
+            modified_at: self.now,
+            size: 0,
+            etag: String::new(),
+            headers: ObjectHeaders::default(),
+            checksum: None,
+            part_count: 0,
+            has_version_id: false,
+        };
+        let version = self.add(bucket, head, Content::Empty, true)?.version_id();
+        Ok(Deleted { existed: exists, version: Some(version), is_marker: true })
+    }
+
+    /// Puts a version on top of its key's others, of which the bucket's versioning may take the null one.
+    fn add(
+        &mut self,
+        bucket: &str,
+        head: ObjectHead,
+        content: Content,
+        is_marker: bool,
+    ) -> Result<ObjectHead, Refusal> {
+        self.versions += 1;
+        let version = self.versions;
+        let bucket = self.bucket(bucket)?;
+        let has_version_id = bucket.versioning == Versioning::Enabled;
+        let head = ObjectHead { version, has_version_id, ..head };
+        let versions = bucket.versions.entry(head.key.clone()).or_default();
+        versions.retain(|old| has_version_id || old.head.has_version_id);
+        versions.push(OVersion { head: head.clone(), content, is_marker });
+        Ok(head)
+    }
+
+    /// A version that is no marker, and its bucket's lock.
+    fn find(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+    ) -> Result<(Option<BucketLock>, &mut OVersion), Refusal> {
+        let bucket = self.bucket(bucket)?;
+        let missing = version.map_or(Refusal::NoSuchKey, |_| Refusal::Version(VersionRefusal::NoSuchVersion));
+        let lock = bucket.lock;
+        let position = bucket.position(key, version).ok_or_else(|| missing.clone())?;
+        let found = bucket.versions.get_mut(key).and_then(|versions| versions.get_mut(position));
+        let found = found.ok_or(missing)?;
+        if found.is_marker {
+            let (version, modified_at) = (found.head.version_id(), found.head.modified_at);
+            return Err(VersionRefusal::IsMarker { version, modified_at }.into());
+        }
+        Ok((lock, found))
+    }
+
+    fn run_version(&mut self, command: &VersionCommand) -> Result<Reply, Refusal> {
+        let now = self.now;
+        let changed = |version: &OVersion| Ok(Reply::Version(VersionReply::Changed(version.head.clone())));
+        match command {
+            VersionCommand::SetVersioning { bucket, versioning } => {
+                let bucket = self.bucket(bucket)?;
+                if *versioning == Versioning::Suspended && bucket.lock.is_some() {
+                    return Err(VersionRefusal::BucketState(String::new()).into());
+                }
+                bucket.versioning = *versioning;
+                Ok(Reply::Done)
+            }
+            VersionCommand::SetBucketLock { bucket, lock } => {
+                let bucket = self.bucket(bucket)?;
+                if bucket.versioning != Versioning::Enabled {
+                    return Err(VersionRefusal::BucketState(String::new()).into());
+                }
+                bucket.lock = Some(*lock);
+                Ok(Reply::Done)
+            }
+            VersionCommand::Expire { bucket, versions } => {
+                for Expired { key, number, is_current } in versions {
+                    let facts = self.bucket(bucket)?;
+                    let Some(known) = facts.versions.get(key) else { continue };
+                    let Some(position) = known.iter().position(|known| known.head.version == *number) else {
+                        continue;
+                    };
+                    let OVersion { head, is_marker, .. } = known[position].clone();
+                    let is_now_current = position + 1 == known.len() && !is_marker;
+                    let ObjectLock { retention, legal_hold } = head.headers.lock;
+                    let is_locked =
+                        legal_hold == Some(true) || retention.is_some_and(|retention| retention.until > now);
+                    if is_now_current != *is_current {
+                        continue;
+                    }
+                    if *is_current && facts.versioning != Versioning::Unversioned {
+                        self.hide(bucket, key, &Precondition::default())?;
+                    } else if !is_locked {
+                        let known = facts.versions.get_mut(key).expect("it is there");
+                        known.remove(position);
+                        if known.is_empty() {
+                            facts.versions.remove(key);
+                        }
+                    }
+                }
+                Ok(Reply::Done)
+            }
+            VersionCommand::Delete { bucket, key, version: None, precondition, .. } => {
+                Ok(Reply::Version(VersionReply::Deleted(self.hide(bucket, key, precondition)?)))
+            }
+            VersionCommand::Delete { bucket, key, version, bypass_governance, precondition } => {
+                let bucket = self.bucket(bucket)?;
+                let mut deleted = Deleted { existed: false, version: *version, is_marker: false };
+                if let Some(position) = bucket.position(key, *version) {
+                    let versions = bucket.versions.get_mut(key).expect("it has a position");
+                    let OVersion { head, is_marker, .. } = &versions[position];
+                    let ObjectLock { retention, legal_hold } = head.headers.lock;
+                    let is_retained = match retention {
+                        Some(Retention { mode: LockMode::Governance, until }) => {
+                            until.0 > now.0 && !bypass_governance
+                        }
+                        Some(Retention { mode: LockMode::Compliance, until }) => until.0 > now.0,
+                        None => false,
+                    };
+                    if is_retained || legal_hold == Some(true) {
+                        return Err(VersionRefusal::Locked.into());
+                    }
+                    if !holds(precondition, Some(&head.etag)) {
+                        return Err(Refusal::PreconditionFailed);
+                    }
+                    (deleted.existed, deleted.is_marker) = (true, *is_marker);
+                    versions.remove(position);
+                    if versions.is_empty() {
+                        bucket.versions.remove(key);
+                    }
+                }
+                Ok(Reply::Version(VersionReply::Deleted(deleted)))
+            }
+            VersionCommand::SetTagging { bucket, key, version, tagging } => {
+                let (_, found) = self.find(bucket, key, *version)?;
+                found.head.headers.tagging = tagging.clone();
+                changed(found)
+            }
+            VersionCommand::SetRetention { bucket, key, version, retention, bypass_governance } => {
+                let (lock, found) = self.find(bucket, key, *version)?;
+                lock.ok_or(Refusal::Version(VersionRefusal::NoBucketLock))?;
+                if retention.is_some_and(|retention| retention.until.0 <= now.0) {
+                    return invalid();
+                }
+                let old = &mut found.head.headers.lock.retention;
+                if let Some(Retention { mode, until }) = *old
+                    && until.0 > now.0
+                    && !(*bypass_governance && mode == LockMode::Governance)
+                    && !retention.is_some_and(|new| new.mode == mode && new.until.0 >= until.0)
+                {
+                    return Err(VersionRefusal::Locked.into());
+                }
+                *old = *retention;
+                changed(found)
+            }
+            VersionCommand::SetLegalHold { bucket, key, version, is_held } => {
+                let (lock, found) = self.find(bucket, key, *version)?;
+                lock.ok_or(Refusal::Version(VersionRefusal::NoBucketLock))?;
+                found.head.headers.lock.legal_hold = Some(*is_held);
+                changed(found)
+            }
+            other => panic!("the model does not know {other:?}"),
+        }
+    }
+
     fn check(&mut self, bucket: &str, key: &str, precondition: &Precondition) -> Result<(), Refusal> {
-        let etag = self.bucket(bucket)?.objects.get(key).map(|object| object.head.etag.clone());
+        let etag = self.bucket(bucket)?.current(key).map(|object| object.head.etag.clone());
         let holds = |given: &String| {
             etag.as_ref().is_some_and(|etag| given == "*" || given == etag || *given == format!("\"{etag}\""))
         };
@@ -370,29 +590,96 @@ impl Oracle {
         part_count: u16,
         content: Content,
     ) -> Result<Reply, Refusal> {
-        self.versions += 1;
-        let (version, modified_at) = (self.versions, self.now);
-        let key = key.to_owned();
+        let now = self.now;
+        let facts = self.bucket(bucket)?;
+        check_lock(facts, &headers)?;
+        let mut headers = headers;
+        if headers.lock.retention.is_none()
+            && let Some(default) = facts.lock.and_then(|lock| lock.default)
+        {
+            let until = Timestamp(now.0 + default.period.millis());
+            headers.lock.retention = Some(Retention { mode: default.mode, until });
+        }
         let head = ObjectHead {
-            key: key.clone(),
-            version,
+            key: key.to_owned(),
+            version: 0,
             inode: 0,
-            modified_at,
+            modified_at: now,
             size,
             etag,
             headers,
             checksum,
             part_count,
+            has_version_id: false,
         };
-        self.bucket(bucket)?.objects.insert(key, OObject { head: head.clone(), content });
-        Ok(Reply::Object(head))
+        Ok(Reply::Object(self.add(bucket, head, content, false)?))
     }
 
     /// S3's listing, over every key of the bucket.
     pub fn list(&self, list: &ListObjects) -> Result<(Vec<Listed>, bool), Refusal> {
         let bucket = self.buckets.get(&list.bucket).ok_or(Refusal::NoSuchBucket)?;
-        Ok(naive_list(bucket.objects.values().map(|object| &object.head), list))
+        Ok(naive_list(bucket.objects().map(|object| &object.head), list))
     }
+
+    /// S3's listing of versions, over every version of the bucket.
+    pub fn list_versions(&self, list: &ListVersions) -> Result<(Vec<ListedVersion>, bool), Refusal> {
+        let bucket = self.buckets.get(&list.bucket).ok_or(Refusal::NoSuchBucket)?;
+        let after_number = list.after_version.map(|version| match version {
+            VersionId::Number(number) => number,
+            VersionId::Null => bucket
+                .position(&list.after, Some(VersionId::Null))
+                .map_or(u64::MAX, |position| bucket.versions[&list.after][position].head.version),
+        });
+        let mut shown = Vec::new();
+        for (key, versions) in &bucket.versions {
+            let Some(rest) = key.strip_prefix(&list.prefix) else { continue };
+            let found = if list.delimiter.is_empty() { None } else { rest.find(&list.delimiter) };
+            if let Some(at) = found {
+                let common = key[..list.prefix.len() + at + list.delimiter.len()].to_owned();
+                let is_behind = common > list.after;
+                let common = ListedVersion::CommonPrefix(common);
+                if is_behind && shown.last() != Some(&common) {
+                    shown.push(common);
+                }
+                continue;
+            }
+            for (age, version) in versions.iter().rev().enumerate() {
+                let OVersion { head, is_marker, .. } = version;
+                let is_older = after_number.is_some_and(|number| head.version < number);
+                let is_behind = *key > list.after || (*key == list.after && is_older);
+                if !is_behind {
+                    continue;
+                }
+                let (head, is_latest) = (head.clone(), age == 0);
+                shown.push(if *is_marker {
+                    let (version, number, modified_at) = (head.version_id(), head.version, head.modified_at);
+                    ListedVersion::Marker { key: key.clone(), version, number, modified_at, is_latest }
+                } else {
+                    ListedVersion::Version { head, is_latest }
+                });
+            }
+        }
+        let is_truncated = list.entries_max > 0 && shown.len() > list.entries_max as usize;
+        shown.truncate(list.entries_max as usize);
+        Ok((shown, is_truncated))
+    }
+}
+
+fn check_lock(bucket: &OBucket, headers: &ObjectHeaders) -> Result<(), Refusal> {
+    let asks = headers.lock.retention.is_some() || headers.lock.legal_hold.is_some();
+    if asks && bucket.lock.is_none() {
+        return Err(VersionRefusal::NoBucketLock.into());
+    }
+    Ok(())
+}
+
+/// Whether a version of this ETag is what the precondition wants.
+fn holds(precondition: &Precondition, etag: Option<&str>) -> bool {
+    let is = |given: &String| {
+        etag.is_some_and(|etag| given == "*" || given == etag || *given == format!("\"{etag}\""))
+    };
+    (precondition.if_match.is_empty() || precondition.if_match.iter().any(is))
+        && !precondition.if_none_match.iter().any(is)
 }
 
 pub fn naive_list<'a>(

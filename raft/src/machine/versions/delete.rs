@@ -1,0 +1,128 @@
+//! Deletions.
+
+use super::{Found, discard, displace, drop_noncurrent, look_up, noncurrent, promote, push};
+use crate::facts::bucket::Bucket;
+use crate::facts::command::{Precondition, Refusal, Reply};
+use crate::facts::object::ObjectHeaders;
+use crate::facts::version::{Deleted, EXPIRE_MAX, Expired, VersionId, VersionRefusal, Versioning};
+use crate::machine::blobs::Ledger;
+use crate::machine::buckets::{self, Change};
+use crate::machine::content::Body;
+use crate::machine::draft::{Draft, Outcome};
+use crate::machine::keys::Counter;
+use crate::machine::objects::{self, Current, Meta, check_key, check_precondition};
+
+/// Which version is to go, and on whose word.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked {
+    pub version: Option<VersionId>,
+    pub bypass_governance: bool,
+}
+
+/// Deletes a version, or hides the current one as the bucket's versioning says.
+pub fn delete(
+    draft: &mut Draft<'_>,
+    bucket: &str,
+    key: &str,
+    asked: Asked,
+    precondition: &Precondition,
+) -> Outcome<Deleted> {
+    let bucket = buckets::get(draft, bucket)?;
+    let Some(version) = asked.version else { return hide(draft, bucket, key, precondition) };
+    let mut deleted = Deleted { existed: false, version: Some(version), is_marker: false };
+    let Some(found) = look_up(draft, &bucket, key, Some(version))? else { return Ok(deleted) };
+    if found.meta.headers.lock.protects(draft.now, asked.bypass_governance) {
+        return Err(Refusal::from(VersionRefusal::Locked).into());
+    }
+    check_precondition(precondition, Some(&found.meta.etag))?;
+    (deleted.existed, deleted.is_marker) = (true, found.meta.is_marker);
+    remove(draft, bucket, key, &found)?;
+    Ok(deleted)
+}
+
+/// Carries out what a lifecycle decided some time ago, as far as it still applies.
+pub fn expire(draft: &mut Draft<'_>, bucket: &str, versions: &[Expired]) -> Outcome<Reply> {
+    if versions.len() > EXPIRE_MAX {
+        return Err(Refusal::Invalid(format!("{} versions; at most {EXPIRE_MAX}", versions.len())).into());
+    }
+    for Expired { key, number, is_current } in versions {
+        let bucket = buckets::get(draft, bucket)?;
+        if *is_current {
+            let current = look_up(draft, &bucket, key, None)?;
+            let is_it = |found: &Found| found.meta.version == *number && !found.meta.is_marker;
+            if current.as_ref().is_some_and(is_it) {
+                hide(draft, bucket, key, &Precondition::default())?;
+            }
+        } else if let Some(found) = noncurrent(draft, &bucket, key, *number)?
+            && !found.meta.headers.lock.protects(draft.now, false)
+        {
+            remove(draft, bucket, key, &found)?;
+        }
+    }
+    Ok(Reply::Done)
+}
+
+/// A key that does not exist is deleted already, whatever the precondition says: so does S3.
+fn hide(draft: &mut Draft<'_>, bucket: Bucket, key: &str, precondition: &Precondition) -> Outcome<Deleted> {
+    let current = objects::current(draft, &bucket, key)?;
+    let is_versioned = bucket.versioning != Versioning::Unversioned;
+    let existed = current.object.is_some();
+    if !existed && (!is_versioned || !precondition.if_match.is_empty()) {
+        return Ok(Deleted::default());
+    }
+    let etag = current.object.as_ref().map(|(meta, _)| meta.etag.as_str());
+    check_precondition(precondition, etag)?;
+    if is_versioned {
+        check_key(key)?;
+    }
+    let mut ledger = Ledger::new(bucket.tenant);
+    let change = displace(draft, &bucket, key, current.object.as_ref(), &mut ledger)?;
+    ledger.settle(draft)?;
+    current.place.remove(draft)?;
+    let mut deleted = Deleted { existed, version: None, is_marker: false };
+    if is_versioned {
+        let marker = marker(draft, bucket.versioning)?;
+        push(draft, &bucket, key, &marker, &Body::Empty)?;
+        (deleted.version, deleted.is_marker) = (Some(marker.id()), true);
+    }
+    buckets::account(draft, bucket, change)?;
+    Ok(deleted)
+}
+
+fn marker(draft: &mut Draft<'_>, versioning: Versioning) -> Outcome<Meta> {
+    Ok(Meta {
+        version: draft.next(Counter::Version)?,
+        inode: 0,
+        modified_at: draft.now,
+        size: 0,
+        etag: String::new(),
+        headers: ObjectHeaders::default(),
+        checksum: None,
+        part_count: 0,
+        has_id: versioning == Versioning::Enabled,
+        is_marker: true,
+    })
+}
+
+/// Takes out one version; where it was its key's newest, the next older one takes its place.
+fn remove(draft: &mut Draft<'_>, bucket: Bucket, key: &str, found: &Found) -> Outcome<()> {
+    let mut ledger = Ledger::new(bucket.tenant);
+    let mut change = Change::default();
+    let Current { place, object } = objects::current(draft, &bucket, key)?;
+    match &object {
+        Some((meta, body)) if meta.version == found.meta.version => {
+            change.objects.removed = 1;
+            change.object_bytes.removed = meta.size;
+            discard(draft, meta, body, &mut ledger)?;
+            place.remove(draft)?;
+            promote(draft, &bucket, key, &mut change)?;
+        }
+        Some(_) => drop_noncurrent(draft, &bucket, key, found, &mut ledger, &mut change)?,
+        None => {
+            drop_noncurrent(draft, &bucket, key, found, &mut ledger, &mut change)?;
+            promote(draft, &bucket, key, &mut change)?;
+        }
+    }
+    ledger.settle(draft)?;
+    buckets::account(draft, bucket, change)
+}
