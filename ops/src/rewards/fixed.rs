@@ -74,7 +74,7 @@ pub fn exp2_neg(numerator: u128, denominator: u128) -> u64 {
         return 0;
     }
     let whole = numerator / denominator;
-    if whole >= u128::from(FRACTION_BITS) + 1 {
+    if whole > u128::from(FRACTION_BITS) {
         return 0;
     }
     let mut rest = numerator % denominator;
