@@ -8,6 +8,8 @@
 //! |---------------|--------------------------------------------------------------------|----------------------|
 //! | [`runner`]    | the port: a task, an attempt, its limits, its outcome               | nothing              |
 //! | [`container`] | containers: images, confinement, the worker process                 | processes, the kernel |
+//! | [`module`]    | CUDA modules: PTX, checked and executed on the CPU                  | files, in a worker    |
 
 pub mod container;
+pub mod module;
 pub mod runner;

@@ -192,6 +192,7 @@ pub struct TaskSpec {
 #[serde(rename_all = "snake_case")]
 pub enum Work {
     Container(ContainerWork),
+    Module(ModuleWork),
 }
 
 /// A command in an image.
@@ -208,6 +209,68 @@ pub struct ContainerWork {
     /// the container: outside, none of them is a user of this machine.
     pub user: String,
     pub network: Network,
+}
+
+/// Kernels of a CUDA module and what to run them on. Files are in the task's input and output folders.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModuleWork {
+    /// The module as PTX text.
+    pub ptx: String,
+    pub buffers: Vec<ModuleBuffer>,
+    /// Launches, one after the other.
+    pub steps: Vec<ModuleStep>,
+}
+
+/// Device memory with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleBuffer {
+    pub name: String,
+    pub bytes: u64,
+    pub fill: Fill,
+    /// The file of the output folder that it is written to when every step has run.
+    pub output: Option<String>,
+}
+
+/// What a buffer holds before the first step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fill {
+    Zero,
+    /// These bytes, and zeros behind them.
+    Inline {
+        bytes: Vec<u8>,
+    },
+    /// As many bytes of a file of the input folder as the buffer has.
+    Input {
+        file: String,
+        offset: u64,
+    },
+}
+
+/// One launch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModuleStep {
+    pub kernel: String,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    pub arguments: Vec<Argument>,
+    /// How often, one after the other; at least 1.
+    pub repeat: u32,
+}
+
+/// What a kernel's parameter gets. A pointer is a buffer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Argument {
+    Buffer { name: String },
+    U32 { value: u32 },
+    I32 { value: i32 },
+    U64 { value: u64 },
+    I64 { value: i64 },
+    F32 { value: f32 },
+    F64 { value: f64 },
 }
 
 /// A file holding an OCI image layout or a `docker save` archive (tar), or a root file system (tar); each plain or gzip.
@@ -306,6 +369,10 @@ pub enum End {
     DiskLimit,
     /// The image cannot be used: malformed, dangerous or over a bound.
     BadImage,
+    /// The module cannot be run: malformed, not supported here, or a step does not fit it.
+    BadModule,
+    /// A kernel faulted: an address outside of its buffers, a trap, a barrier that not all reach.
+    ModuleFault,
     /// The command cannot be started in its image, or the user or working folder is not there.
     BadCommand,
     /// The worker was killed from outside or the machine restarted.

@@ -37,7 +37,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::runner::{
-    Attempt, AttemptId, ContentId, Enforcement, Level, Network, RunError, Runner, TaskSpec, Work,
+    Attempt, AttemptId, ContainerWork, ContentId, Enforcement, Level, Network, RunError, Runner, TaskSpec,
+    Work,
 };
 use attempt::ContainerAttempt;
 pub use image::Bounds;
@@ -145,17 +146,8 @@ impl ContainerRunner {
     }
 
     fn check(&self, spec: &TaskSpec) -> Result<(), RunError> {
-        let Work::Container(work) = &spec.work;
-        let words = work.command.iter().chain(work.env.keys()).chain(work.env.values());
-        let bytes: usize = words.clone().map(|word| word.len() + 1).sum();
         let limits = &spec.limits;
-        let fault = if bytes > WORDS_BYTES_MAX {
-            format!("command and environment have {bytes} bytes; at most {WORDS_BYTES_MAX} can be passed")
-        } else if words.clone().any(|word| word.contains('\0')) {
-            "command or environment hold a zero byte, which no argument can".into()
-        } else if work.env.keys().any(|name| name.is_empty() || name.contains('=')) {
-            "a variable's name in env is empty or holds '='".into()
-        } else if !TIME_MS_RANGE.contains(&limits.time_ms) {
+        let fault = if !TIME_MS_RANGE.contains(&limits.time_ms) {
             format!(
                 "limits.time_ms is {}; it must be {} to {}",
                 limits.time_ms,
@@ -170,9 +162,28 @@ impl ContainerRunner {
         } else if limits.pids < 2 || limits.cpu_milli == 0 {
             "limits.pids must be at least 2, limits.cpu_milli at least 1".into()
         } else {
-            if work.network == Network::Host && !self.inner.config.allow_host_network {
-                return Err(RunError::Refused("the owner of this machine grants tasks no network".into()));
-            }
+            return match &spec.work {
+                Work::Container(work) => self.check_container(work),
+                Work::Module(work) => crate::module::check(work, limits.memory_bytes)
+                    .map(drop)
+                    .map_err(|error| RunError::Invalid(error.to_string())),
+            };
+        };
+        Err(RunError::Invalid(fault))
+    }
+
+    fn check_container(&self, work: &ContainerWork) -> Result<(), RunError> {
+        let words = work.command.iter().chain(work.env.keys()).chain(work.env.values());
+        let bytes: usize = words.clone().map(|word| word.len() + 1).sum();
+        let fault = if bytes > WORDS_BYTES_MAX {
+            format!("command and environment have {bytes} bytes; at most {WORDS_BYTES_MAX} can be passed")
+        } else if words.clone().any(|word| word.contains('\0')) {
+            "command or environment hold a zero byte, which no argument can".into()
+        } else if work.env.keys().any(|name| name.is_empty() || name.contains('=')) {
+            "a variable's name in env is empty or holds '='".into()
+        } else if work.network == Network::Host && !self.inner.config.allow_host_network {
+            return Err(RunError::Refused("the owner of this machine grants tasks no network".into()));
+        } else {
             return Ok(());
         };
         Err(RunError::Invalid(fault))

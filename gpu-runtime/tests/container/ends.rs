@@ -3,9 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 
 use makai_gpu_runtime::container::ContainerRunner;
-use makai_gpu_runtime::runner::{End, Network, RunError, Runner, Work};
+use makai_gpu_runtime::runner::{End, Network, RunError, Runner};
 
-use crate::kit::{Kit, config, ended, output, processes, until_says};
+use crate::kit::{Kit, config, container, ended, output, processes, until_says};
 
 #[tokio::test]
 async fn a_task_reads_its_input_and_writes_its_output() {
@@ -37,7 +37,7 @@ async fn output_and_exit_code_come_back() {
 async fn user_folder_and_environment_are_the_tasks() {
     let Some(kit) = Kit::new().await else { return };
     let mut task = kit.task("env", &["env"]);
-    let Work::Container(work) = &mut task.work;
+    let work = container(&mut task);
     work.command[0] = "task".into(); // Found along the path.
     work.env.insert("COLOUR".into(), "blue".into());
     work.user = "web".into();
@@ -73,8 +73,7 @@ async fn a_wrong_command_is_named() {
     ];
     for (name, change, expected) in wrong {
         let mut task = kit.task(name, &["exit", "0"]);
-        let Work::Container(work) = &mut task.work;
-        change(work);
+        change(container(&mut task));
         let (outcome, _) = kit.run(&task).await;
         assert_eq!(outcome.end, End::BadCommand, "{outcome:?}");
         assert!(outcome.message.contains(expected), "{outcome:?}");
@@ -187,7 +186,7 @@ async fn a_killed_worker_leaves_nothing() {
 async fn what_a_machine_or_task_forbids_is_refused_before_it_starts() {
     let Some(kit) = Kit::new().await else { return };
     let mut task = kit.task("network", &["exit", "0"]);
-    let Work::Container(work) = &mut task.work;
+    let work = container(&mut task);
     work.network = Network::Host;
     assert!(
         matches!(kit.runner.start(&task).await, Err(RunError::Refused(why)) if why.contains("no network"))

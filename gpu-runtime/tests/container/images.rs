@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use makai_gpu_runtime::runner::{End, Runner, TaskSpec, Work};
+use makai_gpu_runtime::runner::{End, Runner, TaskSpec};
 use ring::digest::{SHA256, digest};
 use serde_json::json;
 use tar::{Builder, EntryType};
 
-use crate::kit::{Kit, entry, program, root_tar};
+use crate::kit::{Kit, container, entry, program, root_tar};
 
 fn sha256(bytes: &[u8]) -> String {
     digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -69,7 +69,7 @@ fn docker(layers: &[Vec<u8>], config: serde_json::Value) -> Vec<u8> {
 
 fn with_image(kit: &Kit, name: &str, image: &[u8], words: &[&str]) -> TaskSpec {
     let mut task = kit.task(name, words);
-    let Work::Container(work) = &mut task.work;
+    let work = container(&mut task);
     work.image = kit.image(image);
     if words.is_empty() {
         work.command.clear();
@@ -121,11 +121,11 @@ async fn layers_stack_in_every_form() {
 async fn an_unpacked_image_needs_no_file() {
     let Some(kit) = Kit::new().await else { return };
     let mut task = kit.task("first", &["exit", "0"]);
-    let Work::Container(work) = &task.work;
+    let work = container(&mut task);
     assert!(!kit.runner.has_image(&work.image.content));
     assert!(kit.run(&task).await.0.is_success());
     task = kit.task("second", &["exit", "0"]);
-    let Work::Container(work) = &mut task.work;
+    let work = container(&mut task);
     assert!(kit.runner.has_image(&work.image.content));
     work.image.path = None;
     assert!(kit.run(&task).await.0.is_success());
@@ -200,11 +200,10 @@ async fn damaged_images_are_told_from_good_ones() {
     refused(&kit, "text", &b"this is no image at all. ".repeat(100), "no tar header").await;
     // A file that is not what its name says is the machine's mistake, and never unpacked.
     let mut task = with_image(&kit, "wrong-name", &good, &["exit", "0"]);
-    let Work::Container(work) = &mut task.work;
+    let work = container(&mut task);
     std::fs::write(work.image.path.as_ref().unwrap(), root_tar()).unwrap();
     let (outcome, _) = kit.run(&task).await;
     assert_eq!(outcome.end, End::MachineFault, "{outcome:?}");
-    assert!(!kit.runner.has_image(&match &task.work {
-        Work::Container(work) => work.image.content,
-    }));
+    let content = container(&mut task).image.content;
+    assert!(!kit.runner.has_image(&content));
 }

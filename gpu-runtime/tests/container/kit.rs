@@ -56,6 +56,14 @@ pub fn root_tar() -> Vec<u8> {
     archive.into_inner().unwrap()
 }
 
+/// What a task of this kit runs.
+pub fn container(task: &mut TaskSpec) -> &mut ContainerWork {
+    match &mut task.work {
+        Work::Container(work) => work,
+        Work::Module(_) => panic!("a task of a module"),
+    }
+}
+
 impl Kit {
     /// `None` where the machine has no namespaces, which is said.
     pub async fn new() -> Option<Self> {

@@ -7,3 +7,4 @@ mod ends;
 mod hostile;
 mod images;
 mod kit;
+mod modules;

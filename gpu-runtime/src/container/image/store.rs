@@ -39,7 +39,7 @@ pub struct Store {
 }
 
 /// An image ready to be mounted; its layers stay as long as this lives.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Prepared {
     /// Lowest first.
     pub layers: Vec<PathBuf>,

@@ -19,7 +19,8 @@ use super::sys::{self, Fork};
 use super::{mounts, seccomp, user};
 use crate::container::image::ImageConfig;
 use crate::container::state::Task;
-use crate::runner::{ContainerWork, Network, Work};
+use crate::module::{self, ModuleError};
+use crate::runner::{ContainerWork, ModuleWork, Network, Work};
 
 /// What a shell looks through when nobody said otherwise.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -75,19 +76,22 @@ pub fn run(setup: Setup<'_>) -> ! {
 
 /// Builds the walls and starts the command; answers its process id.
 fn start(setup: &Setup<'_>) -> Result<i32, Failure> {
-    let work = container(setup.task);
+    let network = match &setup.task.spec.work {
+        Work::Container(work) => work.network,
+        Work::Module(_) => Network::None,
+    };
     rustix::process::setsid().map_err(io::Error::from)?;
     await_byte(setup)?;
     rustix::process::chdir(setup.folder).map_err(io::Error::from)?;
     let mut namespaces =
         UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
-    if work.network == Network::None {
+    if network == Network::None {
         namespaces |= UnshareFlags::NEWNET;
     }
     sys::unshare(namespaces).map_err(at("leave the machine's namespaces"))?;
     mounts::enter(setup.layers, &setup.task.spec)?;
     rustix::system::sethostname(b"makai").map_err(io::Error::from).map_err(at("set the host name"))?;
-    if work.network == Network::None {
+    if network == Network::None {
         sys::loopback_up().map_err(at("switch loopback on"))?;
     }
     sys::leave_keyring().map_err(at("leave the keyring"))?;
@@ -101,7 +105,7 @@ fn start(setup: &Setup<'_>) -> Result<i32, Failure> {
     let command = match sys::fork().map_err(at("start the command's process"))? {
         Fork::Child => {
             drop(report);
-            command(setup, work, reported)
+            command(setup, reported)
         }
         Fork::Parent { child } => child,
     };
@@ -149,13 +153,68 @@ fn watch(setup: &Setup<'_>, command: i32) -> Failure {
 }
 
 /// The command's own process: from the container's first process to the command's first instruction.
-fn command(setup: &Setup<'_>, work: &ContainerWork, report: OwnedFd) -> ! {
-    let line = match become_command(setup, work) {
+fn command(setup: &Setup<'_>, report: OwnedFd) -> ! {
+    let failure = match &setup.task.spec.work {
+        Work::Container(work) => become_command(setup, work),
+        Work::Module(work) => match become_executor(setup) {
+            Err(failure) => failure,
+            Ok(()) => {
+                drop(report);
+                execute(setup, work)
+            }
+        },
+    };
+    let line = match failure {
         Failure::Task(text) => format!("bad {text}"),
         Failure::Machine(text) => format!("fault {text}"),
     };
     _ = rustix::io::write(&report, line.as_bytes());
     sys::exit(127)
+}
+
+/// As a command, but for starting a program: what runs is this one, and of the task only what the executor interprets.
+fn become_executor(setup: &Setup<'_>) -> Result<(), Failure> {
+    _ = std::fs::write("/proc/self/oom_score_adj", COMMAND_OOM_SCORE);
+    rustix::process::setsid().map_err(io::Error::from)?;
+    rustix::stdio::dup2_stdout(&setup.stdout).map_err(io::Error::from)?;
+    rustix::stdio::dup2_stderr(&setup.stderr).map_err(io::Error::from)?;
+    give_up_bounding_set();
+    resource_limits(setup)?;
+    give_up_rights(CapabilitySet::empty())?;
+    sys::reset_signals();
+    Ok(seccomp::confine()?)
+}
+
+/// Runs a module; its faults go to the supervisor by the status lines, as there is no exit code for them.
+fn execute(setup: &Setup<'_>, work: &ModuleWork) -> ! {
+    let memory_bytes = setup.task.spec.limits.memory_bytes;
+    // The supervisor holds the time limit; this process ends with a signal like any command.
+    let done = module::run(work, memory_bytes, Path::new("/in"), Path::new("/out"), &mut || false);
+    match done {
+        Ok(ran) => {
+            println!("{} launches, {} instructions", ran.launches, ran.instructions);
+            sys::exit(0)
+        }
+        Err(error) => {
+            let kind = match &error {
+                ModuleError::Bad(_) => "bad-module",
+                ModuleError::Fault(_) | ModuleError::Stopped { .. } => "module-fault",
+                ModuleError::Io { .. } => "fault",
+            };
+            let source =
+                std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            eprintln!("{error}{source}");
+            say(setup, &format!("{kind} {error}{source}"));
+            sys::exit(1)
+        }
+    }
+}
+
+fn give_up_bounding_set() {
+    for capability in CapabilitySet::all().iter() {
+        // The kernel knows fewer than this build does, or more, which setting them afterwards covers.
+        _ = rustix::thread::remove_capability_from_bounding_set(capability);
+    }
 }
 
 /// Returns only when the command could not be started.
@@ -175,10 +234,7 @@ fn become_command(setup: &Setup<'_>, work: &ContainerWork) -> Failure {
         rustix::stdio::dup2_stdout(&setup.stdout).map_err(io::Error::from)?;
         rustix::stdio::dup2_stderr(&setup.stderr).map_err(io::Error::from)?;
         sys::close_on_exec_from(3)?;
-        for capability in CapabilitySet::all().iter() {
-            // The kernel knows fewer than this build does, or more, which setting them below covers.
-            _ = rustix::thread::remove_capability_from_bounding_set(capability);
-        }
+        give_up_bounding_set();
         become_user(user.uid, user.gid)?;
         let folder = if work.working_dir.is_empty() { &setup.config.working_dir } else { &work.working_dir };
         let folder = if folder.is_empty() { "/" } else { folder };
@@ -310,11 +366,6 @@ fn await_byte(setup: &Setup<'_>) -> Result<(), Failure> {
 fn say(setup: &Setup<'_>, line: &str) {
     let line = line.replace('\n', " ");
     _ = rustix::io::write(&setup.status, format!("{line}\n").as_bytes());
-}
-
-fn container(task: &Task) -> &ContainerWork {
-    let Work::Container(work) = &task.spec.work;
-    work
 }
 
 fn at(doing: &'static str) -> impl Fn(io::Error) -> io::Error {

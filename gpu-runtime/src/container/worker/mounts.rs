@@ -14,6 +14,8 @@ use crate::runner::{Network, TaskSpec, Work};
 /// Where an attempt's image is mounted, in its folder, for the time that it takes to move into it.
 const ROOT: &str = "root";
 const SKELETON: &str = "skeleton";
+/// The lowest layer of all, as overlayfs wants two.
+const EMPTY: &str = "empty";
 /// Devices that give nothing away.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// Parts of `/proc` that tell of the machine, replaced by nothing.
@@ -37,6 +39,7 @@ const RUN_BYTES: u64 = 16 << 20;
 pub fn make_skeleton(folder: &Path, spec: &TaskSpec) -> io::Result<()> {
     let skeleton = folder.join(SKELETON);
     fs::create_dir_all(folder.join(ROOT))?;
+    fs::create_dir_all(folder.join(EMPTY))?;
     for name in ["proc", "dev", "sys", "tmp", "run", "etc"] {
         fs::create_dir_all(skeleton.join(name))?;
     }
@@ -52,7 +55,7 @@ pub fn make_skeleton(folder: &Path, spec: &TaskSpec) -> io::Result<()> {
         Work::Container(work) if work.network == Network::Host => {
             fs::read("/etc/resolv.conf").unwrap_or_default()
         }
-        Work::Container(_) => Vec::new(),
+        _ => Vec::new(),
     };
     fs::write(skeleton.join("etc/resolv.conf"), resolver)
 }
@@ -87,6 +90,7 @@ fn overlay(layers: &[std::path::PathBuf]) -> io::Result<()> {
     for layer in layers.iter().rev() {
         folders.push(open(layer)?);
     }
+    folders.push(open(Path::new(EMPTY))?);
     let stack: Vec<_> =
         folders.iter().map(|folder| format!("/proc/self/fd/{}", folder.as_raw_fd())).collect();
     let options = format!("userxattr,lowerdir={}", stack.join(":"));

@@ -139,13 +139,17 @@ impl Attempt<'_> {
     /// The image, the folders and the range of ids.
     fn prepare(&mut self) -> Result<(Prepared, Option<(OwnedFd, u32)>), Failure> {
         let spec = &self.task.spec;
-        let Work::Container(work) = &spec.work;
-        let store = Store::open(&self.task.images, self.task.bounds)?;
         let is_stopped = || {
             let mut pending = [PollFd::new(&self.signals, PollFlags::IN)];
             matches!(rustix::event::poll(&mut pending, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1))
         };
-        let image = store.prepare(&work.image, &is_stopped).map_err(|error| match error {
+        let image = match &spec.work {
+            Work::Container(work) => {
+                Store::open(&self.task.images, self.task.bounds)?.prepare(&work.image, &is_stopped)
+            }
+            Work::Module(_) => Ok(Prepared::default()),
+        };
+        let image = image.map_err(|error| match error {
             ImageError::Bad(text) => Failure::Ended(End::BadImage, text),
             ImageError::Stopped => {
                 Failure::Ended(End::Stopped, "stopped while its image was being unpacked".into())
@@ -475,6 +479,9 @@ impl Attempt<'_> {
         } else {
             String::new()
         };
+        if let Some(failure) = &container.failure {
+            return failure.clone();
+        }
         match container.exit.map(sys::status_of) {
             Some(Ok(code)) => (End::Exited { code }, format!("exited with code {code}{hint}")),
             Some(Err(libc::SIGXFSZ)) => {
@@ -491,10 +498,7 @@ impl Attempt<'_> {
                 "ended by SIGSYS: it made a system call of another architecture".into(),
             ),
             Some(Err(signal)) => (End::Signalled { signal }, format!("ended by signal {signal}{hint}")),
-            None => match &container.failure {
-                Some(failure) => failure.clone(),
-                None => (End::WorkerLost, "the container's first process was killed from outside".into()),
-            },
+            None => (End::WorkerLost, "the container's first process was killed from outside".into()),
         }
     }
 
@@ -526,6 +530,8 @@ impl Container {
     fn take(&mut self, line: &str) {
         match line.split_once(' ') {
             Some(("exit", status)) => self.exit = status.parse().ok(),
+            Some(("bad-module", text)) => self.failure = Some((End::BadModule, text.to_owned())),
+            Some(("module-fault", text)) => self.failure = Some((End::ModuleFault, text.to_owned())),
             Some(("bad", text)) => self.failure = Some((End::BadCommand, text.to_owned())),
             Some(("fault", text)) => {
                 self.failure = Some((End::MachineFault, format!("this machine failed: {text}")))

@@ -1,0 +1,231 @@
+//! CUDA modules: kernels as PTX text, with the launches to make and the buffers to make them on.
+//!
+//! ```text
+//! ModuleWork ── check ──> what is wrong, before anything runs
+//!            └─ run ────> buffers filled from the inputs ── launches, step by step ──> buffers written to the outputs
+//! ```
+//!
+//! | room    | holds                                                         |
+//! |---------|---------------------------------------------------------------|
+//! | [`ptx`] | PTX read and executed on this machine's CPU                    |
+//!
+//! What always holds: the task gives device code alone, so nothing of it runs as a program of this machine; arguments are
+//! laid out by the kernel's own declaration; a buffer is as large as the task says, and no access leaves it.
+
+pub mod ptx;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Component, Path};
+
+use ptx::code::{Code, Module, Type};
+use ptx::run::{Buffers, Launch, RunFault, address_of};
+
+use crate::runner::{Argument, Fill, ModuleWork};
+
+/// Buffers of one task.
+pub const BUFFERS_MAX: usize = 256;
+/// Launches that a task lists; [`crate::runner::ModuleStep::repeat`] makes more of one.
+pub const STEPS_MAX: usize = 4096;
+/// Bytes given inline for one buffer: larger ones are files.
+pub const INLINE_BYTES_MAX: usize = 1 << 20;
+
+/// Why a module task ends otherwise than well.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    /// The task is wrong, on every machine.
+    #[error("{0}")]
+    Bad(String),
+    /// A kernel faulted.
+    #[error("{0}")]
+    Fault(String),
+    /// Its time is over.
+    #[error("ended after {steps} instructions")]
+    Stopped { steps: u64 },
+    #[error("{doing}")]
+    Io { doing: String, source: std::io::Error },
+}
+
+/// What a run took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ran {
+    pub launches: u64,
+    /// Instructions of all threads.
+    pub instructions: u64,
+}
+
+/// Reads a task's module and holds every launch against it: names, argument counts and types, sizes, shapes.
+///
+/// # Errors
+/// [`ModuleError::Bad`] with the step and what to change.
+pub fn check(work: &ModuleWork, memory_bytes: u64) -> Result<Module, ModuleError> {
+    let bad = |text: String| Err(ModuleError::Bad(text));
+    let module = ptx::load(&work.ptx).map_err(|error| ModuleError::Bad(format!("the module: {error}")))?;
+    if work.buffers.len() > BUFFERS_MAX || work.steps.len() > STEPS_MAX || work.steps.is_empty() {
+        return bad(format!("a module task has at most {BUFFERS_MAX} buffers and 1 to {STEPS_MAX} steps"));
+    }
+    let mut total = module.globals.iter().map(|global| global.bytes).fold(0u64, u64::saturating_add);
+    for (index, buffer) in work.buffers.iter().enumerate() {
+        total = total.saturating_add(buffer.bytes);
+        if work.buffers[..index].iter().any(|other| other.name == buffer.name) {
+            return bad(format!("the buffer {:?} is there twice", buffer.name));
+        }
+        match &buffer.fill {
+            Fill::Zero => {}
+            Fill::Inline { bytes }
+                if bytes.len() as u64 <= buffer.bytes && bytes.len() <= INLINE_BYTES_MAX => {}
+            Fill::Inline { .. } => {
+                return bad(format!("the buffer {:?} is given more bytes than it has", buffer.name));
+            }
+            Fill::Input { file, .. } => plain_name(file)?,
+        }
+        if let Some(file) = &buffer.output {
+            plain_name(file)?;
+        }
+    }
+    if total > memory_bytes {
+        return bad(format!("the buffers take {total} bytes; limits.memory_bytes is {memory_bytes}"));
+    }
+    for (index, step) in work.steps.iter().enumerate() {
+        let launch = launch_of(work, &module, index)?;
+        let code = kernel(&module, &step.kernel)?;
+        ptx::run::check(code, &launch).map_err(|fault| ModuleError::Bad(format!("step {index}: {fault}")))?;
+        if step.repeat == 0 {
+            return bad(format!("step {index} is repeated 0 times"));
+        }
+    }
+    Ok(module)
+}
+
+/// Runs a task on this machine's CPU. `is_over` is asked about every million instructions.
+///
+/// # Errors
+/// As [`ModuleError`]; outputs are written only when every launch ended well.
+pub fn run(
+    work: &ModuleWork,
+    memory_bytes: u64,
+    input: &Path,
+    output: &Path,
+    is_over: &mut dyn FnMut() -> bool,
+) -> Result<Ran, ModuleError> {
+    let module = check(work, memory_bytes)?;
+    let mut buffers: Buffers = Vec::new();
+    for global in &module.globals {
+        let mut bytes = vec![0; size(global.bytes)?];
+        bytes[..global.initial.len()].copy_from_slice(&global.initial);
+        buffers.push(bytes);
+    }
+    for buffer in &work.buffers {
+        buffers.push(filled(&buffer.name, buffer.bytes, &buffer.fill, input)?);
+    }
+    let mut ran = Ran::default();
+    for (index, step) in work.steps.iter().enumerate() {
+        let launch = launch_of(work, &module, index)?;
+        let code = kernel(&module, &step.kernel)?;
+        for _ in 0..step.repeat {
+            let before = ran.instructions;
+            let steps = ptx::run::launch(code, &launch, &mut buffers, &mut |_| is_over()).map_err(
+                |fault| match fault {
+                    RunFault::Stopped { steps } => ModuleError::Stopped { steps: before + steps },
+                    fault => ModuleError::Fault(format!("step {index}: {fault}")),
+                },
+            )?;
+            ran.instructions += steps;
+            ran.launches += 1;
+            if is_over() {
+                return Err(ModuleError::Stopped { steps: ran.instructions });
+            }
+        }
+    }
+    for (buffer, bytes) in work.buffers.iter().zip(&buffers[module.globals.len()..]) {
+        if let Some(file) = &buffer.output {
+            let path = output.join(file);
+            let writing = |source| ModuleError::Io { doing: format!("write the output {file:?}"), source };
+            File::create(&path).and_then(|mut file| file.write_all(bytes)).map_err(writing)?;
+        }
+    }
+    Ok(ran)
+}
+
+fn kernel<'a>(module: &'a Module, name: &str) -> Result<&'a Code, ModuleError> {
+    module.kernels.iter().find(|kernel| kernel.name == name).ok_or_else(|| {
+        let names: Vec<_> = module.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+        ModuleError::Bad(format!("the module has no kernel {name:?}; it has {}", names.join(", ")))
+    })
+}
+
+/// A step's shape and its arguments, laid out by the kernel's declaration.
+fn launch_of(work: &ModuleWork, module: &Module, index: usize) -> Result<Launch, ModuleError> {
+    let step = &work.steps[index];
+    let code = kernel(module, &step.kernel)?;
+    let bad = |text: String| ModuleError::Bad(format!("step {index}: {}: {text}", step.kernel));
+    if step.arguments.len() != code.parameters.len() {
+        return Err(bad(format!("{} arguments; it takes {}", step.arguments.len(), code.parameters.len())));
+    }
+    let mut parameters = Vec::new();
+    for (number, (argument, (kind, at, bytes))) in step.arguments.iter().zip(&code.parameters).enumerate() {
+        let value: Vec<u8> = match argument {
+            Argument::Buffer { name } => {
+                let found = work.buffers.iter().position(|buffer| &buffer.name == name);
+                let found = found.ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
+                address_of(module.globals.len() + found).to_le_bytes().into()
+            }
+            Argument::U32 { value } => value.to_le_bytes().into(),
+            Argument::I32 { value } => value.to_le_bytes().into(),
+            Argument::U64 { value } => value.to_le_bytes().into(),
+            Argument::I64 { value } => value.to_le_bytes().into(),
+            Argument::F32 { value } => value.to_le_bytes().into(),
+            Argument::F64 { value } => value.to_le_bytes().into(),
+        };
+        let is_float = matches!(argument, Argument::F32 { .. } | Argument::F64 { .. });
+        if value.len() as u64 != *bytes || is_float != matches!(kind, Type::F32 | Type::F64) {
+            return Err(bad(format!(
+                "argument {number} is {argument:?}; the kernel takes {bytes} bytes of type {kind:?}"
+            )));
+        }
+        parameters.resize(*at as usize, 0);
+        parameters.extend(value);
+    }
+    Ok(Launch { grid: step.grid, block: step.block, dynamic_shared_bytes: step.shared_bytes, parameters })
+}
+
+/// A file directly in a folder: the task names it, so it may name nothing else.
+fn plain_name(file: &str) -> Result<(), ModuleError> {
+    let mut parts = Path::new(file).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(name)), None) if name.to_str() == Some(file) => Ok(()),
+        _ => Err(ModuleError::Bad(format!("{file:?} is no plain file name"))),
+    }
+}
+
+fn size(bytes: u64) -> Result<usize, ModuleError> {
+    usize::try_from(bytes).map_err(|_| ModuleError::Bad(format!("a buffer of {bytes} bytes")))
+}
+
+fn filled(name: &str, bytes: u64, fill: &Fill, input: &Path) -> Result<Vec<u8>, ModuleError> {
+    let mut buffer = vec![0; size(bytes)?];
+    match fill {
+        Fill::Zero => {}
+        Fill::Inline { bytes } => buffer[..bytes.len()].copy_from_slice(bytes),
+        Fill::Input { file, offset } => {
+            let reading = |source| ModuleError::Io { doing: format!("read the input {file:?}"), source };
+            let mut source = File::open(input.join(file)).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    ModuleError::Bad(format!("there is no input {file:?} for {name:?}"))
+                }
+                _ => reading(error),
+            })?;
+            let length = source.metadata().map_err(reading)?.len();
+            if length.saturating_sub(*offset) < bytes {
+                return Err(ModuleError::Bad(format!(
+                    "the input {file:?} has {length} bytes; the buffer {name:?} wants {bytes} from byte {offset}"
+                )));
+            }
+            source
+                .seek(SeekFrom::Start(*offset))
+                .and_then(|_| source.read_exact(&mut buffer))
+                .map_err(reading)?;
+        }
+    }
+    Ok(buffer)
+}
