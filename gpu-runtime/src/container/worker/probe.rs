@@ -91,7 +91,7 @@ fn try_out(ids: Ids) -> Result<(), String> {
 /// The step that failed, if one did.
 fn walls(ids: Ids, scratch: &std::path::Path) -> Option<i32> {
     let is_own = ids == Ids::Own;
-    if is_own && sys::unshare(UnshareFlags::NEWUSER).is_err() {
+    if is_own && sys::own_user_namespace().is_err() {
         return Some(0);
     }
     let namespaces = UnshareFlags::NEWNS

@@ -118,7 +118,7 @@ struct Container {
 impl Attempt<'_> {
     fn run(&mut self) -> Result<(End, String), Failure> {
         if self.task.confinement.ids == Ids::Own {
-            become_root_of_own_namespace()?;
+            sys::own_user_namespace()?;
         }
         let (image, ids) = self.prepare()?;
         let mut container = self.start(&image, ids)?;
@@ -577,15 +577,6 @@ fn kill(pid: i32) -> io::Result<()> {
         Some(Err(errno)) if errno != rustix::io::Errno::SRCH => Err(errno.into()),
         _ => Ok(()),
     }
-}
-
-/// Without root: a user namespace in which this process may build the walls.
-fn become_root_of_own_namespace() -> io::Result<()> {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    sys::unshare(UnshareFlags::NEWUSER)?;
-    fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
 fn map_ids(pid: i32, ids: &Ids, range: Option<u32>) -> io::Result<()> {

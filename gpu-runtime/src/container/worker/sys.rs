@@ -53,6 +53,18 @@ pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
 }
 
+/// Without root: a user namespace in which this process, as the only user there, may build the walls.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn own_user_namespace() -> io::Result<()> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    unshare(UnshareFlags::NEWUSER)?;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
+
 /// Ends this process without running anything else.
 pub fn exit(code: i32) -> ! {
     // SAFETY: ends the process.
