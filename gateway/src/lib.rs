@@ -7,6 +7,7 @@
 //! | room         | holds                                                   | touches        |
 //! |--------------|---------------------------------------------------------|----------------|
 //! | [`objects`]  | put, get, list, multipart: one path behind every data door | ports: `Metadata`, `ShardPeers` |
+//! | [`fuse`]     | a bucket mounted on a customer's machine                  | the kernel, port `FileService` |
 //! | [`identity`] | keys of tenants and customers, unsealed for the doors    | port `Metadata` |
 //! | [`policy`]   | who may do what: policies, access lists, their order      | nothing        |
 //! | [`grpc`]     | the gRPC door: its server, who calls, health, reflection | network        |
@@ -14,6 +15,7 @@
 //!
 //! Always: memory per request is bounded whatever the object's size; a door holds no state that a restart loses.
 
+pub mod fuse;
 pub mod grpc;
 pub mod identity;
 pub mod objects;

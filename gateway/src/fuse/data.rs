@@ -1,0 +1,579 @@
+//! Bytes of files: kept here for at most a second after they were written, read through a cache.
+//!
+//! ```text
+//! write  program ─> buffer of the file ─ 4 MiB, 0.6 s, close, fsync ─> store (parallel) ─> one edit ─> durable
+//! read   blocks from the cache, else from the pool, ahead of sequential readers ─ what is unsent laid over ─> program
+//! ```
+//!
+//! What is sent of one file is sent in one order: each edit begins when the one before was answered. A program is
+//! told of a failed write-back by its next write, `fsync` or `close`, through every open file of it, once.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::blocks::BLOCK_BYTES;
+use super::handles::OpenFile;
+use super::mount::{Forget, Mount};
+use super::nodes::{Node, Unsent, lock};
+use super::service::{
+    AttrChange, Done, Edit, Errno, Ino, Lock, LockKind, Operation, Payload, Result, SeekTo,
+};
+
+/// A file with so much unsent is sent at once.
+const SEND_BYTES: usize = 4 << 20;
+/// Unsent bytes of one file beside those on their way, at most; its writer waits.
+const FILE_UNSENT_BYTES_MAX: usize = 16 << 20;
+/// Pieces of one file at most: an edit stays a message of bounded size.
+const PIECES_MAX: usize = 500;
+/// Bytes that travel inside an edit; more are stored before it.
+const INLINE_BYTES_MAX: usize = 128 << 10;
+/// Bytes stored in one call; several calls run in parallel.
+const STORE_BYTES_MAX: usize = 4 << 20;
+/// Sent after so long. With the time of sending it stays below a second.
+const UNSENT_AGE_MAX: Duration = Duration::from_millis(600);
+const AGE_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A reader that is overtaken by writers so often takes the file's turn.
+const READ_RETRIES_MAX: usize = 3;
+/// One request of a read-ahead.
+const FETCH_BYTES_MAX: u64 = 1 << 20;
+/// Offsets are signed for programs.
+const OFFSET_MAX: u64 = i64::MAX as u64;
+/// A waiter for a lock asks again after so long, and looks whether it was killed meanwhile.
+const LOCK_RETRY_MIN: Duration = Duration::from_millis(5);
+const LOCK_RETRY_MAX: Duration = Duration::from_millis(100);
+
+impl Mount {
+    /// Takes bytes if there is room for them now; `None`: [`write`](Self::write) waits for it.
+    pub fn write_now(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: &[u8],
+        is_append: bool,
+    ) -> Option<Result<u32>> {
+        if let Err(errno) = file.report_failure() {
+            return Some(Err(errno));
+        }
+        let length = data.len() as u64;
+        if offset.checked_add(length).is_none_or(|end| end > OFFSET_MAX) {
+            return Some(Err(Errno::FBIG));
+        }
+        let node = &file.node;
+        let mut state = lock(&node.state);
+        let mut unsent = lock(&self.unsent);
+        let has_room = state.unsent_bytes() + data.len() <= FILE_UNSENT_BYTES_MAX
+            && state.unsent.piece_count() < PIECES_MAX
+            && (*unsent + data.len() <= self.options.unsent_bytes_max || *unsent == 0);
+        let is_behind_appended = !is_append
+            && state.appended.as_ref().is_some_and(|(start, _)| offset.saturating_add(length) > *start);
+        if !has_room || is_behind_appended {
+            return None;
+        }
+        let before = state.unsent_bytes();
+        let mut landed = offset;
+        if is_append {
+            let end = state.seen().size;
+            let (start, bytes) = state.appended.get_or_insert_with(|| (end, BytesMut::new()));
+            landed = *start + bytes.len() as u64;
+            bytes.extend_from_slice(data);
+        } else {
+            state.unsent.write(offset, data);
+        }
+        *unsent += state.unsent_bytes() - before;
+        drop(unsent);
+        state.written_at = Some(self.now());
+        if state.unsent_since.is_none() {
+            state.unsent_since = Some(timer());
+        }
+        let is_much = state.unsent_bytes() >= SEND_BYTES && state.sending.is_empty();
+        drop(state);
+        if landed != offset {
+            // The kernel put the bytes into its cache where it believed the end to be.
+            let _ = self.forgets.try_send(Forget::Node(node.ino));
+        }
+        if is_much {
+            let (mount, node) = (self.clone(), node.clone());
+            tokio::spawn(async move { mount.send(&node).await });
+        }
+        Some(Ok(data.len() as u32))
+    }
+
+    /// Takes bytes, when there is room for them.
+    ///
+    /// # Errors
+    /// A write-back failed before, `EFBIG`.
+    pub async fn write(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: &[u8],
+        is_append: bool,
+    ) -> Result<u32> {
+        loop {
+            let room = self.room.notified();
+            if let Some(done) = self.write_now(file, offset, data, is_append) {
+                return done;
+            }
+            if lock(&file.node.state).unsent_bytes() > 0 {
+                let _ = self.send(&file.node).await; // A failure is reported by the next round.
+            } else {
+                room.await;
+            }
+        }
+    }
+
+    /// So many bytes are not to be sent any more.
+    pub(super) fn has_sent(&self, bytes: usize) {
+        if bytes > 0 {
+            *lock(&self.unsent) -= bytes;
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Sends what is unsent of a file; returns when it is durable.
+    ///
+    /// # Errors
+    /// It is lost: the pool refuses it, or was away for too long. Open files report it too.
+    pub async fn send(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        if !lock(&node.state).is_dirty() {
+            return Ok(());
+        }
+        let _turn = node.turn.lock().await;
+        self.send_in_turn(node, Vec::new()).await.map(drop)
+    }
+
+    /// Sends what is unsent of a file and then changes it, all in one message; what the last change left.
+    ///
+    /// # Errors
+    /// Of the first change that fails. Those of the bytes before are reported by open files.
+    pub(super) async fn change_file(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        operations: Vec<Operation>,
+    ) -> Result<Done> {
+        let _turn = node.turn.lock().await;
+        self.send_in_turn(node, operations).await
+    }
+
+    async fn send_in_turn(self: &Arc<Self>, node: &Arc<Node>, then: Vec<Operation>) -> Result<Done> {
+        let (unsent, file) = {
+            let mut state = lock(&node.state);
+            (state.take_unsent(), state.file_ref())
+        };
+        let bytes: usize = lock(&node.state).sending.iter().map(|(_, piece)| piece.len()).sum();
+        let asked = self.asking(None);
+        let has_edit = !unsent.is_empty();
+        let mut operations = Vec::new();
+        if has_edit {
+            match self.edits(&unsent).await {
+                Ok(edits) => operations.push(Operation::Edit { file, edits, mtime: unsent.mtime }),
+                Err(errno) => {
+                    self.has_failed(node, bytes, errno);
+                    return Err(errno);
+                }
+            }
+        }
+        if operations.is_empty() && then.is_empty() {
+            return Ok(Done::default());
+        }
+        operations.extend(then);
+        let count = operations.len();
+        let answers = self.service.apply(operations).await;
+        let answers = answers.unwrap_or_else(|errno| vec![Err(errno); count]);
+        let mut answers = answers.into_iter();
+        if has_edit {
+            match answers.next().unwrap_or(Err(Errno::IO)) {
+                Ok(done) => self.has_landed(node, &unsent, bytes, &done, asked),
+                Err(errno) => {
+                    self.has_failed(node, bytes, errno);
+                    if count == 1 {
+                        return Err(errno);
+                    }
+                }
+            }
+        }
+        let mut last = Done::default();
+        for answer in answers {
+            let done = answer?;
+            if let Some(attr) = done.attr.filter(|attr| attr.ino == node.ino) {
+                self.learn_own(attr, asked);
+            }
+            last = done;
+        }
+        Ok(last)
+    }
+
+    /// Makes large bytes durable and names them in edits.
+    async fn edits(&self, unsent: &Unsent) -> Result<Vec<Edit>> {
+        let all = unsent.pieces.iter().map(|(_, data)| data).chain(unsent.appended.iter().map(|(_, data)| data));
+        let is_small = all.map(Bytes::len).sum::<usize>() <= INLINE_BYTES_MAX;
+        let payload = async |data: Bytes| match is_small {
+            true => Ok(Payload::Inline(data)),
+            false => self.service.store(data).await,
+        };
+        let pieces = unsent.pieces.iter().flat_map(|(start, data)| {
+            (0..data.len()).step_by(STORE_BYTES_MAX).map(move |at| {
+                let part = data.slice(at..data.len().min(at + STORE_BYTES_MAX));
+                (*start + at as u64, part)
+            })
+        });
+        let writes = pieces.map(async |(offset, data)| Ok(Edit::Write { offset, data: payload(data).await? }));
+        let mut edits: Vec<Edit> = futures::future::try_join_all(writes).await?;
+        if let Some((_, data)) = &unsent.appended {
+            edits.push(Edit::Append(payload(data.clone()).await?));
+        }
+        Ok(edits)
+    }
+
+    fn has_landed(&self, node: &Node, unsent: &Unsent, bytes: usize, done: &Done, asked: super::mount::Asked) {
+        let is_elsewhere = unsent.appended.as_ref().is_some_and(|(start, _)| *start != done.offset);
+        for (start, piece) in &unsent.pieces {
+            lock(&self.blocks).drop_range(node.ino, *start..*start + piece.len() as u64);
+        }
+        if let Some((_, data)) = &unsent.appended {
+            lock(&self.blocks).drop_range(node.ino, done.offset..done.offset + data.len() as u64);
+        }
+        if let Some(attr) = done.attr {
+            self.learn_own(attr, asked);
+        }
+        let mut state = lock(&node.state);
+        state.changes += 1;
+        state.sending.clear();
+        if state.unsent_bytes() == 0 {
+            state.written_at = None;
+        }
+        if is_elsewhere {
+            state.generation += 1;
+        }
+        drop(state);
+        if is_elsewhere {
+            let _ = self.forgets.try_send(Forget::Node(node.ino));
+        }
+        self.has_sent(bytes);
+    }
+
+    fn has_failed(&self, node: &Node, bytes: usize, errno: Errno) {
+        tracing::error!(inode = node.ino.0, bytes, %errno, "written bytes could not be stored and are lost");
+        let mut state = lock(&node.state);
+        state.changes += 1;
+        state.sending.clear();
+        if state.unsent_bytes() == 0 {
+            state.written_at = None;
+        }
+        state.fail(errno);
+        drop(state);
+        let _ = self.forgets.try_send(Forget::Node(node.ino));
+        self.has_sent(bytes);
+    }
+
+    /// Sends all that is unsent.
+    pub async fn send_all(self: &Arc<Self>) {
+        let nodes: Vec<_> = lock(&self.table).nodes().cloned().collect();
+        let dirty = nodes.iter().filter(|node| lock(&node.state).is_dirty());
+        futures::future::join_all(dirty.map(|node| self.send(node))).await;
+    }
+
+    /// Sends what has waited long enough, for ever.
+    pub async fn send_by_age(self: Arc<Self>) {
+        let mut look = tokio::time::interval(AGE_LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let now = look.tick().await;
+            if *lock(&self.unsent) == 0 {
+                continue;
+            }
+            let nodes: Vec<_> = lock(&self.table).nodes().cloned().collect();
+            for node in nodes {
+                let state = lock(&node.state);
+                let is_due = state.sending.is_empty()
+                    && state.unsent_since.is_some_and(|since| now.duration_since(since) >= UNSENT_AGE_MAX);
+                drop(state);
+                if is_due {
+                    let mount = self.clone();
+                    tokio::spawn(async move { mount.send(&node).await });
+                }
+            }
+        }
+    }
+
+    /// What a close does: sends, waits for it where so configured, and reports what failed.
+    ///
+    /// # Errors
+    /// A write-back failed.
+    pub async fn flush(self: &Arc<Self>, file: &OpenFile, owner: u64) -> Result<()> {
+        let node = &file.node;
+        let has_locks = lock(&node.state).lock_owners.remove(&owner);
+        if has_locks {
+            let lock = Lock { kind: LockKind::Unlock, start: 0, end: OFFSET_MAX, owner, pid: 0 };
+            self.apply(Operation::Lock { file: node.file_ref(), lock }).await?;
+        }
+        if self.options.durable_close {
+            let _ = self.send(node).await; // Reported below, once.
+        } else if lock(&node.state).unsent_bytes() > 0 && lock(&node.state).attr.nlink > 0 {
+            let (mount, node) = (self.clone(), node.clone());
+            tokio::spawn(async move { mount.send(&node).await });
+        }
+        file.report_failure()
+    }
+
+    /// Returns when all that was written to the file is durable.
+    ///
+    /// # Errors
+    /// A write-back failed.
+    pub async fn sync(self: &Arc<Self>, file: &OpenFile) -> Result<()> {
+        let _ = self.send(&file.node).await; // Reported below, once.
+        file.report_failure()
+    }
+
+    /// Bytes as programs see them; fewer than asked only at the end of the file.
+    ///
+    /// # Errors
+    /// As the pool says.
+    pub async fn read(self: &Arc<Self>, file: &OpenFile, offset: u64, size: u64) -> Result<Vec<u8>> {
+        let node = &file.node;
+        self.refresh(node).await?;
+        for _ in 0..READ_RETRIES_MAX {
+            if let Some(data) = self.read_once(file, offset, size).await? {
+                return Ok(data);
+            }
+        }
+        let _turn = node.turn.lock().await;
+        for _ in 0..READ_RETRIES_MAX {
+            if let Some(data) = self.read_once(file, offset, size).await? {
+                return Ok(data);
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// `None`: bytes changed while they were on their way.
+    async fn read_once(self: &Arc<Self>, file: &OpenFile, offset: u64, size: u64) -> Result<Option<Vec<u8>>> {
+        let node = &file.node;
+        let (seen_size, known_size, changes, generation) = {
+            let state = lock(&node.state);
+            (state.seen().size, state.attr.size, state.changes, state.generation)
+        };
+        let length = seen_size.saturating_sub(offset).min(size);
+        let mut out = vec![0; length as usize];
+        let end = offset + length;
+        let ahead = lock(&file.ahead).on_read(offset, length);
+        if let Some(range) = ahead.filter(|range| range.start < known_size) {
+            self.fetch_ahead(node, range.start..range.end.min(known_size), generation);
+        }
+        if offset < known_size && length > 0 {
+            let last = end.min(known_size);
+            let blocks = self.blocks(node, offset / BLOCK_BYTES..last.div_ceil(BLOCK_BYTES), generation).await?;
+            for (block, data) in blocks {
+                super::buffer::lay_piece_over(block * BLOCK_BYTES, &data, offset, &mut out);
+            }
+        }
+        let state = lock(&node.state);
+        if state.changes != changes || state.generation != generation {
+            return Ok(None);
+        }
+        state.lay_over(offset, &mut out);
+        Ok(Some(out))
+    }
+
+    fn fetch_ahead(self: &Arc<Self>, node: &Arc<Node>, range: Range<u64>, generation: u64) {
+        let mut start = range.start / BLOCK_BYTES;
+        let end = range.end.div_ceil(BLOCK_BYTES);
+        while start < end {
+            let next = (start + FETCH_BYTES_MAX / BLOCK_BYTES).min(end);
+            let (mount, node, blocks) = (self.clone(), node.clone(), start..next);
+            // A reader that comes to a block that failed asks again, and is told why.
+            tokio::spawn(async move { mount.blocks(&node, blocks, generation).await.map(drop) });
+            start = next;
+        }
+    }
+
+    /// Blocks from the cache and from the pool; those behind the file's end are missing.
+    async fn blocks(&self, node: &Node, range: Range<u64>, generation: u64) -> Result<Vec<(u64, Bytes)>> {
+        let mut found = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let cached = lock(&self.blocks).get(node.ino, at, generation);
+            if let Some(data) = cached {
+                found.push((at, data));
+                at += 1;
+                continue;
+            }
+            let fetched = node.fetched.notified();
+            let mut run = 0;
+            {
+                let mut state = lock(&node.state);
+                let blocks = lock(&self.blocks);
+                while at + run < range.end
+                    && !state.fetching.contains(&(at + run))
+                    && (run == 0 || !blocks.has(node.ino, at + run, generation))
+                {
+                    state.fetching.insert(at + run);
+                    run += 1;
+                }
+            }
+            if run == 0 {
+                // Another reader fetches it. If it fails or is out of date by then, this one fetches itself.
+                let _ = tokio::time::timeout(LOCK_RETRY_MAX, fetched).await;
+                continue;
+            }
+            let result = self.fetch(node, at..at + run, generation).await;
+            {
+                let mut state = lock(&node.state);
+                (at..at + run).for_each(|block| _ = state.fetching.remove(&block));
+            }
+            node.fetched.notify_waiters();
+            found.extend(result?);
+            at += run;
+        }
+        Ok(found)
+    }
+
+    async fn fetch(&self, node: &Node, range: Range<u64>, generation: u64) -> Result<Vec<(u64, Bytes)>> {
+        let _permit = self.fetches.acquire().await.map_err(|_| Errno::IO)?;
+        let changes = lock(&node.state).changes;
+        let asked = self.asking(Some(node));
+        let length = (range.end - range.start) * BLOCK_BYTES;
+        let read = self.service.read(&node.file_ref(), range.start * BLOCK_BYTES, length).await?;
+        if read.data.len() as u64 > length {
+            return Err(Errno::IO);
+        }
+        self.learn(read.attr, asked);
+        let mut data = read.data;
+        let mut blocks = Vec::new();
+        for block in range {
+            if data.is_empty() {
+                break;
+            }
+            let part = data.split_to(data.len().min(BLOCK_BYTES as usize));
+            blocks.push((block, part));
+        }
+        let state = lock(&node.state);
+        if state.changes == changes && state.generation == generation {
+            let mut cache = lock(&self.blocks);
+            for (block, part) in &blocks {
+                cache.put(node.ino, *block, generation, part.clone());
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Changes the bytes of a range, after all that was written before.
+    ///
+    /// # Errors
+    /// As the pool says.
+    pub async fn allocate(self: &Arc<Self>, file: &OpenFile, mode: i32, offset: u64, length: u64) -> Result<()> {
+        const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+        const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+        const ZERO_KEEP: i32 = ZERO | KEEP;
+        let end = offset.checked_add(length).filter(|end| *end <= OFFSET_MAX).ok_or(Errno::FBIG)?;
+        let edits = match mode {
+            0 => vec![Edit::Extend(end)],
+            // Room is not set aside: a quota is checked when bytes come.
+            KEEP => return Ok(()),
+            PUNCH | ZERO_KEEP => vec![Edit::Punch { offset, length }],
+            ZERO => vec![Edit::Punch { offset, length }, Edit::Extend(end)],
+            _ => return Err(Errno::OPNOTSUPP),
+        };
+        let node = &file.node;
+        let operation = Operation::Edit { file: node.file_ref(), edits, mtime: None };
+        self.change_file(node, vec![operation]).await?;
+        lock(&self.blocks).drop_range(node.ino, offset..end);
+        Ok(())
+    }
+
+    /// Copies within the pool; bytes copied, fewer than asked at the source's end.
+    ///
+    /// # Errors
+    /// As the pool says.
+    pub async fn copy_range(
+        self: &Arc<Self>,
+        from: (&OpenFile, u64),
+        to: (&OpenFile, u64),
+        length: u64,
+    ) -> Result<u64> {
+        self.sync(from.0).await?;
+        self.refresh(&from.0.node).await?;
+        let size = lock(&from.0.node.state).seen().size;
+        let length = length.min(size.saturating_sub(from.1));
+        if length == 0 {
+            return Ok(0);
+        }
+        if to.1.checked_add(length).is_none_or(|end| end > OFFSET_MAX) {
+            return Err(Errno::FBIG);
+        }
+        let node = &to.0.node;
+        let edit = Edit::Copy { from: from.0.node.file_ref(), from_offset: from.1, offset: to.1, length };
+        let operation = Operation::Edit { file: node.file_ref(), edits: vec![edit], mtime: None };
+        self.change_file(node, vec![operation]).await?;
+        lock(&self.blocks).drop_range(node.ino, to.1..to.1 + length);
+        Ok(length)
+    }
+
+    /// # Errors
+    /// `ENXIO` behind the end.
+    pub async fn seek(self: &Arc<Self>, file: &OpenFile, offset: u64, to: SeekTo) -> Result<u64> {
+        self.sync(file).await?;
+        self.service.seek(&file.node.file_ref(), offset, to).await
+    }
+
+    /// # Errors
+    /// As the pool says.
+    pub async fn lock_conflict(&self, ino: Ino, lock: Lock) -> Result<Option<Lock>> {
+        self.service.lock_conflict(&self.reference(ino)?, lock).await
+    }
+
+    /// Takes or gives back a lock. One that may wait does until it has the lock or `is_killed` says that nobody waits.
+    ///
+    /// # Errors
+    /// `EAGAIN` where another's lock stands in the way; `EINTR`.
+    pub async fn set_lock(
+        self: &Arc<Self>,
+        ino: Ino,
+        request: Lock,
+        may_wait: bool,
+        is_killed: impl Fn() -> bool,
+    ) -> Result<()> {
+        let node = self.node(ino)?;
+        let mut pause = LOCK_RETRY_MIN;
+        loop {
+            let operation = Operation::Lock { file: node.file_ref(), lock: request };
+            match self.apply(operation).await {
+                Err(Errno::AGAIN) if may_wait => {}
+                other => {
+                    if other.is_ok() && request.kind != LockKind::Unlock {
+                        lock(&node.state).lock_owners.insert(request.owner);
+                    }
+                    return other.map(drop);
+                }
+            }
+            if is_killed() {
+                return Err(Errno::INTR);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOCK_RETRY_MAX);
+        }
+    }
+
+    /// Empties a file that is opened to be written anew.
+    ///
+    /// # Errors
+    /// As the pool says.
+    pub async fn empty(self: &Arc<Self>, ino: Ino) -> Result<()> {
+        let change = AttrChange {
+            size: Some(0),
+            mtime: Some(super::service::SetTime::Now),
+            ..AttrChange::default()
+        };
+        self.set_attributes(ino, change).await.map(drop)
+    }
+}
+
+/// The runtime's time: only differences of it are used, so that a test may pause it.
+#[expect(clippy::disallowed_methods, reason = "the age of unsent bytes is measured on the runtime's clock")]
+fn timer() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}

@@ -1,0 +1,28 @@
+//! A bucket as a filesystem.
+//!
+//! ```text
+//! program ─ kernel ─ /dev/fuse ─> kernel (translate) ─> mount, data (caches, unsent bytes) ─> service ─ gRPC ─> gateway
+//!                        ^ forget <──────────────────────── changes by others' hands <─────────────────────┘
+//! ```
+//!
+//! | room        | holds                                                              | touches       |
+//! |-------------|--------------------------------------------------------------------|---------------|
+//! | [`service`] | the port: what a mount needs of the pool                           | nothing       |
+//! | [`mount`]   | names, attributes, extended attributes, changes of others          | the port      |
+//! | [`data`]    | bytes: write-back, cache, read-ahead, failures, locks              | the port      |
+//! | [`handles`] | open files, listings                                               | the port      |
+//! | [`nodes`], [`buffer`], [`blocks`], [`acl`] | what is known of a file; unsent bytes; cached bytes; access lists | nothing |
+//! | [`kernel`]  | `fuser`                                                            | the kernel    |
+//!
+//! What a program may rely on is written in `FUSE.md`. Always: unsent bytes are bounded in memory and age; an error
+//! of a write-back reaches every open file of it; nothing that was told is believed after the pool is out of reach.
+
+pub mod acl;
+pub mod blocks;
+pub mod buffer;
+pub mod data;
+pub mod handles;
+pub mod kernel;
+pub mod mount;
+pub mod nodes;
+pub mod service;
