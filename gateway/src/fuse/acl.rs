@@ -121,8 +121,10 @@ mod tests {
     const USER: u16 = 0x02;
 
     fn list(entries: &[(u16, u16)]) -> Bytes {
-        let entries: Vec<_> =
-            entries.iter().map(|(tag, permission)| Entry { tag: *tag, permission: *permission, id: 7 }).collect();
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(tag, permission)| Entry { tag: *tag, permission: *permission, id: 7 })
+            .collect();
         write(&entries)
     }
 

@@ -44,7 +44,8 @@ impl WriteBuffer {
         }
         let end = end_of(offset, data.len());
         let before = self.pieces.range(..=offset).next_back();
-        let home = before.filter(|(start, piece)| end_of(**start, piece.len()) >= offset).map(|(start, _)| *start);
+        let home =
+            before.filter(|(start, piece)| end_of(**start, piece.len()) >= offset).map(|(start, _)| *start);
         let home = home.unwrap_or(offset);
         let piece = self.pieces.entry(home).or_default();
         let at = (offset - home) as usize;

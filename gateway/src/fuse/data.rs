@@ -208,7 +208,8 @@ impl Mount {
 
     /// Makes large bytes durable and names them in edits.
     async fn edits(&self, unsent: &Unsent) -> Result<Vec<Edit>> {
-        let all = unsent.pieces.iter().map(|(_, data)| data).chain(unsent.appended.iter().map(|(_, data)| data));
+        let all =
+            unsent.pieces.iter().map(|(_, data)| data).chain(unsent.appended.iter().map(|(_, data)| data));
         let is_small = all.map(Bytes::len).sum::<usize>() <= INLINE_BYTES_MAX;
         let payload = async |data: Bytes| match is_small {
             true => Ok(Payload::Inline(data)),
@@ -220,7 +221,8 @@ impl Mount {
                 (*start + at as u64, part)
             })
         });
-        let writes = pieces.map(async |(offset, data)| Ok(Edit::Write { offset, data: payload(data).await? }));
+        let writes =
+            pieces.map(async |(offset, data)| Ok(Edit::Write { offset, data: payload(data).await? }));
         let mut edits: Vec<Edit> = futures::future::try_join_all(writes).await?;
         if let Some((_, data)) = &unsent.appended {
             edits.push(Edit::Append(payload(data.clone()).await?));
@@ -228,7 +230,14 @@ impl Mount {
         Ok(edits)
     }
 
-    fn has_landed(&self, node: &Node, unsent: &Unsent, bytes: usize, done: &Done, asked: super::mount::Asked) {
+    fn has_landed(
+        &self,
+        node: &Node,
+        unsent: &Unsent,
+        bytes: usize,
+        done: &Done,
+        asked: super::mount::Asked,
+    ) {
         let is_elsewhere = unsent.appended.as_ref().is_some_and(|(start, _)| *start != done.offset);
         for (start, piece) in &unsent.pieces {
             lock(&self.blocks).drop_range(node.ino, *start..*start + piece.len() as u64);
@@ -365,7 +374,8 @@ impl Mount {
         }
         if offset < known_size && length > 0 {
             let last = end.min(known_size);
-            let blocks = self.blocks(node, offset / BLOCK_BYTES..last.div_ceil(BLOCK_BYTES), generation).await?;
+            let blocks =
+                self.blocks(node, offset / BLOCK_BYTES..last.div_ceil(BLOCK_BYTES), generation).await?;
             for (block, data) in blocks {
                 super::buffer::lay_piece_over(block * BLOCK_BYTES, &data, offset, &mut out);
             }
@@ -464,7 +474,13 @@ impl Mount {
     ///
     /// # Errors
     /// As the pool says.
-    pub async fn allocate(self: &Arc<Self>, file: &OpenFile, mode: i32, offset: u64, length: u64) -> Result<()> {
+    pub async fn allocate(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        mode: i32,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
         const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
         const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
@@ -563,11 +579,8 @@ impl Mount {
     /// # Errors
     /// As the pool says.
     pub async fn empty(self: &Arc<Self>, ino: Ino) -> Result<()> {
-        let change = AttrChange {
-            size: Some(0),
-            mtime: Some(super::service::SetTime::Now),
-            ..AttrChange::default()
-        };
+        let change =
+            AttrChange { size: Some(0), mtime: Some(super::service::SetTime::Now), ..AttrChange::default() };
         self.set_attributes(ino, change).await.map(drop)
     }
 }

@@ -10,23 +10,25 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    BackgroundSession, Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    BackgroundSession, Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::mount::{Forget, Mount, NAME_BYTES_MAX, Seen};
 use super::service::{
-    Attr, AttrChange, Errno, Ino, Kind, Lock, LockKind, NewNode, RenameMode, Result, SeekTo, SetTime, XattrMode,
+    Attr, AttrChange, Errno, Ino, Kind, Lock, LockKind, NewNode, RenameMode, Result, SeekTo, SetTime,
+    XattrMode,
 };
 
 /// The kernel's number of a mount's root.
@@ -65,7 +67,6 @@ pub struct Attach {
 /// A mount that is attached.
 pub struct Attached {
     session: BackgroundSession,
-    directory: PathBuf,
 }
 
 /// Attaches a mount to its directory; `forgets` is what [`Mount::begin`] tells.
@@ -104,22 +105,11 @@ pub fn attach(
             tell(&notifier, view, &forget);
         }
     })?;
-    Ok(Attached { session, directory: attach.directory.clone() })
+    Ok(Attached { session })
 }
 
 impl Attached {
-    /// Whether it was unmounted from outside.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.session.guard.is_finished()
-    }
-
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// Waits until it was unmounted.
+    /// Waits until it was detached.
     ///
     /// # Errors
     /// The session ended by a fault.
@@ -128,11 +118,43 @@ impl Attached {
     }
 }
 
+/// Takes a mount off its directory: new programs do not see it any more, those that have files open keep them.
+///
+/// # Errors
+/// Nothing is mounted there, or this user may not.
+pub fn detach(directory: &Path) -> io::Result<()> {
+    const WAYS: [(&str, &[&str]); 3] =
+        [("umount", &["-l"]), ("fusermount3", &["-uz"]), ("fusermount", &["-uz"])];
+    let mut why = String::new();
+    for (program, arguments) in WAYS {
+        match Command::new(program).args(arguments).arg(directory).stdin(Stdio::null()).output() {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => why += String::from_utf8_lossy(&output.stderr).trim(),
+            Err(error) => why += &format!("{program}: {error}"),
+        }
+        why += "; ";
+    }
+    Err(io::Error::other(format!("{directory:?} is not unmounted: {why}unmount it by hand: umount -l")))
+}
+
+/// Takes a mount off whose process died, so that the directory can be used again; whether there was one.
+///
+/// # Errors
+/// As [`detach`].
+pub fn detach_dead(directory: &Path) -> io::Result<bool> {
+    match std::fs::metadata(directory) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => detach(directory).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
 /// Not known to the kernel any more is as good as forgotten.
 fn tell(notifier: &Notifier, view: View, forget: &Forget) {
     let _ = match forget {
         Forget::Node(ino) => notifier.inval_inode(view.number(*ino), 0, 0),
-        Forget::Name(place) => notifier.inval_entry(view.number(place.parent), OsStr::from_bytes(&place.name)),
+        Forget::Name(place) => {
+            notifier.inval_entry(view.number(place.parent), OsStr::from_bytes(&place.name))
+        }
     };
 }
 
@@ -796,12 +818,18 @@ impl fuser::Filesystem for Kernel {
         reply: ReplyEmpty,
     ) {
         let mount = self.mount.clone();
-        self.empty(reply, async move {
-            mount.allocate(&*mount.file(handle.0)?, mode, offset, length).await
-        });
+        self.empty(reply, async move { mount.allocate(&*mount.file(handle.0)?, mode, offset, length).await });
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let mount = self.mount.clone();
         self.serve(async move {
             let found = async {

@@ -40,14 +40,6 @@ pub struct Options {
     pub now: fn() -> SystemTime,
 }
 
-/// Who asks.
-#[derive(Debug, Clone, Copy)]
-pub struct Caller {
-    pub uid: u32,
-    pub gid: u32,
-    pub pid: u32,
-}
-
 /// Attributes, and how long they may be believed.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
@@ -188,8 +180,7 @@ impl Mount {
         let mut state = lock(&node.state);
         state.changes += 1;
         state.attr = attr;
-        state.fresh_in =
-            if self.changes.load(Ordering::Acquire) == asked.changes { asked.epoch } else { 0 };
+        state.fresh_in = if self.changes.load(Ordering::Acquire) == asked.changes { asked.epoch } else { 0 };
         drop(state);
         node
     }
@@ -237,7 +228,8 @@ impl Mount {
         match self.service.lookup(&place).await {
             Ok(attr) => {
                 let own = known.filter(|(ino, _)| *ino == attr.ino).map(|(_, own)| own);
-                let own = own.or_else(|| lock(&self.table).node(attr.ino).map(|node| lock(&node.state).changes));
+                let own =
+                    own.or_else(|| lock(&self.table).node(attr.ino).map(|node| lock(&node.state).changes));
                 let node = self.learn(attr, Asked { own, ..asked });
                 let is_current = self.changes.load(Ordering::Acquire) == asked.changes;
                 lock(&self.table).name(place, &node, if is_current { asked.epoch } else { 0 });
@@ -286,8 +278,7 @@ impl Mount {
     /// As the pool says; the failure of bytes that had to be sent before.
     pub async fn set_attributes(self: &Arc<Self>, ino: Ino, change: AttrChange) -> Result<Seen> {
         let node = self.node(ino)?;
-        let mut operations =
-            vec![Operation::SetAttributes { file: node.file_ref(), change }];
+        let mut operations = vec![Operation::SetAttributes { file: node.file_ref(), change }];
         if let Some(mode) = change.mode {
             let xattrs = self.xattrs(&node).await?;
             operations.extend(acl::after_chmod(&xattrs, mode).map(|(name, value)| Operation::SetXattr {
@@ -421,8 +412,7 @@ impl Mount {
         let (moved, _) = self.known(&from);
         let (replaced, is_replaced_held) = self.known(&to);
         let is_same = moved.as_ref().zip(replaced.as_ref()).is_some_and(|(a, b)| a.ino == b.ino);
-        let operation =
-            Operation::Rename { from: from.clone(), to: to.clone(), mode, is_replaced_held };
+        let operation = Operation::Rename { from: from.clone(), to: to.clone(), mode, is_replaced_held };
         let asked = self.asking(None);
         let done = match &moved {
             Some(moved) => self.change_file(moved, vec![operation]).await?,
@@ -487,7 +477,11 @@ impl Mount {
     /// `ENODATA` without it.
     pub async fn xattr(&self, ino: Ino, name: &OsStr) -> Result<Bytes> {
         let xattrs = self.xattrs(&*self.node(ino)?).await?;
-        xattrs.into_iter().find(|(known, _)| known == name.as_bytes()).map(|(_, value)| value).ok_or(Errno::NODATA)
+        xattrs
+            .into_iter()
+            .find(|(known, _)| known == name.as_bytes())
+            .map(|(_, value)| value)
+            .ok_or(Errno::NODATA)
     }
 
     /// The names, each with a NUL behind it.
@@ -573,14 +567,18 @@ impl Mount {
                 node.map(|_| Forget::Node(ino)).into_iter().collect()
             }
             Change::Name(place) => {
-                let parent = {
+                let (parent, named) = {
                     let mut table = lock(&self.table);
                     table.doubt_name(&place);
-                    table.node(place.parent)
+                    (table.node(place.parent), table.named(&place))
                 };
-                parent.iter().for_each(|node| lock(&node.state).fresh_in = 0);
+                let nodes = [parent, named].into_iter().flatten();
+                let forgets = nodes.map(|node| {
+                    lock(&node.state).fresh_in = 0; // Times and links of both.
+                    Forget::Node(node.ino)
+                });
                 // Also where the name is not known here: the kernel may know that it stands for nothing.
-                parent.map(|node| [Forget::Node(node.ino), Forget::Name(place)]).into_iter().flatten().collect()
+                forgets.chain([Forget::Name(place)]).collect()
             }
             Change::Unlocked(_) => Vec::new(),
             Change::All => {

@@ -164,7 +164,10 @@ pub enum XattrMode {
 pub enum Payload {
     Inline(Bytes),
     /// Of what [`FileService::store`] took in.
-    Stored { token: Bytes, length: u64 },
+    Stored {
+        token: Bytes,
+        length: u64,
+    },
 }
 
 impl Payload {
@@ -180,33 +183,75 @@ impl Payload {
 /// One change of a file's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
-    Write { offset: u64, data: Payload },
+    Write {
+        offset: u64,
+        data: Payload,
+    },
     /// At the end, wherever it is by then.
     Append(Payload),
     /// The range becomes a hole; the size stays.
-    Punch { offset: u64, length: u64 },
+    Punch {
+        offset: u64,
+        length: u64,
+    },
     /// Lengthens the file with a hole to this size if it is shorter.
     Extend(u64),
     /// Shares the bytes of another file, or of this one.
-    Copy { from: FileRef, from_offset: u64, offset: u64, length: u64 },
+    Copy {
+        from: FileRef,
+        from_offset: u64,
+        offset: u64,
+        length: u64,
+    },
 }
 
 /// A change: happens whole or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
     /// `EEXIST` where the name is taken.
-    Make { place: Place, node: NewNode },
-    SetAttributes { file: FileRef, change: AttrChange },
-    Link { file: FileRef, to: Place },
+    Make {
+        place: Place,
+        node: NewNode,
+    },
+    SetAttributes {
+        file: FileRef,
+        change: AttrChange,
+    },
+    Link {
+        file: FileRef,
+        to: Place,
+    },
     /// The bytes outlive the last name while `is_held` or others hold it.
-    Unlink { place: Place, is_held: bool },
-    RemoveDirectory { place: Place },
-    Rename { from: Place, to: Place, mode: RenameMode, is_replaced_held: bool },
-    Edit { file: FileRef, edits: Vec<Edit>, mtime: Option<SystemTime> },
+    Unlink {
+        place: Place,
+        is_held: bool,
+    },
+    RemoveDirectory {
+        place: Place,
+    },
+    Rename {
+        from: Place,
+        to: Place,
+        mode: RenameMode,
+        is_replaced_held: bool,
+    },
+    Edit {
+        file: FileRef,
+        edits: Vec<Edit>,
+        mtime: Option<SystemTime>,
+    },
     /// Without a value: removed.
-    SetXattr { file: FileRef, name: Bytes, value: Option<Bytes>, mode: XattrMode },
+    SetXattr {
+        file: FileRef,
+        name: Bytes,
+        value: Option<Bytes>,
+        mode: XattrMode,
+    },
     /// `EAGAIN` where another's lock stands in the way; never waits.
-    Lock { file: FileRef, lock: Lock },
+    Lock {
+        file: FileRef,
+        lock: Lock,
+    },
 }
 
 /// What a change left behind.
