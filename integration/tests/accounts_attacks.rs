@@ -293,7 +293,7 @@ fn a_result_that_lies_gets_no_honest_signature() {
     more[0].storage_byte_ms *= 2;
     assert!(compute(&facts(&more, &epoch), 1).is_err(), "usage that was not sealed");
     // A liar would have to seal other usage, and then the chain, which every voter has, has another head.
-    let other = Epoch { usage_hash: Some(usage_hash(&more)), ..epoch };
+    let other = Epoch { usage_hash: Some(usage_hash(&more)), ..epoch.clone() };
     let (_, lie) = compute(&facts(&more, &other), 1).expect("facts that fit together");
     assert_ne!(lie.digest, right.digest);
     let inflated =
