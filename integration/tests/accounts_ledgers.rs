@@ -279,3 +279,15 @@ fn the_contract_does_what_the_vectors_say() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// What is committed is what the sources compile to, byte for byte, without a network.
+#[test]
+fn artefacts_are_what_the_sources_compile_to() -> anyhow::Result<()> {
+    if !contracts().join("node_modules/solc").exists() {
+        eprintln!("skipped: no compiler; run `npm ci` in ops/contracts");
+        return Ok(());
+    }
+    let out = Program::new("node").arg("build.mjs").arg("--check").current_dir(contracts()).output()?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
+}
