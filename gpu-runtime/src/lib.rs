@@ -9,7 +9,9 @@
 //! | [`runner`]    | the port: a task, an attempt, its limits, its outcome               | nothing              |
 //! | [`container`] | containers: images, confinement, the worker process                 | processes, the kernel |
 //! | [`module`]    | CUDA modules: PTX, checked and executed on the CPU                  | files, in a worker    |
+//! | [`scheduler`] | which task runs next, on which node and card                         | nothing              |
 
 pub mod container;
 pub mod module;
 pub mod runner;
+pub mod scheduler;

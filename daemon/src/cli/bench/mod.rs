@@ -8,6 +8,7 @@ pub mod latency;
 pub mod process;
 pub mod raft;
 pub mod s3;
+pub mod scheduler;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ enum What {
     S3(s3::Args),
     Codec(codec::Args),
     Raft(raft::Args),
+    Scheduler(scheduler::Args),
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -35,6 +37,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::S3(args) => s3::run(args).await,
         What::Codec(args) => codec::run(args).await,
         What::Raft(args) => raft::run(args).await,
+        What::Scheduler(args) => scheduler::run(args).await,
     }
 }
 

@@ -1,0 +1,29 @@
+//! Which task runs next, and where: a pure function of facts and time that the leader evaluates.
+//!
+//! ```text
+//! mix of recent tasks ─> waste function ─┐
+//! nodes, what runs ─> rooms ─────────────┴─ placement ─> places, or why there is none
+//! ```
+//!
+//! | room          | answers                                                   |
+//! |---------------|-----------------------------------------------------------|
+//! | [`model`]     | what is known, what is answered                           |
+//! | [`placement`] | which node and which cards, so that little GPU is wasted  |
+//! | [`moves`]     | what to move so that a task fits after all                |
+//! | [`replay`]    | how well all that packs a recorded load                   |
+//!
+//! What always holds: no clock, no randomness, no I/O; equal inputs give equal answers; room is never given twice; every
+//! refusal and every choice can be explained.
+
+pub mod model;
+pub mod moves;
+pub mod placement;
+pub mod replay;
+#[cfg(test)]
+mod tests;
+
+pub use model::{
+    Action, Cluster, Demand, Estimate, Gpu, GpuDemand, Node, NodeNumber, Queue, Refusal, Refusals, Running,
+    Score, TaskId, Traits, Waiting,
+};
+pub use placement::{Place, Placer, Wish};
