@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! mix of recent tasks ─> waste function ─┐
-//! nodes, what runs ─> rooms ─────────────┴─ placement ─> places, or why there is none
+//! nodes, what runs ─> rooms ─────────────┴─ placement ─┐
+//! what waits ─ order ─> one after another ─────────────┴─ plan ─> start, preempt, reissue, wait (and why)
 //! ```
 //!
 //! | room          | answers                                                   |
 //! |---------------|-----------------------------------------------------------|
 //! | [`model`]     | what is known, what is answered                           |
 //! | [`placement`] | which node and which cards, so that little GPU is wasted  |
+//! | [`order`]     | who goes first                                            |
+//! | [`plan`]      | one round of all that                                     |
 //! | [`moves`]     | what to move so that a task fits after all                |
 //! | [`replay`]    | how well all that packs a recorded load                   |
 //!
@@ -17,7 +20,11 @@
 
 pub mod model;
 pub mod moves;
+pub mod order;
 pub mod placement;
+pub mod plan;
+#[cfg(test)]
+mod plan_tests;
 pub mod replay;
 #[cfg(test)]
 mod tests;
@@ -27,3 +34,4 @@ pub use model::{
     Score, TaskId, Traits, Waiting,
 };
 pub use placement::{Place, Placer, Wish};
+pub use plan::plan;

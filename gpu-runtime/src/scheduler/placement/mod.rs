@@ -188,6 +188,15 @@ impl Placer {
         }
     }
 
+    /// Learns what was asked for, all at once.
+    pub fn learn(&mut self, counts: &BTreeMap<ShapeId, u64>) {
+        for (&shape, &count) in counts {
+            self.mix.observe(shape, count as f64);
+            self.observed = self.observed.saturating_add(count);
+        }
+        self.renew();
+    }
+
     /// Looks at the mix and the open gaps anew.
     pub fn renew(&mut self) {
         let outlook = self.mix.outlook(&self.shapes);
