@@ -219,7 +219,7 @@ impl Placer {
             let mut best_score = best.map_or(i64::from(UNFIT), |at| {
                 i64::from(table.scores[at]) - self.locality_units(shape, local, at)
             });
-            for (node, _) in local {
+            for node in local.keys() {
                 let Some(&at) = self.index.get(node) else { continue };
                 let score = i64::from(table.scores[at]) - self.locality_units(shape, local, at);
                 let is_better = (score, at) < (best_score, best.unwrap_or(usize::MAX));
