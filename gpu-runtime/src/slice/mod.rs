@@ -131,10 +131,11 @@ impl Card {
         if self.slices.len() >= SLICES_MAX {
             return Err(SliceError::TooMany { gpu: gpu() });
         }
-        let stands_beside = |other: &Slice| match (&slice.kind, &other.kind) {
-            (Kind::Shared, Kind::Shared) => true,
-            (Kind::Mig { .. }, Kind::Mig { .. }) => true,
-            _ => false,
+        let stands_beside = |other: &Slice| {
+            matches!(
+                (&slice.kind, &other.kind),
+                (Kind::Shared, Kind::Shared) | (Kind::Mig { .. }, Kind::Mig { .. })
+            )
         };
         if !self.slices.values().all(stands_beside) {
             return Err(SliceError::Mixed { gpu: gpu() });
