@@ -4,7 +4,8 @@
 //! - **gaps**: what is left of cards, less what it is worth to the shares that will come ([`super::stock`]);
 //! - **fragments**: what a task of the mix could not use of the node, over all tasks of the mix (Weng et al., *Beware of
 //!   Fragmentation*, USENIX ATC 2023);
-//! - **stranded**: idle GPU that the node's idle CPU or memory cannot feed at the mix's mean ratios.
+//! - **stranded**: idle GPU that the node's idle CPU or memory cannot feed at the mix's mean ratios; the shorter CPU or memory is in the
+//!   whole cluster, the more that weighs.
 //!
 //! A placement is scored by what it adds to the sum, so the sum steers towards nodes that the task completes and away from
 //! those that it spoils.
@@ -17,7 +18,11 @@ use crate::scheduler::model::GPU_MILLI;
 /// Gaps are priced by a plan and weigh full; fragments are an average over tasks that mostly go elsewhere, and break ties
 /// between placements that the plan holds equal. Chosen where shares of a trace packed best, and flat from 0.05 to 0.3.
 const FRAGMENT_WEIGHT: f64 = 0.1;
-const STRANDED_WEIGHT: f64 = 1.0;
+/// Stranded room weighs full where CPU (or memory) is short in the whole cluster, and less the more of it there is: then nodes that
+/// have much of it can still take what this node cannot feed. The weight is this power of (needed / there),
+const SCARCITY_POWER: i32 = 8;
+/// and at least this.
+const STRANDED_WEIGHT_MIN: f64 = 0.15;
 
 /// A task of the mix, as far as it decides what a node can run.
 #[derive(Debug, Clone)]
@@ -41,6 +46,9 @@ pub struct Waste {
     sizes: Vec<u32>,
     cpu_per_gpu: f64,
     memory_per_gpu: f64,
+    /// What idle GPU that lacks CPU weighs.
+    cpu_weight: f64,
+    memory_weight: f64,
 }
 
 impl Waste {
@@ -48,7 +56,11 @@ impl Waste {
     #[must_use]
     pub fn expect(outlook: &Outlook, shapes: &[Shape], rooms: &[Room], horizon_tasks_min: f64) -> Self {
         let mut gaps = std::collections::BTreeMap::new();
-        let mut free_milli = 0.0;
+        let (mut free_milli, mut free_cpu, mut free_memory) = (0.0, 0.0, 0.0);
+        for room in rooms.iter().filter(|room| room.is_open) {
+            free_cpu += room.cpu_milli as f64;
+            free_memory += room.memory_mib as f64;
+        }
         for card in rooms.iter().filter(|room| room.is_open).flat_map(|room| &room.cards) {
             free_milli += f64::from(card.free_milli);
             if (1..GPU_MILLI).contains(&card.free_milli) {
@@ -79,6 +91,8 @@ impl Waste {
             sizes,
             cpu_per_gpu: outlook.cpu_per_gpu,
             memory_per_gpu: outlook.memory_per_gpu,
+            cpu_weight: stranded_weight(free_milli * outlook.cpu_per_gpu, free_cpu),
+            memory_weight: stranded_weight(free_milli * outlook.memory_per_gpu, free_memory),
         }
     }
 
@@ -91,6 +105,8 @@ impl Waste {
             sizes: Vec::new(),
             cpu_per_gpu: 0.0,
             memory_per_gpu: 0.0,
+            cpu_weight: 0.0,
+            memory_weight: 0.0,
         }
     }
 
@@ -104,13 +120,15 @@ impl Waste {
         }
         let gaps: f64 = cards.iter().map(|card| self.gap_loss[card.free_milli as usize]).sum();
         gaps + FRAGMENT_WEIGHT * self.fragments(cpu_milli, memory_mib, cards, free as f64)
-            + STRANDED_WEIGHT * self.stranded(cpu_milli, memory_mib, free as f64)
+            + self.stranded(cpu_milli, memory_mib, free as f64)
     }
 
     fn stranded(&self, cpu_milli: u64, memory_mib: u64, free: f64) -> f64 {
-        let fed = |idle: u64, per_gpu: f64| if per_gpu > 0.0 { idle as f64 / per_gpu } else { free };
-        let fed = fed(cpu_milli, self.cpu_per_gpu).min(fed(memory_mib, self.memory_per_gpu));
-        (free - fed).max(0.0)
+        let stranded = |idle: u64, per_gpu: f64, weight: f64| {
+            if per_gpu > 0.0 { weight * (free - idle as f64 / per_gpu).max(0.0) } else { 0.0 }
+        };
+        let by_cpu = stranded(cpu_milli, self.cpu_per_gpu, self.cpu_weight);
+        by_cpu.max(stranded(memory_mib, self.memory_per_gpu, self.memory_weight))
     }
 
     fn fragments(&self, cpu_milli: u64, memory_mib: u64, cards: &[Card], free: f64) -> f64 {
@@ -158,6 +176,10 @@ fn of_kinds(cards: &[Card], kinds: &[bool], size: u32) -> (usize, f64) {
         }
     }
     counted
+}
+
+fn stranded_weight(needed: f64, there: f64) -> f64 {
+    (needed / there.max(1.0)).powi(SCARCITY_POWER).clamp(STRANDED_WEIGHT_MIN, 1.0)
 }
 
 fn gap_loss(worth: &Worth) -> Vec<f64> {
