@@ -12,6 +12,7 @@
 //! | [`placement`] | which node and which cards, so that little GPU is wasted  |
 //! | [`order`]     | who goes first                                            |
 //! | [`plan`]      | one round of all that                                     |
+//! | [`predict`]   | how long, how much: from the past, with intervals         |
 //! | [`moves`]     | what to move so that a task fits after all                |
 //! | [`replay`]    | how well all that packs a recorded load                   |
 //!
@@ -25,6 +26,7 @@ pub mod placement;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod predict;
 pub mod replay;
 #[cfg(test)]
 mod tests;
