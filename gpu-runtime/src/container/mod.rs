@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -48,6 +48,8 @@ use worker::{Confinement, Ids};
 
 /// A task is handed over through arguments and environment: what the kernel takes in one start.
 const WORDS_BYTES_MAX: usize = 1 << 20;
+/// How the folder of an attempt is named while it is being made; no attempt's name starts so.
+const PART_PREFIX: char = '+';
 /// Shorter limits are over before they are looked at; larger ones are no limits.
 const TIME_MS_RANGE: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 3_600_000;
 /// A container's own processes take this much before the command's first byte.
@@ -102,6 +104,7 @@ impl ContainerRunner {
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&config.state, private)
             .map_err(machine(format!("close {:?} to others", config.state)))?;
+        remove_half_made(&attempts).map_err(machine(format!("clear {attempts:?}")))?;
         let mut confinement = probe(&config.worker).await?;
         if !config.use_cgroups {
             confinement.controllers = cgroup::Controllers::default();
@@ -192,7 +195,7 @@ impl ContainerRunner {
     /// Makes the attempt's folder whole before it gets its name, so that a start cut short leaves no half of one.
     fn make_folder(&self, spec: &TaskSpec) -> io::Result<Option<std::os::fd::OwnedFd>> {
         let attempts = self.attempts();
-        let part = attempts.join(format!("+{}-{}", spec.attempt, std::process::id()));
+        let part = attempts.join(format!("{PART_PREFIX}{}-{}", spec.attempt, std::process::id()));
         if part.exists() {
             fs::remove_dir_all(&part)?;
         }
@@ -261,6 +264,17 @@ impl Runner for ContainerRunner {
     }
 }
 
+/// Removes the folders of attempts whose start was cut short: they have no attempt's name yet.
+fn remove_half_made(attempts: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(attempts)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PART_PREFIX) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// What walls this machine can build: asked of a process of its own, as they cannot be built in one with threads.
 async fn probe(worker: &[OsString]) -> Result<Confinement, RunError> {
     let asking = |source| RunError::Machine { doing: "start a worker".into(), source };
@@ -312,6 +326,9 @@ fn enforcement(confinement: &Confinement) -> Enforcement {
         Ids::Own => {
             weaknesses.push("tasks run as the daemon's own user outside: run the daemon as root".into())
         }
+    }
+    if confinement.is_program_exposed {
+        weaknesses.push("the daemon's user may write to the daemon's program: install it as root".into());
     }
     let level = if weaknesses.is_empty() { Level::Strict } else { Level::Watched };
     Enforcement { level, weaknesses }

@@ -140,7 +140,10 @@ async fn attempts_outlive_the_daemon() {
     let short = kit.start(&kit.task("short", &["exit", "3"])).await;
     ended(&*short).await;
 
+    let half_made = kit.folder.path().join("state/attempts/+cut-short-1");
+    std::fs::create_dir(&half_made).unwrap();
     let next = ContainerRunner::open(config(kit.folder.path())).await.unwrap();
+    assert!(!half_made.exists());
     let mut found = next.attempts().await.unwrap();
     found.sort_by_key(|attempt| attempt.id().clone());
     let names: Vec<_> = found.iter().map(|attempt| attempt.id().as_str()).collect();

@@ -39,6 +39,9 @@ pub(super) use probe::Answer;
 pub struct Confinement {
     pub ids: Ids,
     pub controllers: Controllers,
+    /// Whether a task that runs as the daemon's user could write to the daemon's program, which a process can always
+    /// reach as what it was started from.
+    pub is_program_exposed: bool,
 }
 
 /// Which of the machine's user ids a container's ids are.

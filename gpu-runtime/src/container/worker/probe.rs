@@ -33,7 +33,11 @@ pub enum Answer {
 pub fn print() -> Result<(), String> {
     let ids = ids();
     let answer = match try_out(ids) {
-        Ok(()) => Answer::Able(Confinement { ids, controllers: Controllers::detect() }),
+        Ok(()) => Answer::Able(Confinement {
+            ids,
+            controllers: Controllers::detect(),
+            is_program_exposed: ids == Ids::Own && is_program_writable(),
+        }),
         Err(error) => Answer::Unable(error),
     };
     println!("{}", serde_json::to_string(&answer).map_err(|error| error.to_string())?);
@@ -57,6 +61,12 @@ fn ids() -> Ids {
     } else {
         Ids::One { outside: NOBODY }
     }
+}
+
+/// By its owner and mode: a program that runs cannot be opened for writing, but one day it does not run.
+fn is_program_writable() -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    rustix::fs::stat("/proc/self/exe").is_ok_and(|found| found.st_uid == own || found.st_mode & 0o002 != 0)
 }
 
 /// Builds every wall in a child, which ends with the step that failed.
