@@ -10,6 +10,7 @@ mod cluster;
 mod daemon;
 mod dev;
 pub mod doctor;
+mod mount;
 mod node;
 mod profile;
 mod remote;
@@ -44,6 +45,7 @@ enum Command {
     Claim(claims::ClaimArgs),
     Ledger(claims::LedgerArgs),
     Bench(bench::Args),
+    Mount(mount::Args),
     Doctor(doctor::Args),
     Worker(worker::Args),
 }
@@ -78,6 +80,7 @@ pub fn main() -> ExitCode {
             Command::Claim(args) => claims::claim(args).await,
             Command::Ledger(args) => claims::ledger(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Mount(args) => mount::run(args).await,
             Command::Worker(_) => unreachable!("a worker has no runtime"),
             Command::Doctor(args) => {
                 let codec = || match makai_erasure::codec::self_test() {

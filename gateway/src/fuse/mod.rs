@@ -12,6 +12,7 @@
 //! | [`data`]    | bytes: write-back, cache, read-ahead, failures, locks              | the port      |
 //! | [`handles`] | open files, listings                                               | the port      |
 //! | [`nodes`], [`buffer`], [`blocks`], [`acl`] | what is known of a file; unsent bytes; cached bytes; access lists | nothing |
+//! | [`client`]  | the real pool: a session over gRPC                                 | network       |
 //! | [`kernel`]  | `fuser`                                                            | the kernel    |
 //!
 //! What a program may rely on is written in `FUSE.md`. Always: unsent bytes are bounded in memory and age; an error
@@ -20,6 +21,7 @@
 pub mod acl;
 pub mod blocks;
 pub mod buffer;
+pub mod client;
 pub mod data;
 pub mod handles;
 pub mod kernel;

@@ -1,0 +1,735 @@
+//! The pool as files, over gRPC (`proto/makai/file/v1`): one session on one bucket.
+//!
+//! Two tasks live with it: one renews the session, one follows what others change. While that stream is silent for
+//! longer than its beat, nothing told before is vouched for. A call that a gateway does not answer is repeated until
+//! the configured time is over, and then is `EIO`: no program waits for ever.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
+
+use super::nodes::lock;
+use super::service::{
+    Attr, AttrChange, Change, Done, Edit, Entry, Errno, FileRef, FileService, Ino, Kind, Lock, LockKind,
+    Operation, Page, Payload, Place, Read, RenameMode, Result, SeekTo, SetTime, Space, XattrMode,
+};
+use crate::grpc::proto::file::v1 as wire;
+use wire::files_client::FilesClient;
+
+/// Messages between an answer's bounds and a gateway's: a page of a directory, a chunk of a file.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// The stream of changes speaks every second; silent for so long, it is broken.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// Changes told and not taken yet.
+const CHANGES_MAX: usize = 1024;
+/// A listing's page.
+const ENTRIES_MAX: u32 = 1000;
+
+/// Where a bucket is and who asks.
+#[derive(Clone)]
+pub struct Target {
+    /// `http://` or `https://`, host and port of a gateway's gRPC door.
+    pub endpoint: String,
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    pub bucket: String,
+    /// Directory in the bucket; empty: all of it.
+    pub prefix: String,
+    /// For the operator's eyes.
+    pub client: String,
+    /// A call is given up after so long.
+    pub timeout: Duration,
+}
+
+type Stub = FilesClient<InterceptedService<Channel, Credentials>>;
+
+/// Names the customer in every call.
+#[derive(Clone)]
+struct Credentials(MetadataValue<Ascii>);
+
+impl tonic::service::Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+/// Why a mount cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(
+        "{endpoint:?} is no address of a gRPC door: {source}; give http://HOST:PORT or https://HOST:PORT"
+    )]
+    Endpoint { endpoint: String, source: tonic::transport::Error },
+    #[error("the access key holds a character that no header can")]
+    Credentials,
+    #[error("bucket {bucket:?} is not opened by {endpoint}: {why}")]
+    Refused { endpoint: String, bucket: String, why: String },
+}
+
+/// A session on a bucket.
+pub struct FileClient {
+    stub: Stub,
+    target: Target,
+    session: u64,
+    root: Attr,
+    cache: Duration,
+    requests: AtomicU64,
+    open: Mutex<HashSet<Ino>>,
+    heard_at: Mutex<Option<Instant>>,
+    seen: AtomicU64,
+    changes: tokio::sync::Mutex<mpsc::Receiver<Change>>,
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "silence is measured on the runtime's clock")]
+fn timer() -> Instant {
+    Instant::now()
+}
+
+impl FileClient {
+    /// Opens a session and begins to follow changes.
+    ///
+    /// # Errors
+    /// The address or the credentials are unusable, or the gateway refuses.
+    pub async fn connect(target: Target) -> std::result::Result<Arc<Self>, ConnectError> {
+        let endpoint = endpoint(&target)
+            .map_err(|source| ConnectError::Endpoint { endpoint: target.endpoint.clone(), source })?;
+        let who = format!("{}:{}", target.access_key_id, target.secret_access_key);
+        let who = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(who));
+        let mut who: MetadataValue<Ascii> = who.parse().map_err(|_| ConnectError::Credentials)?;
+        who.set_sensitive(true);
+        let stub = FilesClient::with_interceptor(endpoint.connect_lazy(), Credentials(who))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let request = wire::OpenSessionRequest {
+            bucket: target.bucket.clone(),
+            prefix: target.prefix.clone(),
+            client: target.client.clone(),
+        };
+        let refused = |why: String| ConnectError::Refused {
+            endpoint: target.endpoint.clone(),
+            bucket: target.bucket.clone(),
+            why,
+        };
+        let opened = stub.clone().open_session(request).await;
+        let opened = opened.map_err(|status| refused(status.message().to_owned()))?.into_inner();
+        let root = opened.root.and_then(attr).ok_or_else(|| refused("it tells no root directory".into()))?;
+        let (tell, changes) = mpsc::channel(CHANGES_MAX);
+        let client = Arc::new(Self {
+            stub,
+            session: opened.session,
+            root,
+            cache: Duration::from_millis(opened.cache_ms.into()),
+            requests: AtomicU64::new(1),
+            open: Mutex::default(),
+            heard_at: Mutex::new(None),
+            seen: AtomicU64::new(opened.sequence),
+            changes: tokio::sync::Mutex::new(changes),
+            tasks: Mutex::default(),
+            target,
+        });
+        let every = Duration::from_millis(opened.lease_ms.into()) / 3;
+        let renew = tokio::spawn(client.clone().renew(every.max(RETRY_MIN)));
+        let watch = tokio::spawn(client.clone().watch(tell));
+        lock(&client.tasks).extend([renew, watch]);
+        Ok(client)
+    }
+
+    /// Renews the session as long as this process lives.
+    async fn renew(self: Arc<Self>, every: Duration) {
+        let mut beat = tokio::time::interval(every);
+        loop {
+            beat.tick().await;
+            // All that is open: which of them have lost their names, the gateway knows.
+            let held = lock(&self.open).iter().map(|ino| ino.0).collect();
+            let request = wire::RenewSessionRequest {
+                bucket: self.target.bucket.clone(),
+                session: self.session,
+                seen_sequence: self.seen.load(Ordering::Acquire),
+                held,
+                inodes_wanted: 0,
+            };
+            if let Err(status) = self.stub.clone().renew_session(request).await {
+                tracing::warn!(%status, "the mount's session is not renewed; trying again");
+            }
+        }
+    }
+
+    async fn watch(self: Arc<Self>, tell: mpsc::Sender<Change>) {
+        loop {
+            let request = wire::WatchRequest {
+                bucket: self.target.bucket.clone(),
+                session: self.session,
+                after_sequence: self.seen.load(Ordering::Acquire),
+            };
+            if let Ok(stream) = self.stub.clone().watch(request).await {
+                let mut stream = stream.into_inner();
+                while let Ok(Ok(Some(reply))) = tokio::time::timeout(SILENCE_MAX, stream.message()).await {
+                    for change in reply.events.into_iter().filter_map(Self::change) {
+                        if tell.send(change).await.is_err() {
+                            return;
+                        }
+                    }
+                    self.seen.store(reply.sequence, Ordering::Release);
+                    *lock(&self.heard_at) = Some(timer());
+                }
+            }
+            *lock(&self.heard_at) = None;
+            if tell.send(Change::All).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(RETRY_MAX).await;
+        }
+    }
+
+    fn change(event: wire::Event) -> Option<Change> {
+        Some(match event.what? {
+            wire::event::What::Inode(ino) | wire::event::What::Orphaned(ino) => Change::Node(Ino(ino)),
+            wire::event::What::Entry(entry) => {
+                Change::Name(Place { parent: Ino(entry.parent), name: entry.name })
+            }
+            wire::event::What::Unlocked(ino) => Change::Unlocked(Ino(ino)),
+            wire::event::What::All(_) => Change::All,
+        })
+    }
+
+    /// Asks until there is an answer or the time is over.
+    async fn ask<A, F>(&self, call: impl Fn(Stub) -> F) -> Result<A>
+    where
+        F: Future<Output = std::result::Result<tonic::Response<A>, Status>>,
+    {
+        let asking = async {
+            let mut pause = RETRY_MIN;
+            loop {
+                match call(self.stub.clone()).await {
+                    Ok(answer) => return Ok(answer.into_inner()),
+                    Err(status) if is_passing(&status) => {
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(RETRY_MAX);
+                    }
+                    Err(status) => return Err(errno_of(&status)),
+                }
+            }
+        };
+        match tokio::time::timeout(self.target.timeout, asking).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                tracing::warn!(endpoint = self.target.endpoint, "no answer in time");
+                Err(Errno::IO)
+            }
+        }
+    }
+
+    fn bucket(&self) -> String {
+        self.target.bucket.clone()
+    }
+
+    async fn read_once(
+        mut stub: Stub,
+        request: wire::ReadRequest,
+    ) -> std::result::Result<tonic::Response<(Option<Attr>, Bytes)>, Status> {
+        let (length, mut found, mut data) = (request.length, None, BytesMut::new());
+        let mut stream = stub.read(request).await?.into_inner();
+        while let Some(reply) = stream.message().await? {
+            found = found.or_else(|| reply.attributes.and_then(attr));
+            if (data.len() + reply.data.len()) as u64 > length {
+                return Err(Status::data_loss("more bytes than were asked for"));
+            }
+            data.extend_from_slice(&reply.data);
+        }
+        Ok(tonic::Response::new((found, data.freeze())))
+    }
+}
+
+fn endpoint(target: &Target) -> std::result::Result<Endpoint, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(target.endpoint.clone())?
+        .connect_timeout(target.timeout)
+        .tcp_nodelay(true)
+        .http2_adaptive_window(true);
+    match target.endpoint.starts_with("https://") {
+        true => endpoint.tls_config(ClientTlsConfig::new()),
+        false => Ok(endpoint),
+    }
+}
+
+/// Whether the same call may succeed later.
+fn is_passing(status: &Status) -> bool {
+    let busy = status.metadata().get("makai-errno").is_some_and(|name| name == "EBUSY");
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded => true,
+        Code::ResourceExhausted => busy || status.metadata().get("makai-errno").is_none(),
+        _ => false,
+    }
+}
+
+/// Names of refusals that this mount passes on; any other is `EIO`.
+fn errno_named(name: &str) -> Option<Errno> {
+    const NAMES: [(&str, Errno); 24] = [
+        ("EACCES", Errno::ACCES),
+        ("EAGAIN", Errno::AGAIN),
+        ("EBADF", Errno::BADF),
+        ("EDQUOT", Errno::DQUOT),
+        ("EEXIST", Errno::EXIST),
+        ("EFBIG", Errno::FBIG),
+        ("EINTR", Errno::INTR),
+        ("EINVAL", Errno::INVAL),
+        ("EIO", Errno::IO),
+        ("EISDIR", Errno::ISDIR),
+        ("EMLINK", Errno(libc::EMLINK)),
+        ("ENAMETOOLONG", Errno::NAMETOOLONG),
+        ("ENODATA", Errno::NODATA),
+        ("ENOENT", Errno::NOENT),
+        ("ENOSPC", Errno::NOSPC),
+        ("ENOTDIR", Errno::NOTDIR),
+        ("ENOTEMPTY", Errno::NOTEMPTY),
+        ("ENXIO", Errno::NXIO),
+        ("EOPNOTSUPP", Errno::OPNOTSUPP),
+        ("EPERM", Errno::PERM),
+        ("ERANGE", Errno::RANGE),
+        ("EROFS", Errno::ROFS),
+        ("ESTALE", Errno::STALE),
+        ("EXDEV", Errno::XDEV),
+    ];
+    NAMES.iter().find(|(known, _)| *known == name).map(|(_, errno)| *errno)
+}
+
+fn errno_of(status: &Status) -> Errno {
+    let name = status.metadata().get("makai-errno").and_then(|name| name.to_str().ok());
+    name.and_then(errno_named).unwrap_or(match status.code() {
+        Code::PermissionDenied | Code::Unauthenticated => Errno::ACCES,
+        Code::NotFound => Errno::NOENT,
+        Code::ResourceExhausted => Errno::NOSPC,
+        _ => {
+            tracing::warn!(%status, "a gateway's answer is passed on as an I/O error");
+            Errno::IO
+        }
+    })
+}
+
+fn refusal(error: &wire::FileError) -> Errno {
+    errno_named(&error.name).unwrap_or(Errno::IO)
+}
+
+fn time(time: Option<wire::Time>) -> SystemTime {
+    let Some(time) = time else { return UNIX_EPOCH };
+    let nanos = Duration::from_nanos(time.nanos.min(999_999_999).into());
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole = match time.seconds < 0 {
+        true => UNIX_EPOCH.checked_sub(seconds),
+        false => UNIX_EPOCH.checked_add(seconds),
+    };
+    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+fn wire_time(time: SystemTime) -> wire::Time {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => wire::Time { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() },
+        Err(before) => {
+            let before = before.duration();
+            let is_part = before.subsec_nanos() > 0;
+            let nanos = if is_part { 1_000_000_000 - before.subsec_nanos() } else { 0 };
+            wire::Time { seconds: -(before.as_secs() as i64) - i64::from(is_part), nanos }
+        }
+    }
+}
+
+fn kind(kind: i32) -> Option<Kind> {
+    Some(match wire::Kind::try_from(kind).ok()? {
+        wire::Kind::Unspecified => return None,
+        wire::Kind::File => Kind::File,
+        wire::Kind::Directory => Kind::Directory,
+        wire::Kind::Symlink => Kind::Symlink,
+        wire::Kind::Fifo => Kind::Fifo,
+        wire::Kind::Socket => Kind::Socket,
+        wire::Kind::CharDevice => Kind::CharDevice,
+        wire::Kind::BlockDevice => Kind::BlockDevice,
+    })
+}
+
+fn wire_kind(kind: Kind) -> i32 {
+    let kind = match kind {
+        Kind::File => wire::Kind::File,
+        Kind::Directory => wire::Kind::Directory,
+        Kind::Symlink => wire::Kind::Symlink,
+        Kind::Fifo => wire::Kind::Fifo,
+        Kind::Socket => wire::Kind::Socket,
+        Kind::CharDevice => wire::Kind::CharDevice,
+        Kind::BlockDevice => wire::Kind::BlockDevice,
+    };
+    kind.into()
+}
+
+fn attr(told: wire::Attributes) -> Option<Attr> {
+    Some(Attr {
+        ino: Ino(told.inode),
+        kind: kind(told.kind)?,
+        mode: told.mode & 0o7777,
+        uid: told.uid,
+        gid: told.gid,
+        nlink: told.links,
+        rdev: told.rdev,
+        size: told.size.min(i64::MAX as u64),
+        blocks: told.blocks,
+        atime: time(told.accessed_at),
+        mtime: time(told.modified_at),
+        ctime: time(told.changed_at),
+        btime: time(told.created_at),
+        data_version: told.data_version,
+    })
+}
+
+fn wire_file(file: &FileRef) -> Option<wire::FileRef> {
+    let (parent, name) =
+        file.place.as_ref().map_or((0, Bytes::new()), |place| (place.parent.0, place.name.clone()));
+    Some(wire::FileRef { inode: file.ino.0, parent, name })
+}
+
+fn wire_set_time(time: SetTime) -> wire::TimeToSet {
+    let to = match time {
+        SetTime::Now => wire::time_to_set::To::Now(true),
+        SetTime::At(time) => wire::time_to_set::To::At(wire_time(time)),
+    };
+    wire::TimeToSet { to: Some(to) }
+}
+
+fn wire_bytes(payload: Payload) -> wire::Bytes {
+    match payload {
+        Payload::Inline(data) => wire::Bytes { data, pieces: Vec::new() },
+        Payload::Stored { token, length } => {
+            wire::Bytes { data: Bytes::new(), pieces: vec![wire::Piece { token, offset: 0, length }] }
+        }
+    }
+}
+
+fn wire_edit(edit: Edit) -> wire::Change {
+    use wire::change::What;
+    let what = match edit {
+        Edit::Write { offset, data } => What::Write(wire::Write { offset, bytes: Some(wire_bytes(data)) }),
+        Edit::Append(data) => What::Append(wire_bytes(data)),
+        Edit::Punch { offset, length } => What::Punch(wire::Range { offset, length }),
+        Edit::Extend(size) => What::Extend(size),
+        Edit::Copy { from, from_offset, offset, length } => {
+            What::Copy(wire::CopyRange { from: wire_file(&from), from_offset, offset, length })
+        }
+    };
+    wire::Change { what: Some(what) }
+}
+
+fn wire_lock(lock: Lock) -> wire::Lock {
+    let kind = match lock.kind {
+        LockKind::Read => wire::LockType::Read,
+        LockKind::Write => wire::LockType::Write,
+        LockKind::Unlock => wire::LockType::Unlock,
+    };
+    let Lock { start, end, owner, pid, .. } = lock;
+    wire::Lock { r#type: kind.into(), owner, is_flock: false, start, end, pid }
+}
+
+fn wire_change(file: &FileRef, change: AttrChange) -> wire::SetAttributes {
+    wire::SetAttributes {
+        file: wire_file(file),
+        mode: change.mode,
+        uid: change.uid,
+        gid: change.gid,
+        accessed_at: change.atime.map(wire_set_time),
+        modified_at: change.mtime.map(wire_set_time),
+        size: change.size,
+    }
+}
+
+fn wire_operation(operation: Operation) -> wire::Operation {
+    use wire::operation::What;
+    let what = match operation {
+        Operation::Make { place, node } => What::Make(wire::Make {
+            parent: place.parent.0,
+            name: place.name,
+            kind: wire_kind(node.kind),
+            inode: 0,
+            mode: node.mode,
+            uid: node.uid,
+            gid: node.gid,
+            rdev: node.rdev,
+            target: node.target,
+            exclusive: true,
+            xattrs: node.xattrs.into_iter().map(|(name, value)| wire::Xattr { name, value }).collect(),
+            data: Bytes::new(),
+        }),
+        Operation::SetAttributes { file, change } => What::SetAttributes(wire_change(&file, change)),
+        Operation::Link { file, to } => {
+            What::Link(wire::Link { file: wire_file(&file), parent: to.parent.0, name: to.name })
+        }
+        Operation::Unlink { place, is_held } => {
+            What::Unlink(wire::Unlink { parent: place.parent.0, name: place.name, is_held })
+        }
+        Operation::RemoveDirectory { place } => {
+            What::RemoveDirectory(wire::RemoveDirectory { parent: place.parent.0, name: place.name })
+        }
+        Operation::Rename { from, to, mode, is_replaced_held } => {
+            let how = match mode {
+                RenameMode::Replace => wire::RenameHow::Replace,
+                RenameMode::NoReplace => wire::RenameHow::NoReplace,
+                RenameMode::Exchange => wire::RenameHow::Exchange,
+            };
+            What::Rename(wire::Rename {
+                from_parent: from.parent.0,
+                from_name: from.name,
+                to_parent: to.parent.0,
+                to_name: to.name,
+                how: how.into(),
+                is_replaced_held,
+            })
+        }
+        Operation::Edit { file, edits, mtime } => What::Edit(wire::Edit {
+            file: wire_file(&file),
+            if_data_version: None,
+            changes: edits.into_iter().map(wire_edit).collect(),
+            modified_at: mtime.map(wire_time),
+        }),
+        Operation::SetXattr { file, name, value, mode } => What::SetXattr(wire::SetXattr {
+            file: wire_file(&file),
+            name,
+            value,
+            create_only: mode == XattrMode::Create,
+            replace_only: mode == XattrMode::Replace,
+        }),
+        Operation::Lock { file, lock } => {
+            What::SetLock(wire::SetLock { file: wire_file(&file), lock: Some(wire_lock(lock)) })
+        }
+    };
+    wire::Operation { what: Some(what) }
+}
+
+fn done(result: wire::Result) -> Result<Done> {
+    match result.outcome {
+        Some(wire::result::Outcome::Done(done)) => Ok(Done {
+            attr: done.attributes.and_then(attr),
+            directories: done.directories.into_iter().filter_map(attr).collect(),
+            offset: done.offset,
+        }),
+        Some(wire::result::Outcome::Error(error)) => Err(refusal(&error)),
+        None => Err(Errno::IO),
+    }
+}
+
+#[async_trait::async_trait]
+impl FileService for FileClient {
+    async fn root(&self) -> Result<Attr> {
+        Ok(self.root)
+    }
+
+    async fn lookup(&self, place: &Place) -> Result<Attr> {
+        let request = wire::LookupRequest {
+            bucket: self.bucket(),
+            parent: place.parent.0,
+            names: vec![place.name.clone()],
+        };
+        let reply = self.ask(async |mut stub: Stub| stub.lookup(request.clone()).await).await?;
+        match (reply.found.into_iter().next(), reply.error) {
+            (Some(found), _) => attr(found).ok_or(Errno::IO),
+            (None, Some(error)) => Err(refusal(&error)),
+            (None, None) => Err(Errno::IO),
+        }
+    }
+
+    async fn attributes(&self, file: &FileRef) -> Result<Attr> {
+        let files = wire_file(file).into_iter().collect();
+        let request = wire::GetAttributesRequest { bucket: self.bucket(), files };
+        let reply = self.ask(async |mut stub: Stub| stub.get_attributes(request.clone()).await).await?;
+        match reply.answers.into_iter().next().and_then(|answer| answer.answer) {
+            Some(wire::attributes_or_error::Answer::Attributes(found)) => attr(found).ok_or(Errno::IO),
+            Some(wire::attributes_or_error::Answer::Error(error)) => Err(refusal(&error)),
+            None => Err(Errno::IO),
+        }
+    }
+
+    async fn list(&self, directory: Ino, cursor: Bytes) -> Result<Page> {
+        let request = wire::ReadDirectoryRequest {
+            bucket: self.bucket(),
+            directory: directory.0,
+            cursor,
+            entries_max: ENTRIES_MAX,
+        };
+        let reply = self.ask(async |mut stub: Stub| stub.read_directory(request.clone()).await).await?;
+        let entries = reply.entries.into_iter().map(|entry| {
+            let attr = entry.attributes.and_then(attr).ok_or(Errno::IO)?;
+            Ok(Entry { name: entry.name, attr, cursor: entry.cursor })
+        });
+        Ok(Page {
+            entries: entries.collect::<Result<_>>()?,
+            is_end: reply.is_end,
+            parent: Some(Ino(reply.parent)),
+        })
+    }
+
+    async fn read_link(&self, file: &FileRef) -> Result<Bytes> {
+        let request = wire::ReadLinkRequest { bucket: self.bucket(), file: wire_file(file) };
+        Ok(self.ask(async |mut stub: Stub| stub.read_link(request.clone()).await).await?.target)
+    }
+
+    async fn xattrs(&self, file: &FileRef) -> Result<Vec<(Bytes, Bytes)>> {
+        let request = wire::GetXattrsRequest { bucket: self.bucket(), file: wire_file(file) };
+        let reply = self.ask(async |mut stub: Stub| stub.get_xattrs(request.clone()).await).await?;
+        Ok(reply.xattrs.into_iter().map(|xattr| (xattr.name, xattr.value)).collect())
+    }
+
+    async fn read(&self, file: &FileRef, offset: u64, length: u64) -> Result<Read> {
+        let request = wire::ReadRequest {
+            bucket: self.bucket(),
+            file: wire_file(file),
+            offset,
+            length,
+            if_data_version: None,
+        };
+        let (attr, data) = self.ask(|stub| Self::read_once(stub, request.clone())).await?;
+        Ok(Read { data, attr: attr.ok_or(Errno::IO)? })
+    }
+
+    async fn seek(&self, file: &FileRef, offset: u64, to: SeekTo) -> Result<u64> {
+        let size = self.attributes(file).await?.size;
+        let mut at = offset;
+        while at < size {
+            let request =
+                wire::GetSegmentsRequest { bucket: self.bucket(), file: wire_file(file), offset: at };
+            let reply = self.ask(async |mut stub: Stub| stub.get_segments(request.clone()).await).await?;
+            let wanted = reply.segments.iter().find(|segment| segment.is_hole == (to == SeekTo::Hole));
+            if let Some(found) = wanted {
+                return Ok(found.offset.max(offset));
+            }
+            let end = reply.segments.last().map_or(at, |last| last.offset.saturating_add(last.length));
+            if !reply.is_truncated || end <= at {
+                break;
+            }
+            at = end;
+        }
+        // Behind the last byte there is a hole, and no data.
+        if offset < size && to == SeekTo::Hole { Ok(size) } else { Err(Errno::NXIO) }
+    }
+
+    async fn space(&self) -> Result<Space> {
+        let request = wire::StatFsRequest { bucket: self.bucket() };
+        let reply = self.ask(async |mut stub: Stub| stub.stat_fs(request.clone()).await).await?;
+        Ok(Space { bytes_total: reply.total_bytes, bytes_used: reply.used_bytes, files: reply.files })
+    }
+
+    async fn lock_conflict(&self, file: &FileRef, lock: Lock) -> Result<Option<Lock>> {
+        let request = wire::GetLockRequest {
+            bucket: self.bucket(),
+            session: self.session,
+            file: wire_file(file),
+            lock: Some(wire_lock(lock)),
+        };
+        let reply = self.ask(async |mut stub: Stub| stub.get_lock(request.clone()).await).await?;
+        Ok(reply.held.map(|held| {
+            let is_read = held.r#type == i32::from(wire::LockType::Read);
+            let kind = if is_read { LockKind::Read } else { LockKind::Write };
+            Lock { kind, start: held.start, end: held.end, owner: held.owner, pid: held.pid }
+        }))
+    }
+
+    async fn store(&self, data: Bytes) -> Result<Payload> {
+        let length = data.len() as u64;
+        let reply = self
+            .ask(async |mut stub: Stub| {
+                let bucket = self.bucket();
+                let chunks = (0..data.len()).step_by(CHUNK_BYTES).map(|at| wire::StoreRequest {
+                    bucket: if at == 0 { bucket.clone() } else { String::new() },
+                    length: (at == 0).then_some(length),
+                    data: data.slice(at..data.len().min(at + CHUNK_BYTES)),
+                });
+                let chunks: Vec<_> = chunks.collect();
+                stub.store(tokio_stream::iter(chunks)).await
+            })
+            .await?;
+        if reply.length != length {
+            return Err(Errno::IO);
+        }
+        Ok(Payload::Stored { token: reply.token, length })
+    }
+
+    async fn apply(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
+        let count = operations.len();
+        let request = wire::ApplyRequest {
+            bucket: self.bucket(),
+            session: self.session,
+            request_id: self.requests.fetch_add(1, Ordering::Relaxed),
+            operations: operations.into_iter().map(wire_operation).collect(),
+        };
+        let reply = self.ask(async |mut stub: Stub| stub.apply(request.clone()).await).await?;
+        if reply.results.len() != count {
+            return Err(Errno::IO);
+        }
+        Ok(reply.results.into_iter().map(done).collect())
+    }
+
+    fn hold(&self, ino: Ino) {
+        lock(&self.open).insert(ino);
+    }
+
+    fn release(&self, ino: Ino) {
+        lock(&self.open).remove(&ino);
+    }
+
+    async fn changes(&self) -> Vec<Change> {
+        let mut changes = self.changes.lock().await;
+        let mut taken = Vec::new();
+        changes.recv_many(&mut taken, CHANGES_MAX).await;
+        taken
+    }
+
+    fn cache_for(&self) -> Duration {
+        let heard_at = *lock(&self.heard_at);
+        let is_live = heard_at.is_some_and(|heard| timer().duration_since(heard) < SILENCE_MAX);
+        if is_live { self.cache } else { Duration::ZERO }
+    }
+
+    async fn close(&self) {
+        lock(&self.tasks).drain(..).for_each(|task| task.abort());
+        let request = wire::CloseSessionRequest { bucket: self.bucket(), session: self.session };
+        if let Err(errno) = self.ask(async |mut stub: Stub| stub.close_session(request.clone()).await).await {
+            tracing::warn!(%errno, "the mount's session ends by itself when its lease is over");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn times_come_back_before_and_after_1970(seconds in -4_000_000_000i64..4_000_000_000, nanos in 0u32..1_000_000_000) {
+            let told = wire::Time { seconds, nanos };
+            prop_assert_eq!(wire_time(time(Some(told))), told);
+        }
+    }
+
+    #[test]
+    fn what_a_gateway_gets_wrong_is_no_file() {
+        assert_eq!(attr(wire::Attributes { kind: 99, ..wire::Attributes::default() }), None);
+        let huge =
+            wire::Attributes { kind: 1, size: u64::MAX, mode: u32::MAX, ..wire::Attributes::default() };
+        let huge = attr(huge).unwrap();
+        assert_eq!((huge.size, huge.mode), (i64::MAX as u64, 0o7777));
+        assert_eq!(time(Some(wire::Time { seconds: i64::MAX, nanos: u32::MAX })), UNIX_EPOCH);
+        assert_eq!(done(wire::Result { outcome: None }), Err(Errno::IO));
+        let odd = wire::FileError { name: "EWHAT".into(), ..wire::FileError::default() };
+        assert_eq!(refusal(&odd), Errno::IO);
+    }
+}
