@@ -373,3 +373,64 @@ fn now() -> rustix::fs::Timestamps {
     let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
     rustix::fs::Timestamps { last_access: now, last_modification: now }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A root file system of one file of this many bytes of a value.
+    fn image(folder: &Path, value: u8, bytes: usize) -> Image {
+        let mut archive = ::tar::Builder::new(Vec::new());
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(bytes as u64);
+        archive.append_data(&mut header, "file", &vec![value; bytes][..]).unwrap();
+        let archive = archive.into_inner().unwrap();
+        let path = folder.join(format!("image-{value}"));
+        fs::write(&path, &archive).unwrap();
+        Image { content: ContentId(*blake3::hash(&archive).as_bytes()), path: Some(path) }
+    }
+
+    /// The store keeps to its bound, gives up what was used longest ago, and never what is in use.
+    #[test]
+    fn the_least_recently_used_layer_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let bounds = Bounds { image_bytes: 1 << 20, entries: 10, cache_bytes: 250_000 };
+        let store = Store::open(&folder.path().join("store"), bounds).unwrap();
+        let images: Vec<_> = (0..4).map(|value| image(folder.path(), value, 100_000)).collect();
+        let has = || images.iter().map(|image| store.has(&image.content)).collect::<Vec<_>>();
+        let used = |index: usize, secs: i64| {
+            let layer = format!("root-{}", images[index].content);
+            let time = rustix::fs::Timespec { tv_sec: secs, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::futimens(store.open_lock(&layer).unwrap(), &times).unwrap();
+        };
+        let prepare = |index: usize| store.prepare(&images[index], &|| false).unwrap();
+        drop(prepare(0));
+        let held = prepare(1);
+        assert_eq!(has(), [true, true, false, false]);
+        used(0, 2_000);
+        used(1, 1_000);
+        // The older one is in use, so the other goes.
+        drop(prepare(2));
+        assert_eq!(has(), [false, true, true, false]);
+        assert_eq!(fs::read(held.layers[0].join("file")).unwrap(), vec![1; 100_000]);
+        drop(held);
+        used(1, 1_000);
+        drop(prepare(3));
+        assert_eq!(has(), [false, false, true, true]);
+        // What went comes back from its file, and not without.
+        drop(prepare(0));
+        let gone = Image { path: None, ..images[1].clone() };
+        assert!(matches!(store.prepare(&gone, &|| false), Err(ImageError::Io { .. })));
+    }
+
+    /// Unpacking is not flushed to disk, so another boot's layers are not to be trusted.
+    #[test]
+    fn another_boots_layers_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = folder.path().join("another-boot");
+        fs::create_dir_all(old.join("layer-x")).unwrap();
+        Store::open(folder.path(), Bounds::default()).unwrap();
+        assert!(!old.exists());
+    }
+}
