@@ -4,6 +4,7 @@
 //! so that operations and processor time belong together; a row without a success is a failure.
 
 pub mod codec;
+pub mod fuse;
 pub mod latency;
 pub mod process;
 pub mod raft;
@@ -29,6 +30,7 @@ enum What {
     S3(s3::Args),
     Codec(codec::Args),
     Raft(raft::Args),
+    Fuse(fuse::Args),
     Scheduler(scheduler::Args),
 }
 
@@ -37,6 +39,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::S3(args) => s3::run(args).await,
         What::Codec(args) => codec::run(args).await,
         What::Raft(args) => raft::run(args).await,
+        What::Fuse(args) => fuse::run(args).await,
         What::Scheduler(args) => scheduler::run(args).await,
     }
 }

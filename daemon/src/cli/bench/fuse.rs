@@ -1,0 +1,188 @@
+//! `makai bench fuse`: what ordinary file operations cost in a directory, ours or a peer's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, ensure};
+use serde::Serialize;
+
+use super::latency::Latencies;
+use super::process::Watch;
+use super::stopwatch;
+use crate::cli::print_json;
+
+const SMALL_BYTES: usize = 4096;
+const LARGE_PART_BYTES: usize = 1 << 20;
+const MIB: u64 = 1 << 20;
+
+/// Create, read and write files in a directory of any filesystem: rates, latencies, processor time
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A directory on the filesystem to measure; a folder is made in it and removed
+    directory: PathBuf,
+    /// Small files to create and read
+    #[arg(long, default_value_t = 2000)]
+    files: usize,
+    /// Size of the large file, MiB
+    #[arg(long, default_value_t = 256)]
+    large_mib: u64,
+    /// Random reads of 4 KiB
+    #[arg(long, default_value_t = 5000)]
+    reads: usize,
+    /// Processes that serve the filesystem: their processor time is counted
+    #[arg(long, value_delimiter = ',')]
+    pids: Vec<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    what: &'static str,
+    operations: u64,
+    per_second: f64,
+    mib_per_second: f64,
+    p50_us: u128,
+    p99_us: u128,
+    /// Of this process and those named, for each operation.
+    cpu_us: f64,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let json = args.json;
+    let rows = tokio::task::spawn_blocking(move || {
+        let folder = args.directory.join(format!("makai-bench-{}", std::process::id()));
+        fs::create_dir(&folder).with_context(|| format!("make {folder:?}"))?;
+        let rows = measure(&args, &folder);
+        fs::remove_dir_all(&folder).with_context(|| format!("remove {folder:?}"))?;
+        rows
+    });
+    let rows = rows.await??;
+    if json {
+        print_json(&rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{:<28} {:>9} {:>11} {:>9} {:>9} {:>9}", "", "per s", "MiB/s", "p50 us", "p99 us", "cpu us");
+    for row in rows {
+        println!(
+            "{:<28} {:>9.0} {:>11.1} {:>9} {:>9} {:>9.1}",
+            row.what, row.per_second, row.mib_per_second, row.p50_us, row.p99_us, row.cpu_us
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(args: &Args, folder: &Path) -> anyhow::Result<Vec<Row>> {
+    ensure!(args.files > 0 && args.reads > 0 && args.large_mib > 0, "every count must be at least 1");
+    let small = vec![0x5a; SMALL_BYTES];
+    let part: Vec<u8> = (0..LARGE_PART_BYTES).map(|at| (at * 31 + at / 257) as u8).collect();
+    let name = |number: usize| folder.join(format!("file-{number}"));
+    let large = folder.join("large");
+    let parts = args.large_mib * MIB / LARGE_PART_BYTES as u64;
+    let mut rows = Vec::new();
+    rows.push(timed(args, "create + write 4 KiB + close", args.files, SMALL_BYTES, |number| {
+        Ok(File::create_new(name(number))?.write_all(&small)?)
+    })?);
+    let mut buffer = vec![0; LARGE_PART_BYTES];
+    rows.push(timed(args, "open + read 4 KiB + close", args.files, SMALL_BYTES, |number| {
+        File::open(name(number))?.read_exact(&mut buffer[..SMALL_BYTES])?;
+        ensure!(buffer[..SMALL_BYTES] == small, "{:?} holds other bytes than were written", name(number));
+        Ok(())
+    })?);
+    rows.push(timed(args, "stat", args.files, 0, |number| {
+        ensure!(
+            fs::metadata(name(number))?.len() == SMALL_BYTES as u64,
+            "{:?} has another size",
+            name(number)
+        );
+        Ok(())
+    })?);
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&large)?;
+    rows.push(timed(args, "write in order, then fsync", parts as usize, LARGE_PART_BYTES, |number| {
+        file.write_all(&part)?;
+        if number as u64 + 1 == parts {
+            file.sync_all()?;
+        }
+        Ok(())
+    })?);
+    drop(file);
+    let mut file = File::open(&large)?;
+    rows.push(timed(args, "read in order", parts as usize, LARGE_PART_BYTES, |_| {
+        file.read_exact(&mut buffer)?;
+        ensure!(buffer == part, "{large:?} holds other bytes than were written");
+        Ok(())
+    })?);
+    let places = args.large_mib * MIB / SMALL_BYTES as u64;
+    let mut place = 1_u64;
+    rows.push(timed(args, "random reads of 4 KiB", args.reads, SMALL_BYTES, |_| {
+        // Knuth's multiplier: every place comes, in no order.
+        place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let offset = (place >> 33) % places * SMALL_BYTES as u64;
+        file.read_exact_at(&mut buffer[..SMALL_BYTES], offset)?;
+        let from = (offset % LARGE_PART_BYTES as u64) as usize;
+        ensure!(buffer[..SMALL_BYTES] == part[from..from + SMALL_BYTES], "{large:?} holds other bytes");
+        Ok(())
+    })?);
+    rows.push(timed(args, "unlink", args.files, 0, |number| Ok(fs::remove_file(name(number))?))?);
+    Ok(rows)
+}
+
+fn timed(
+    args: &Args,
+    what: &'static str,
+    count: usize,
+    bytes: usize,
+    mut work: impl FnMut(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<Row> {
+    let mut pids = args.pids.clone();
+    pids.push(std::process::id());
+    let watch = Watch::start(&pids)?;
+    let mut latencies = Latencies::default();
+    let begun = stopwatch();
+    for number in 0..count {
+        let one = stopwatch();
+        work(number).with_context(|| format!("{what}, operation {number}"))?;
+        latencies.add(one.elapsed());
+    }
+    let seconds = begun.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+    let cost = watch.stop()?;
+    Ok(Row {
+        what,
+        operations: count as u64,
+        per_second: count as f64 / seconds,
+        mib_per_second: (count * bytes) as f64 / MIB as f64 / seconds,
+        p50_us: latencies.percentile(500).as_micros(),
+        p99_us: latencies.percentile(990).as_micros(),
+        cpu_us: cost.cpu.as_secs_f64() * 1e6 / count as f64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_measured_and_nothing_stays_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = Args {
+            directory: folder.path().into(),
+            files: 3,
+            large_mib: 2,
+            reads: 7,
+            pids: Vec::new(),
+            json: false,
+        };
+        let within = folder.path().join("within");
+        fs::create_dir(&within).unwrap();
+        let rows = measure(&args, &within).unwrap();
+        let counts: Vec<_> = rows.iter().map(|row| row.operations).collect();
+        assert_eq!(counts, [3, 3, 3, 2, 2, 7, 3]);
+        assert!(rows.iter().all(|row| row.per_second > 0.0));
+        let left: Vec<_> = fs::read_dir(&within).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["large"]);
+    }
+}
