@@ -586,8 +586,9 @@ def not_implemented(world):
     """What is not done is said, never pretended."""
     bucket = world.bucket
     s3 = world.s3
-    refused("NotImplemented", 501, s3.put_bucket_versioning, Bucket=bucket,
-            VersioningConfiguration={"Status": "Enabled"})
+    transition = {"ID": "t", "Status": "Enabled", "Filter": {}, "Transitions": [{"Days": 1, "StorageClass": "GLACIER"}]}
+    refused("NotImplemented", 501, s3.put_bucket_lifecycle_configuration, Bucket=bucket,
+            LifecycleConfiguration={"Rules": [transition]})
     refused("NotImplemented", 501, s3.put_bucket_policy, Bucket=bucket, Policy="{}")
     refused("NotImplemented", 501, world.put, key="kms", body=b"", ServerSideEncryption="aws:kms")
     refused("NotImplemented", 501, world.put, key="ssec", body=b"", SSECustomerAlgorithm="AES256",
@@ -707,6 +708,102 @@ def batch_delete_errors(world):
     same([(entry["Key"], entry["Code"]) for entry in answer["Errors"]], [("batch/v", "NoSuchVersion")], "errors")
     many = [{"Key": str(number)} for number in range(1001)]
     refused("MalformedXML", 400, world.s3.delete_objects, Bucket=world.bucket, Delete={"Objects": many})
+
+
+# Versions.
+
+
+def versioned(world, name):
+    bucket = world.new_bucket(name)
+    world.s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    return bucket
+
+
+def versions_of(world, bucket, page_size=1000):
+    """Every version and marker, newest first: (key, id, is latest, is marker)."""
+    seen = []
+    pages = world.s3.get_paginator("list_object_versions").paginate(
+        Bucket=bucket, PaginationConfig={"PageSize": page_size})
+    for page in pages:
+        for kind in ["Versions", "DeleteMarkers"]:
+            for entry in page.get(kind, []):
+                seen.append((entry["Key"], entry["VersionId"], entry["IsLatest"], kind == "DeleteMarkers"))
+    return seen
+
+
+@check
+def versions(world):
+    s3, bucket = world.s3, versioned(world, "versions")
+    body = lambda number: f"body {number}".encode()
+    ids = [s3.put_object(Bucket=bucket, Key="k", Body=body(number))["VersionId"] for number in range(5)]
+    same(len(set(ids)), 5, "different ids")
+    for number, version in enumerate(ids):
+        answer = s3.get_object(Bucket=bucket, Key="k", VersionId=version)
+        same((answer["Body"].read(), answer["VersionId"]), (body(number), version), f"version {number}")
+    marker = s3.delete_object(Bucket=bucket, Key="k")
+    same(marker["DeleteMarker"], True, "a marker is left")
+    refused("NoSuchKey", 404, s3.get_object, Bucket=bucket, Key="k")
+    refused("MethodNotAllowed", 405, s3.head_object, Bucket=bucket, Key="k", VersionId=marker["VersionId"])
+    same(s3.list_objects_v2(Bucket=bucket)["KeyCount"], 0, "keys in sight")
+    for size in [1, 2, 3, 1000]:
+        listed = versions_of(world, bucket, size)
+        same(sorted(version for _, version, _, _ in listed), sorted([*ids, marker["VersionId"]]), f"pages of {size}")
+        same([version for _, version, is_latest, _ in listed if is_latest], [marker["VersionId"]], "the latest")
+    s3.delete_object(Bucket=bucket, Key="k", VersionId=marker["VersionId"])
+    same(s3.get_object(Bucket=bucket, Key="k")["Body"].read(), body(4), "the newest is back")
+    source = {"Bucket": bucket, "Key": "k", "VersionId": ids[0]}
+    restored = s3.copy_object(Bucket=bucket, Key="k", CopySource=source)
+    same(restored["CopySourceVersionId"], ids[0], "the source's id")
+    same(s3.get_object(Bucket=bucket, Key="k")["Body"].read(), body(0), "restored")
+    refused("BucketNotEmpty", 409, s3.delete_bucket, Bucket=bucket)
+    world.s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
+    true("VersionId" not in s3.put_object(Bucket=bucket, Key="k", Body=b"null"), "suspended: no id is given")
+    s3.put_object(Bucket=bucket, Key="k", Body=b"null again")
+    nulls = [version for _, version, _, _ in versions_of(world, bucket) if version == "null"]
+    same(len(nulls), 1, "null versions")
+    everything = [{"Key": key, "VersionId": version} for key, version, _, _ in versions_of(world, bucket)]
+    answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": everything})
+    same((len(answer["Deleted"]), answer.get("Errors")), (len(everything), None), "deleted in a batch")
+    s3.delete_bucket(Bucket=bucket)
+
+
+@check
+def locked_versions(world):
+    s3, bucket = world.s3, f"conf-{world.run}-locked"
+    s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    lock = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 1}}}
+    s3.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration=lock)
+    same(s3.get_object_lock_configuration(Bucket=bucket)["ObjectLockConfiguration"], lock, "the configuration")
+    version = s3.put_object(Bucket=bucket, Key="k", Body=b"x")["VersionId"]
+    named = {"Bucket": bucket, "Key": "k", "VersionId": version}
+    same(s3.head_object(**named)["ObjectLockMode"], "GOVERNANCE", "locked by default")
+    refused("AccessDenied", 403, s3.delete_object, **named)
+    s3.put_object_legal_hold(**named, LegalHold={"Status": "ON"})
+    refused("AccessDenied", 403, s3.delete_object, **named, BypassGovernanceRetention=True)
+    s3.put_object_legal_hold(**named, LegalHold={"Status": "OFF"})
+    s3.delete_object(**named, BypassGovernanceRetention=True)
+    refused("InvalidBucketState", 409, s3.put_bucket_versioning, Bucket=bucket,
+            VersioningConfiguration={"Status": "Suspended"})
+    s3.delete_bucket(Bucket=bucket)
+
+
+@check
+def lifecycles(world):
+    s3, bucket = world.s3, versioned(world, "lifecycle")
+    past = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+    rules = [
+        {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": "old/"}, "Expiration": {"Date": past}},
+        {"ID": "days", "Status": "Enabled", "Filter": {"Tag": {"Key": "a", "Value": "1"}}, "Expiration": {"Days": 3},
+         "NoncurrentVersionExpiration": {"NoncurrentDays": 2, "NewerNoncurrentVersions": 1}},
+        {"ID": "uploads", "Status": "Disabled", "Filter": {"Prefix": ""},
+         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7}},
+    ]
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
+    same(s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"], rules, "the rules")
+    true('rule-id="days"' in s3.put_object(Bucket=bucket, Key="t", Body=b"x", Tagging="a=1")["Expiration"],
+         "the rule is not named")
+    s3.delete_bucket_lifecycle(Bucket=bucket)
+    refused("NoSuchLifecycleConfiguration", 404, s3.get_bucket_lifecycle_configuration, Bucket=bucket)
 
 
 # Multipart uploads.

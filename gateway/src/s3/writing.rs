@@ -235,7 +235,9 @@ impl Operations {
         object: &ObjectIdentifier,
         bypass: bool,
     ) -> S3Result<Deleted> {
-        let version = version_id(object.version_id.as_deref())?;
+        // In a batch, an id that no version can have is one that none has.
+        let version = version_id(object.version_id.as_deref())
+            .map_err(|_| s3_error!(NoSuchVersion, "The specified version does not exist."))?;
         if object.key.is_empty() {
             return Err(s3_error!(UserKeyMustBeSpecified, "The key is empty."));
         }
