@@ -32,8 +32,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use makai_erasure::{DiskId, NodeId};
+use makai_gateway::policy::Policy;
+use makai_gateway::policy::document::Kind;
 use makai_raft::facts::cluster::{ClusterMap, JoinToken, Role, Standing};
 use makai_raft::facts::command::{Command, Reply};
+use makai_raft::facts::identity::{IdentityAnswer, IdentityCommand, IdentityQuery, User};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::Tenant;
 use makai_raft::handle::MetaError;
@@ -127,6 +130,30 @@ pub struct TenantAnswer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KeyRequest {
     pub tenant: String,
+    /// Whose the key will be; `None`: the tenant's own.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyChange {
+    pub access_key_id: String,
+    pub is_enabled: bool,
+}
+
+/// A user, with the policies to put in place of those it has: name and JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UserRequest {
+    pub tenant: String,
+    pub user: String,
+    #[serde(default)]
+    pub policies: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UserAnswer {
+    pub user: String,
+    pub policies: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -282,6 +309,10 @@ impl Console {
             (&Method::GET, "/api/v1/keys") => json(&self.keys(parameter(query, "tenant")).await?),
             (&Method::POST, "/api/v1/keys") => json(&self.create_key(read(&body)?).await?),
             (&Method::DELETE, "/api/v1/keys") => json(&self.delete_key(parameter(query, "id")).await?),
+            (&Method::PATCH, "/api/v1/keys") => json(&self.set_key(read(&body)?).await?),
+            (&Method::GET, "/api/v1/users") => json(&self.users(parameter(query, "tenant")).await?),
+            (&Method::PUT, "/api/v1/users") => json(&self.put_user(read(&body)?).await?),
+            (&Method::DELETE, "/api/v1/users") => json(&self.delete_user(read(&body)?).await?),
             (method, path) if path.starts_with("/api/v1/accounts") => {
                 self.accounts(method, path, query, &body).await
             }
@@ -463,12 +494,55 @@ impl Console {
         let made = node::create_key(&*self.shell.facts, &key, &tenant).await;
         let (access_key_id, secret_access_key) =
             made.map_err(|error| failure(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")))?;
+        if request.user.is_some() {
+            // Nobody knows the secret yet: until it is the user's, the key is of no use to anyone.
+            let set = IdentityCommand::SetKeyUser { id: access_key_id.clone(), user: request.user };
+            if let Err(error) = self.propose(Command::Identity(set)).await {
+                self.propose(Command::DeleteAccessKey { id: access_key_id }).await?;
+                return Err(error);
+            }
+        }
         Ok(KeyAnswer { tenant: tenant.name, access_key_id, secret_access_key })
     }
 
     async fn delete_key(&self, id: Option<&str>) -> Result<(), Failure> {
         let id = id.ok_or_else(|| failure(StatusCode::BAD_REQUEST, "name the key: ?id=ID"))?;
         self.propose(Command::DeleteAccessKey { id: id.into() }).await.map(|_| ())
+    }
+
+    async fn set_key(&self, change: KeyChange) -> Result<(), Failure> {
+        let KeyChange { access_key_id: id, is_enabled } = change;
+        self.propose(Command::Identity(IdentityCommand::SetKeyEnabled { id, is_enabled })).await.map(|_| ())
+    }
+
+    async fn users(&self, tenant: Option<&str>) -> Result<Vec<UserAnswer>, Failure> {
+        let name = tenant.ok_or_else(|| failure(StatusCode::BAD_REQUEST, "name the tenant: ?tenant=NAME"))?;
+        let tenant = self.tenant(name).await?.id;
+        let query = Query::Identity(IdentityQuery::Users { tenant });
+        match self.shell.facts.query(query).await.map_err(meta_failure)? {
+            Answer::Identity(IdentityAnswer::Users(users)) => {
+                let listed = |user: User| UserAnswer { user: user.name, policies: user.policies };
+                Ok(users.into_iter().map(listed).collect())
+            }
+            other => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{other:?}"))),
+        }
+    }
+
+    async fn put_user(&self, request: UserRequest) -> Result<(), Failure> {
+        let tenant = self.tenant(&request.tenant).await?.id;
+        for (name, text) in &request.policies {
+            Policy::parse(text.as_bytes(), Kind::Identity)
+                .map_err(|error| failure(StatusCode::BAD_REQUEST, format!("policy {name:?}: {error}")))?;
+        }
+        let created_at = makai_raft::facts::Timestamp(0);
+        let user = User { tenant, name: request.user, created_at, policies: request.policies };
+        self.propose(Command::Identity(IdentityCommand::PutUser { user })).await.map(|_| ())
+    }
+
+    async fn delete_user(&self, request: UserRequest) -> Result<(), Failure> {
+        let tenant = self.tenant(&request.tenant).await?.id;
+        let delete = IdentityCommand::DeleteUser { tenant, name: request.user };
+        self.propose(Command::Identity(delete)).await.map(|_| ())
     }
 
     async fn propose(&self, command: Command) -> Result<Reply, Failure> {

@@ -17,6 +17,8 @@
 //! Always: at most [`CACHE_ENTRIES_MAX`] ids are remembered, unknown ones included; a disabled key stops working within
 //! [`CACHE_TTL`] on every gateway; no secret reaches a log.
 
+pub mod session;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
@@ -25,12 +27,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use makai_raft::facts::command::Refusal;
+use makai_raft::facts::identity::{IdentityAnswer, IdentityQuery, User};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::{Tenant, TenantId};
 use makai_raft::handle::{MetaError, Metadata};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
+
+use crate::policy::Policy;
+use crate::policy::document::Kind;
 
 /// How long an answer of the metadata is believed.
 pub const CACHE_TTL: Duration = Duration::from_secs(5);
@@ -56,6 +62,13 @@ pub struct Caller {
     pub tenant: TenantId,
     pub tenant_name: String,
     pub access_key_id: String,
+}
+
+/// What limits the keys of a user.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UserRights {
+    pub name: String,
+    pub policies: Vec<Policy>,
 }
 
 /// Why a caller could not be identified.
@@ -128,6 +141,8 @@ struct Inner {
 #[derive(Clone)]
 struct Known {
     caller: Caller,
+    /// `None`: the key is its tenant's own.
+    user: Option<Arc<UserRights>>,
     secret: Secret,
 }
 
@@ -148,6 +163,14 @@ impl Identity {
     /// See [`IdentityError`].
     pub async fn caller(&self, access_key_id: &str) -> Result<Caller, IdentityError> {
         Ok(self.known(access_key_id).await?.caller)
+    }
+
+    /// What limits a key; `None`: it is its tenant's own, which no user's policies limit.
+    ///
+    /// # Errors
+    /// See [`IdentityError`].
+    pub async fn user(&self, access_key_id: &str) -> Result<Option<Arc<UserRights>>, IdentityError> {
+        Ok(self.known(access_key_id).await?.user)
     }
 
     /// # Errors
@@ -182,8 +205,11 @@ impl Identity {
         if let Some(known) = self.inner.access_keys.get(&id) {
             return known.ok_or_else(unknown);
         }
-        let known = match self.inner.metadata.query(Query::AccessKey { id: id.clone() }).await {
-            Ok(Answer::AccessKey(key, tenant)) if key.is_enabled && key.id == id => {
+        let query = Query::Identity(IdentityQuery::Key { id: id.clone() });
+        let known = match self.inner.metadata.query(query).await {
+            Ok(Answer::Identity(IdentityAnswer::Key { key, tenant, user }))
+                if key.is_enabled && key.id == id =>
+            {
                 let secret = open_secret(&self.inner.cluster_key, PURPOSE_SECRET, &id, &key.sealed_secret)
                     .ok()
                     .and_then(|plain| String::from_utf8(plain).ok())
@@ -191,9 +217,11 @@ impl Identity {
                 self.open_tenant_key(&tenant)?;
                 let caller =
                     Caller { tenant: tenant.id, tenant_name: tenant.name, access_key_id: id.clone() };
-                Some(Known { caller, secret: Secret(secret.into()) })
+                let user = user.map(rights).transpose()?.map(Arc::new);
+                Some(Known { caller, user, secret: Secret(secret.into()) })
             }
-            Ok(Answer::AccessKey(..)) | Err(MetaError::Refused(Refusal::NotFound(_))) => None,
+            Ok(Answer::Identity(IdentityAnswer::Key { .. }))
+            | Err(MetaError::Refused(Refusal::NotFound(_))) => None,
             Ok(_) => return Err(unexpected_answer()),
             Err(error) => return Err(IdentityError::Unavailable(error.to_string())),
         };
@@ -209,6 +237,17 @@ impl Identity {
         self.inner.tenant_keys.put(tenant.id, key);
         Ok(key)
     }
+}
+
+/// A policy that cannot be read may hold a deny: the user is not let in without it.
+fn rights(user: User) -> Result<UserRights, IdentityError> {
+    let compile = |(name, text): &(String, String)| {
+        Policy::parse(text.as_bytes(), Kind::Identity).map_err(|error| {
+            IdentityError::Unavailable(format!("policy {name:?} of user {:?}: {error}", user.name))
+        })
+    };
+    let policies = user.policies.iter().map(compile).collect::<Result<_, _>>()?;
+    Ok(UserRights { name: user.name, policies })
 }
 
 fn unexpected_answer() -> IdentityError {
@@ -392,9 +431,11 @@ mod tests {
                 return Err(MetaError::Unavailable("down".into()));
             }
             match query {
-                Query::AccessKey { id } if id == self.key.id => {
+                Query::Identity(IdentityQuery::Key { id }) if id == self.key.id => {
                     let is_enabled = self.is_enabled.load(Ordering::Relaxed);
-                    Ok(Answer::AccessKey(AccessKey { is_enabled, ..self.key.clone() }, self.tenant.clone()))
+                    let key = AccessKey { is_enabled, ..self.key.clone() };
+                    let tenant = self.tenant.clone();
+                    Ok(Answer::Identity(IdentityAnswer::Key { key, tenant, user: None }))
                 }
                 Query::Tenant { id } if id == self.tenant.id => Ok(Answer::Tenant(self.tenant.clone())),
                 _ => Err(MetaError::Refused(Refusal::NotFound("access key".into()))),

@@ -15,6 +15,7 @@ mod node;
 mod profile;
 mod remote;
 mod tenants;
+mod users;
 mod worker;
 
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ enum Command {
     Why(accounts::WhyArgs),
     Claim(claims::ClaimArgs),
     Ledger(claims::LedgerArgs),
+    User(users::Args),
     Bench(bench::Args),
     Mount(mount::Args),
     Doctor(doctor::Args),
@@ -79,6 +81,7 @@ pub fn main() -> ExitCode {
             Command::Why(args) => accounts::why(args).await,
             Command::Claim(args) => claims::claim(args).await,
             Command::Ledger(args) => claims::ledger(args).await,
+            Command::User(args) => users::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Mount(args) => mount::run(args).await,
             Command::Worker(_) => unreachable!("a worker has no runtime"),

@@ -7,7 +7,7 @@ use http::Method;
 
 use super::remote::Target;
 use super::{human_bytes, print_json};
-use crate::console::{KeyAnswer, KeyListed, KeyRequest, TenantAnswer, TenantRequest};
+use crate::console::{KeyAnswer, KeyChange, KeyListed, KeyRequest, TenantAnswer, TenantRequest};
 
 /// Make and list tenants
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,21 @@ enum KeyCommand {
     /// Make an access key for a tenant; the secret is shown once
     Create {
         tenant: String,
+        /// The user whose key it will be; without: the tenant's own, which no policy of users limits
+        #[arg(long)]
+        user: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Refuse requests with an access key until it is enabled again
+    Disable {
+        access_key_id: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take requests with an access key again
+    Enable {
+        access_key_id: String,
         #[command(flatten)]
         target: Target,
     },
@@ -95,13 +110,26 @@ pub async fn tenant(args: TenantArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+async fn set_enabled(access_key_id: String, is_enabled: bool, target: &Target) -> anyhow::Result<()> {
+    let change = KeyChange { access_key_id, is_enabled };
+    let () = target.call(Method::PATCH, "/api/v1/keys", Some(&change)).await?;
+    if target.json {
+        print_json(&change)?;
+    } else {
+        println!("{} is {}", change.access_key_id, if is_enabled { "enabled" } else { "disabled" });
+    }
+    Ok(())
+}
+
 pub async fn key(args: KeyArgs) -> anyhow::Result<ExitCode> {
     match args.what {
-        KeyCommand::Create { tenant, target } => {
-            let key: KeyAnswer =
-                target.call(Method::POST, "/api/v1/keys", Some(&KeyRequest { tenant })).await?;
+        KeyCommand::Create { tenant, user, target } => {
+            let request = KeyRequest { tenant, user };
+            let key: KeyAnswer = target.call(Method::POST, "/api/v1/keys", Some(&request)).await?;
             if target.json { print_json(&key)? } else { print_key(&key) }
         }
+        KeyCommand::Disable { access_key_id, target } => set_enabled(access_key_id, false, &target).await?,
+        KeyCommand::Enable { access_key_id, target } => set_enabled(access_key_id, true, &target).await?,
         KeyCommand::Ls { tenant, target } => {
             let keys: Vec<KeyListed> = target.get(&format!("/api/v1/keys?tenant={tenant}")).await?;
             if target.json {

@@ -13,6 +13,7 @@
 //! | `operations`, `buckets`, `acls`, `policies`, `documents`, `encryption`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
 //! | `versions`, `lock`, `lifecycle` | versioning, object lock, rules by which objects go |
 //! | `cors` | what browsers ask and must be told |
+//! | `sts` | temporary credentials |
 //! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
 //! | `body`, `chunked` | bytes in and out, checked while they stream |
 //!
@@ -40,6 +41,9 @@ mod policies;
 mod reading;
 mod serve;
 mod service;
+mod sts;
+#[cfg(test)]
+mod support;
 mod versions;
 mod writing;
 

@@ -27,6 +27,10 @@ macro_rules! operations {
                 Operations::$name(self, &caller, request).await
             })*
         }
+
+        /// The operations that are done here.
+        #[cfg(test)]
+        pub(super) const DONE: &[&str] = &[$(stringify!($name)),*];
     };
 }
 

@@ -26,13 +26,14 @@ use s3s::{S3Request, S3Response, S3Result, StdError, s3_error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::access::Guard;
+use super::access::{Guard, SESSION_TOKEN, session_of};
 use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
 use super::chunked::Framing;
 use super::cors;
 use super::errors::{custom, default_message, unidentified};
 use super::operations::Operations;
+use super::sts;
 use crate::identity::Identity;
 use crate::objects::Objects;
 
@@ -137,15 +138,15 @@ impl S3Door {
         let mut verified = S3ServiceBuilder::new(operations.clone());
         verified.set_config(limits());
         verified.set_host(hosts.clone());
-        verified.set_auth(Auth { identity: identity.clone() });
+        verified.set_auth(Auth { identity: identity.clone(), objects: objects.clone() });
         verified.set_access(guard());
 
         let mut service = S3ServiceBuilder::new(operations);
         service.set_config(limits());
         service.set_host(hosts);
-        service.set_auth(Auth { identity: identity.clone() });
+        service.set_auth(Auth { identity: identity.clone(), objects: objects.clone() });
         service.set_access(guard());
-        service.set_route(IgnoredRange { service: verified.build(), guard: guard() });
+        service.set_route(Beside { service: verified.build(), guard: guard() });
 
         let inner = Inner {
             service: service.build(),
@@ -264,7 +265,9 @@ impl S3Door {
         let length =
             head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let length: u64 = length.unwrap_or(0);
-        let response = self.inner.service.call(Request::from_parts(head, body)).await.map_err(|error| {
+        let token = session_token(&head);
+        let call = self.inner.service.call(Request::from_parts(head, body));
+        let response = SESSION_TOKEN.scope(token, call).await.map_err(|error| {
             tracing::error!(error = %StdError::from(error), "an answer could not be written as XML");
             s3_error!(InternalError, "We encountered an internal error. Please report the request id.")
         })?;
@@ -312,6 +315,15 @@ fn limits() -> Arc<StaticConfigProvider> {
     config.presigned_url_max_skew_time_secs = CLOCK_SKEW_SECONDS_MAX;
     config.post_object_max_file_size = FORM_FILE_BYTES_MAX;
     Arc::new(StaticConfigProvider::new(Arc::new(config)))
+}
+
+/// The token of a temporary key, in the headers or the query.
+fn session_token(head: &http::request::Parts) -> Option<String> {
+    if let Some(token) = head.headers.get("x-amz-security-token") {
+        return token.to_str().ok().map(str::to_owned);
+    }
+    let query = form_urlencoded::parse(head.uri.query()?.as_bytes());
+    query.into_iter().find(|(name, _)| name == "X-Amz-Security-Token").map(|(_, token)| token.into_owned())
 }
 
 /// What needs neither body nor identity to be refused.
@@ -523,41 +535,52 @@ impl Body for Answer {
 
 struct Auth {
     identity: Identity,
+    objects: Objects,
 }
 
 #[async_trait]
 impl S3Auth for Auth {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if let Some(session) = session_of(&self.identity, access_key, self.objects.time())? {
+            // The key that it borrows from may be gone.
+            self.identity.secret(&session.of_key).await.map_err(|error| unidentified(&error))?;
+            return Ok(SecretKey::from(session.secret.expose()));
+        }
         let secret = self.identity.secret(access_key).await.map_err(|error| unidentified(&error))?;
         Ok(SecretKey::from(secret.expose()))
     }
 }
 
-/// GET and HEAD with a `Range` that names no single range: HTTP has it ignored, `s3s` would refuse it. The signature has
+/// What is not an operation of S3: calls for temporary credentials (see [`sts`]), and GET and HEAD with a `Range` that names no single range: HTTP has it ignored, `s3s` would refuse it. The signature has
 /// been verified when this is called; the request goes on without the header and without being verified again.
-struct IgnoredRange {
+struct Beside {
     service: S3Service,
     guard: Guard,
 }
 
 #[async_trait]
-impl S3Route for IgnoredRange {
+impl S3Route for Beside {
     fn is_match(
         &self,
         method: &Method,
-        _uri: &Uri,
+        uri: &Uri,
         headers: &HeaderMap,
         _extensions: &mut Extensions,
     ) -> bool {
-        (method == Method::GET || method == Method::HEAD)
-            && headers.get(header::RANGE).is_some_and(|range| {
-                !range.is_empty() && !range.to_str().is_ok_and(|range| Range::parse(range).is_ok())
-            })
+        let has_ignored_range = headers.get(header::RANGE).is_some_and(|range| {
+            !range.is_empty() && !range.to_str().is_ok_and(|range| Range::parse(range).is_ok())
+        });
+        (method == Method::GET || method == Method::HEAD) && has_ignored_range
+            || sts::is_match(method, uri, headers)
     }
 
     async fn call(&self, mut request: S3Request<s3s::Body>) -> S3Result<S3Response<s3s::Body>> {
         let credentials = request.credentials.as_ref().map(|credentials| credentials.access_key.as_str());
         let who = self.guard.who(credentials).await?;
+        if sts::is_match(&request.method, &request.uri, &request.headers) {
+            let now = self.guard.objects.time();
+            return sts::call(&self.guard.identity, &who, request, now).await;
+        }
         request.extensions.insert(who);
         for name in [header::RANGE, header::AUTHORIZATION] {
             request.headers.remove(name);

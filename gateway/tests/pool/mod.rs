@@ -17,8 +17,9 @@ use makai_gateway::s3::{S3Door, S3DoorConfig, ServeError, serve};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{Disk, Group, Node, Role, Standing};
 use makai_raft::facts::command::{Batch, Command, Envelope, Reply};
+use makai_raft::facts::identity::{IdentityCommand, User};
 use makai_raft::facts::query::{Answer, Query};
-use makai_raft::facts::tenant::AccessKey;
+use makai_raft::facts::tenant::{AccessKey, TenantId};
 use makai_raft::handle::{MetaError, Metadata};
 use makai_raft::machine;
 use makai_raft::machine::kv::MemKv;
@@ -123,8 +124,10 @@ pub struct Pool {
     /// A key of another tenant.
     pub other_access_key: String,
     pub other_secret_key: String,
+    #[allow(dead_code, reason = "not every test that shares this pool asks it")]
     pub identity: Identity,
     pub shutdown: CancellationToken,
+    facts: Arc<Facts>,
     /// Ends when the door has closed.
     pub served: JoinHandle<Result<(), ServeError>>,
 }
@@ -146,7 +149,7 @@ impl Pool {
         let identity = Identity::new(facts.clone(), CLUSTER_KEY);
         let peers = Arc::new(Disks { shards: Shards::default() });
         let options = ObjectsOptions::default();
-        let objects = Objects::new(facts, peers, map, identity.clone(), Arc::new(now), options);
+        let objects = Objects::new(facts.clone(), peers, map, identity.clone(), Arc::new(now), options);
         let door = S3Door::new(objects, identity.clone(), config).unwrap();
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -161,8 +164,33 @@ impl Pool {
             other_secret_key: secret("two"),
             identity,
             shutdown,
+            facts,
             served,
         }
+    }
+}
+
+impl Pool {
+    /// Gives a user of the first tenant these policies and the key `access_key`; returns the key's secret.
+    #[allow(dead_code, reason = "not every test that shares this pool has users")]
+    pub async fn put_user(&self, name: &str, access_key: &str, policies: Vec<(String, String)>) -> String {
+        let tenant = TenantId(1);
+        let user = User { tenant, name: name.into(), created_at: now(), policies };
+        let identity = |command| self.facts.propose(Command::Identity(command));
+        identity(IdentityCommand::PutUser { user }).await.unwrap();
+        let secret = secret(name);
+        let sealed = seal_secret(&CLUSTER_KEY, PURPOSE_SECRET, access_key, secret.as_bytes());
+        let key = AccessKey {
+            id: access_key.into(),
+            tenant,
+            sealed_secret: sealed.unwrap(),
+            created_at: now(),
+            is_enabled: true,
+        };
+        self.facts.propose(Command::PutAccessKey { key }).await.unwrap();
+        let set = IdentityCommand::SetKeyUser { id: access_key.into(), user: Some(name.into()) };
+        identity(set).await.unwrap();
+        secret
     }
 }
 

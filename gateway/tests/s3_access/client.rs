@@ -21,6 +21,8 @@ pub enum By {
     One,
     Two,
     Nobody,
+    /// A user of tenant one: access key and secret.
+    User(&'static str, &'static str),
 }
 
 pub struct Answer {
@@ -126,6 +128,7 @@ impl Request<'_> {
         let pool = &self.client.pool;
         let authorization = match self.by {
             By::Nobody => None,
+            By::User(access_key, secret_key) => Some(self.sign(access_key, secret_key, &query)),
             By::One => Some(self.sign(&pool.access_key, &pool.secret_key, &query)),
             By::Two => Some(self.sign(&pool.other_access_key, &pool.other_secret_key, &query)),
         };

@@ -9,3 +9,4 @@ mod policy;
 #[path = "../pool/mod.rs"]
 mod pool;
 mod post;
+mod users;

@@ -20,6 +20,8 @@ const TENANT: u8 = 0x20;
 const TENANT_NAME: u8 = 0x21;
 const ACCESS_KEY: u8 = 0x22;
 const TENANT_KEY: u8 = 0x23;
+const USER: u8 = 0x24;
+const KEY_USER: u8 = 0x25;
 
 const BUCKET: u8 = 0x30;
 const TENANT_BUCKET: u8 = 0x31;
@@ -144,6 +146,20 @@ pub fn access_key(id: &str) -> Vec<u8> {
 
 pub fn tenant_keys(tenant: TenantId) -> Vec<u8> {
     join(TENANT_KEY, &[&tenant.0.to_be_bytes()])
+}
+
+/// All users of a tenant.
+pub fn users(tenant: TenantId) -> Vec<u8> {
+    join(USER, &[&tenant.0.to_be_bytes()])
+}
+
+pub fn user(tenant: TenantId, name: &str) -> Vec<u8> {
+    join(USER, &[&tenant.0.to_be_bytes(), name.as_bytes()])
+}
+
+/// The name of the user to whom an access key belongs.
+pub fn key_user(id: &str) -> Vec<u8> {
+    join(KEY_USER, &[id.as_bytes()])
 }
 
 pub fn tenant_key(tenant: TenantId, id: &str) -> Vec<u8> {

@@ -24,7 +24,7 @@
 //! | `uploads`    | multipart uploads                                             |
 //! | `buckets`    | buckets, documents, what tenants use                          |
 //! | `tenants`    | tenants, access keys                                          |
-//! | `identity`   | what doors ask before they serve                              |
+//! | `identity`   | users; what doors ask before they serve                       |
 //! | `cluster`    | nodes, disks, groups, join tokens                             |
 //! | [`accounts`] | what nodes served, epochs, claims, the ledger: keys `80` to `8F` are on its page |
 //!
@@ -49,6 +49,8 @@
 //! | `21`  | tenant's name                      | tenant                                                 |
 //! | `22`  | access key id                      | access key                                             |
 //! | `23`  | tenant (8), access key id          | nothing                                                |
+//! | `24`  | tenant (8), user's name            | user                                                   |
+//! | `25`  | access key id                      | the name of the user to whom the key belongs           |
 //! | `30`  | bucket's name                      | bucket                                                 |
 //! | `31`  | tenant (8), bucket's name          | the bucket's number                                    |
 //! | `32`  | bucket (8), document's name        | document                                               |

@@ -92,10 +92,11 @@ pub fn delete_key(draft: &mut Draft<'_>, id: &str) -> Outcome<Reply> {
     let key = find_key(draft, id)?;
     draft.delete(keys::access_key(id));
     draft.delete(keys::tenant_key(key.tenant, id));
+    draft.delete(keys::key_user(id));
     Ok(Reply::Done)
 }
 
-fn find_key(view: &dyn View, id: &str) -> Outcome<AccessKey> {
+pub fn find_key(view: &dyn View, id: &str) -> Outcome<AccessKey> {
     let not_found = || Refusal::NotFound(format!("access key {id:?}"));
     Ok(read(view, &keys::access_key(id))?.ok_or_else(not_found)?)
 }
@@ -108,13 +109,17 @@ pub fn key(view: &dyn View, id: &str) -> Outcome<Answer> {
 
 pub fn keys_of(view: &dyn View, tenant: TenantId) -> Outcome<Answer> {
     get(view, tenant)?;
-    let owned = keys::tenant_keys(tenant);
     let mut found = Vec::new();
-    for key in keys_in(view, &owned, &keys::end_of(&owned), usize::MAX)? {
-        let id = String::from_utf8_lossy(&key[owned.len()..]);
+    for id in key_ids(view, tenant)? {
         found.push(expect(view, &keys::access_key(&id))?);
     }
     Ok(Answer::AccessKeys(found))
+}
+
+pub fn key_ids(view: &dyn View, tenant: TenantId) -> Outcome<Vec<String>> {
+    let owned = keys::tenant_keys(tenant);
+    let found = keys_in(view, &owned, &keys::end_of(&owned), usize::MAX)?;
+    Ok(found.iter().map(|key| String::from_utf8_lossy(&key[owned.len()..]).into_owned()).collect())
 }
 
 pub fn list(view: &dyn View) -> Outcome<Answer> {

@@ -36,14 +36,16 @@ use self::request::Facts;
 use super::body::Notes;
 use super::encryption;
 use super::errors::{custom, refused, unidentified};
-use crate::identity::{Caller, Identity};
+use crate::identity::session::{SESSION_ID_PREFIX, Session, SessionError};
+use crate::identity::{Caller, Identity, UserRights};
 use crate::objects::documents::{BucketAccess, Ownership};
 use crate::objects::sealing::Sealing;
 use crate::objects::{Objects, ObjectsError};
 use crate::policy::acl::{Acl, Permission};
+use crate::policy::document::Kind;
 use crate::policy::evaluate::{Access as Deciding, Request, Verdict, authorize};
 use crate::policy::principal::{account_of, canonical_id};
-use crate::policy::{Account, Requester};
+use crate::policy::{Account, Policy, Requester};
 
 /// Where a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +59,34 @@ pub(super) struct Peer {
 pub(super) struct Who {
     /// `None`: anonymous.
     pub(super) caller: Option<Caller>,
+    /// What limits the key; `None`: it is its tenant's own.
+    user: Option<Arc<UserRights>>,
+    /// Narrows what a temporary key may.
+    session: Option<SessionRights>,
+}
+
+/// That a key is temporary, and what narrows it.
+#[derive(Debug, Clone)]
+struct SessionRights {
+    policy: Option<Arc<Policy>>,
+}
+
+tokio::task_local! {
+    /// The token that came with the request under way.
+    pub(super) static SESSION_TOKEN: Option<String>;
+}
+
+/// What the token of the request under way holds, where `access_key` is a temporary one.
+pub(super) fn session_of(identity: &Identity, access_key: &str, now: Timestamp) -> S3Result<Option<Session>> {
+    let token = SESSION_TOKEN.try_with(Clone::clone).ok().flatten();
+    let is_temporary = access_key.starts_with(SESSION_ID_PREFIX);
+    let Some(token) = token.filter(|_| is_temporary) else { return Ok(None) };
+    identity.session(access_key, &token, now).map(Some).map_err(|error| match error {
+        SessionError::Invalid => {
+            custom("InvalidToken", 400, "The provided token is malformed or otherwise invalid.")
+        }
+        SessionError::Ended => custom("ExpiredToken", 400, "The provided token has expired."),
+    })
 }
 
 impl Who {
@@ -65,8 +95,26 @@ impl Who {
         Some(Account { id: caller.tenant.0, name: &caller.tenant_name })
     }
 
-    fn requester(&self) -> Requester<'_> {
-        self.account().map_or(Requester::Anonymous, Requester::Root)
+    /// Whether the key is a temporary one.
+    pub(super) fn is_session(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether something but its account limits the requester.
+    fn is_limited(&self) -> bool {
+        self.user.is_some() || self.session_policy().is_some()
+    }
+
+    fn session_policy(&self) -> Option<&Policy> {
+        self.session.as_ref()?.policy.as_deref()
+    }
+
+    pub(super) fn requester(&self) -> Requester<'_> {
+        match (self.account(), &self.user) {
+            (None, _) => Requester::Anonymous,
+            (Some(account), None) => Requester::Root(account),
+            (Some(account), Some(user)) => Requester::User { account, name: &user.name },
+        }
     }
 }
 
@@ -220,7 +268,7 @@ impl Granted {
         };
         let with_tags;
         let context = match head.and_then(|head| head.headers.tagging.as_deref()) {
-            Some(tagging) if access.policy.is_some() => {
+            Some(tagging) if access.policy.is_some() || self.who.is_limited() => {
                 with_tags = self.facts.with_tags(tagging);
                 &with_tags
             }
@@ -235,8 +283,8 @@ impl Granted {
                 bucket_owner: access.owner(),
                 object_owner,
                 bucket_policy: access.policy.as_ref(),
-                identity_policies: None,
-                session_policy: None,
+                identity_policies: self.who.user.as_ref().map(|user| user.policies.as_slice()),
+                session_policy: self.who.session_policy(),
                 acl: list.zip(check.permission).filter(|_| !is_enforced),
                 ignores_public_acls: shut.ignores_acls,
                 restricts_public_policy: shut.restricts_buckets,
@@ -339,9 +387,20 @@ fn version_of(query: &str) -> Option<VersionId> {
 impl Guard {
     /// Who has a key; without one: anonymous.
     pub(super) async fn who(&self, access_key: Option<&str>) -> S3Result<Who> {
-        let Some(access_key) = access_key else { return Ok(Who { caller: None }) };
+        let Some(access_key) = access_key else {
+            return Ok(Who { caller: None, user: None, session: None });
+        };
+        let session = session_of(&self.identity, access_key, self.objects.time())?;
+        let access_key = session.as_ref().map_or(access_key, |session| session.of_key.as_str());
         let caller = self.identity.caller(access_key).await.map_err(|error| unidentified(&error))?;
-        Ok(Who { caller: Some(caller) })
+        let user = self.identity.user(access_key).await.map_err(|error| unidentified(&error))?;
+        let rights = |session: &Session| -> S3Result<SessionRights> {
+            let policy = session.policy.as_ref();
+            let policy = policy.map(|text| Policy::parse(text.as_bytes(), Kind::Identity)).transpose();
+            Ok(SessionRights { policy: policy.map_err(|_| denied())?.map(Arc::new) })
+        };
+        let session = session.as_ref().map(rights).transpose()?;
+        Ok(Who { caller: Some(caller), user, session })
     }
 
     async fn grant(
@@ -359,7 +418,8 @@ impl Guard {
             if who.caller.is_none() {
                 return Err(anonymous());
             }
-            let facts = Facts::default();
+            let facts = Facts::of_request(&who, uri.query().unwrap_or_default(), headers, peer, now);
+            check_own(&who, operation, name, &facts)?;
             return Ok(Granted {
                 who,
                 bucket: None,
@@ -376,9 +436,10 @@ impl Guard {
         check_owner(headers, "x-amz-expected-bucket-owner", &access)?;
         let query = uri.query().unwrap_or_default();
         // Without a policy nothing of it is asked for.
-        let facts = match &access.policy {
-            Some(_) => Facts::of_request(&who, query, headers, peer, now),
-            None => Facts::default(),
+        let facts = if access.policy.is_some() || who.is_limited() {
+            Facts::of_request(&who, query, headers, peer, now)
+        } else {
+            Facts::default()
         };
         let checks = checks(operation, key, query, headers);
         let source = match operation {
@@ -420,9 +481,10 @@ impl Guard {
         };
         let access = self.objects.bucket_access(&bucket).await.map_err(refused)?;
         check_owner(headers, "x-amz-source-expected-bucket-owner", &access)?;
-        let facts = match &access.policy {
-            Some(_) => Facts::of_request(who, query, headers, peer, now),
-            None => Facts::default(),
+        let facts = if access.policy.is_some() || who.is_limited() {
+            Facts::of_request(who, query, headers, peer, now)
+        } else {
+            Facts::default()
         };
         let version = version_id.as_deref().and_then(VersionId::parse);
         let named = version_id.map_or("", |_| "versionId=");
@@ -458,7 +520,9 @@ impl Guard {
     ) -> S3Result<Option<ObjectHead>> {
         let Some(key) = key else { return Ok(None) };
         let is_owner = granted.who.account().is_some_and(|account| account.id == access.bucket.tenant.0);
-        let asks_tags = access.policy.as_ref().is_some_and(|policy| policy.asks_for("s3:existingobjecttag/"));
+        let own = granted.who.user.iter().flat_map(|user| &user.policies).chain(granted.who.session_policy());
+        let asks_tags =
+            access.policy.iter().chain(own).any(|policy| policy.asks_for("s3:existingobjecttag/"));
         let asks_list = granted.checks.iter().any(|check| check.list == ListOf::Object);
         // The owner's own reads are checked against the very version that is read.
         if !(asks_tags || asks_list && !is_owner) {
@@ -533,7 +597,8 @@ impl Guard {
         }
         // Who may only put may not give away.
         let gives_away = !acl.is_within(&access.owner());
-        if gives_away && writer != bucket_owner && access.policy.is_some() {
+        let is_limited = writer != bucket_owner && access.policy.is_some() || granted.who.is_limited();
+        if gives_away && is_limited {
             for check in granted.checks.iter().filter(|check| check.action == "s3:PutObject") {
                 let own = Check { action: "s3:PutObjectAcl", ..check.clone() };
                 if granted.verdict(access, &own, None) != Verdict::Allowed {
@@ -543,6 +608,26 @@ impl Guard {
         }
         Ok(Some(acl))
     }
+}
+
+/// What a user does with no bucket of its tenant's yet: its own policies decide.
+fn check_own(who: &Who, operation: &str, name: Option<&str>, facts: &Facts) -> S3Result<()> {
+    let Some(account) = who.account().filter(|_| who.is_limited()) else { return Ok(()) };
+    let action = if operation == "CreateBucket" { "s3:CreateBucket" } else { "s3:ListAllMyBuckets" };
+    let resource = format!("arn:aws:s3:::{}", name.unwrap_or("*"));
+    let request =
+        Request { requester: who.requester(), action, resource: &resource, context: &facts.context };
+    let deciding = Deciding {
+        bucket_owner: account,
+        object_owner: None,
+        bucket_policy: None,
+        identity_policies: who.user.as_ref().map(|user| user.policies.as_slice()),
+        session_policy: who.session_policy(),
+        acl: None,
+        ignores_public_acls: false,
+        restricts_public_policy: false,
+    };
+    if authorize(&request, &deciding) == Verdict::Allowed { Ok(()) } else { Err(denied()) }
 }
 
 pub(super) fn lists_not_supported() -> S3Error {

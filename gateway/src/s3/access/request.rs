@@ -4,6 +4,7 @@ use http::{HeaderMap, header};
 use makai_raft::facts::Timestamp;
 
 use super::{Peer, Who};
+use crate::policy::Requester;
 use crate::policy::condition::Context;
 
 /// Headers whose values policies may ask for, by the key's name after `s3:`.
@@ -94,8 +95,17 @@ fn of_requester(context: &mut Context, who: &Who) {
         return;
     };
     context.add("aws:PrincipalAccount", account.number());
-    context.add("aws:PrincipalType", "Account");
-    context.add("aws:userid", account.canonical_id());
+    match who.requester() {
+        Requester::User { name, .. } => {
+            context.add("aws:PrincipalType", "User");
+            context.add("aws:username", name);
+            context.add("aws:userid", format!("{}:{name}", account.number()));
+        }
+        _ => {
+            context.add("aws:PrincipalType", "Account");
+            context.add("aws:userid", account.canonical_id());
+        }
+    }
     if let Some(arn) = who.requester().arn() {
         context.add("aws:PrincipalArn", arn);
     }

@@ -1,7 +1,8 @@
 //! What the doors ask before they serve.
 
 use super::*;
-use crate::facts::identity::{ACL_BYTES_MAX, IdentityAnswer, IdentityCommand, IdentityQuery};
+use crate::facts::identity::{ACL_BYTES_MAX, IdentityAnswer, IdentityCommand, IdentityQuery, User};
+use crate::facts::tenant::AccessKey;
 
 fn set_acl(key: &str, acl: Option<String>) -> Command {
     let (bucket, key) = ("aaa".to_owned(), key.to_owned());
@@ -53,4 +54,54 @@ fn a_list_is_its_objects_until_the_next_version() {
     assert_eq!(acl(&world), list);
     world.put("k", empty()).expect("the bucket exists");
     assert_eq!(acl(&world), None);
+}
+
+#[test]
+fn a_user_has_keys_or_can_go_and_a_disabled_key_comes_back() {
+    let mut world = World::new();
+    let tenant = TenantId(1);
+    let id = "AKTESTAKTESTAKTEST01".to_owned();
+    let key = AccessKey {
+        id: id.clone(),
+        tenant,
+        sealed_secret: Bytes::from_static(b"sealed"),
+        created_at: Timestamp(0),
+        is_enabled: true,
+    };
+    world.run(Command::PutAccessKey { key }).expect("the tenant exists");
+    let identity = |command| Command::Identity(command);
+    let policies = vec![("read".to_owned(), "{}".to_owned())];
+    let user = User { tenant, name: "ann".to_owned(), created_at: Timestamp(0), policies: policies.clone() };
+    let set = |user: Option<&str>| {
+        identity(IdentityCommand::SetKeyUser { id: id.clone(), user: user.map(str::to_owned) })
+    };
+    assert!(matches!(world.run(set(Some("ann"))), Err(Refusal::NotFound(_))));
+    world.run(identity(IdentityCommand::PutUser { user: user.clone() })).expect("the name is right");
+    world.run(set(Some("ann"))).expect("both exist");
+    let of_key = |world: &World| {
+        let Ok(Answer::Identity(IdentityAnswer::Key { key, user, .. })) =
+            world.ask(Query::Identity(IdentityQuery::Key { id: id.clone() }))
+        else {
+            panic!("the key exists")
+        };
+        (key.is_enabled, user.map(|user| (user.name, user.policies)))
+    };
+    assert_eq!(of_key(&world), (true, Some(("ann".to_owned(), policies))));
+    let disable = |is_enabled| identity(IdentityCommand::SetKeyEnabled { id: id.clone(), is_enabled });
+    for is_enabled in [false, true] {
+        world.run(disable(is_enabled)).expect("the key exists");
+        assert_eq!(of_key(&world).0, is_enabled);
+    }
+    let delete = || identity(IdentityCommand::DeleteUser { tenant, name: "ann".to_owned() });
+    assert!(matches!(world.run(delete()), Err(Refusal::Invalid(_))));
+    world.run(set(None)).expect("both exist");
+    world.run(delete()).expect("no key is the user's");
+    assert_eq!(of_key(&world), (true, None));
+    let wrong = User { name: "a b".to_owned(), ..user };
+    assert!(matches!(
+        world.run(identity(IdentityCommand::PutUser { user: wrong })),
+        Err(Refusal::Invalid(_))
+    ));
+    let asked = world.ask(Query::Identity(IdentityQuery::Users { tenant }));
+    assert_eq!(asked, Ok(Answer::Identity(IdentityAnswer::Users(Vec::new()))));
 }
