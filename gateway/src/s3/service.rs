@@ -253,6 +253,13 @@ impl S3Door {
             s3s::Body::empty()
         } else {
             let framing = framing(&head.headers);
+            // What nobody signs is not decoded either: the frames would be kept as the object's bytes.
+            if framing.is_some() && !head.headers.contains_key(header::AUTHORIZATION) {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "Only signed requests may send their body in chunks (aws-chunked): send it as it is."
+                ));
+            }
             let is_form = is_form(&head);
             let digests = if framing.is_none() && !is_form { digests(&head)? } else { None };
             let waits_for_continue = head.headers.contains_key(header::EXPECT);

@@ -31,7 +31,7 @@ const ALL: &str = "AbortMultipartUpload CompleteMultipartUpload CopyObject Creat
     RestoreObject SelectObjectContent UploadPart UploadPartCopy WriteGetObjectResponse";
 
 /// What limits an operation that is done.
-const LIMITS: [(&str, &str); 24] = [
+const LIMITS: [(&str, &str); 23] = [
     ("CopyObject", "by reference within a tenant; by bytes between tenants and encryption keys"),
     ("CreateBucket", "10,000 buckets a tenant; `x-makai-scheme: k+m` chooses the coding"),
     ("DeleteObjects", "1,000 keys"),
@@ -40,7 +40,6 @@ const LIMITS: [(&str, &str); 24] = [
     ("GetBucketPolicyStatus", "public by policy or by access list; answers without a policy, too"),
     ("GetBucketReplication", "always `ReplicationConfigurationNotFoundError` (404)"),
     ("GetBucketRequestPayment", "`BucketOwner`"),
-    ("GetObjectAcl", "of the current version"),
     ("PostObject", "files of at most 32 MiB, 16 forms under way at once on a gateway"),
     ("PutBucketAcl", "100 grants; not to e-mail addresses (`UnresolvableGrantByEmailAddress`)"),
     ("PutBucketCors", "100 rules, one wildcard in each origin and header"),
@@ -52,7 +51,7 @@ const LIMITS: [(&str, &str); 24] = [
     ("PutBucketTagging", "50 tags"),
     ("PutBucketWebsite", "kept and answered; no website endpoint serves it"),
     ("PutObject", "5 GiB; 2 KiB of user metadata; SSE-C, SSE-KMS by key name, SSE-S3"),
-    ("PutObjectAcl", "of the current version; 100 grants"),
+    ("PutObjectAcl", "100 grants"),
     ("PutObjectTagging", "10 tags"),
     ("UploadPart", "10,000 parts of 5 MiB to 5 GiB"),
     ("UploadPartCopy", "by reference within a tenant; by bytes between tenants and encryption keys"),

@@ -303,6 +303,18 @@ async fn what_is_shut_to_the_public_stays_shut() {
 }
 
 #[tokio::test]
+async fn frames_that_nobody_decodes_are_not_kept() {
+    let client = Client::start().await;
+    client.put("/bucket?acl").header("x-amz-acl", "public-read-write").send().await;
+    let chunked = client.put("/bucket/key").by(By::Nobody).body("1\r\nx\r\n0\r\n\r\n");
+    let chunked = chunked.header("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER");
+    let chunked = chunked.header("x-amz-decoded-content-length", 1).header("content-encoding", "aws-chunked");
+    assert_eq!(chunked.send().await.said(), (400, "InvalidRequest"));
+    assert_eq!(client.get("/bucket/key").send().await.status, 404);
+    assert_eq!(client.put("/bucket/key").by(By::Nobody).body("x").send().await.status, 200);
+}
+
+#[tokio::test]
 async fn who_expects_another_owner_is_refused() {
     let client = Client::start().await;
     for (owner, status) in
