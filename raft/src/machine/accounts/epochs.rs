@@ -174,6 +174,10 @@ pub fn sign(
         return Err(wrong);
     }
     epoch.signatures.push(signature.clone());
+    // A majority of those who may sign now: voters may have come or gone since the result was proposed.
+    let signers = claims::signers(draft)?;
+    epoch.signatures.retain(|known| signers.iter().any(|signer| signer.address == known.signer));
+    epoch.threshold = u32::try_from(signers.len() / 2 + 1).unwrap_or(u32::MAX);
     if epoch.signatures.len() >= epoch.threshold as usize {
         let mut standing = standing(draft)?;
         let active_at = crate::facts::Timestamp(draft.now.0.saturating_add(genesis(draft)?.challenge_ms));
