@@ -11,10 +11,12 @@
 //! | [`identity`] | keys of tenants and customers, unsealed for the doors    | port `Metadata` |
 //! | [`policy`]   | who may do what: policies, access lists, their order      | nothing        |
 //! | [`grpc`]     | the gRPC door: its server, who calls, health, reflection | network        |
+//! | [`files`]    | the file service: a bucket as a filesystem, for mounts   | network        |
 //! | [`s3`]       | the S3 door: translate, authenticate, call inward        | network        |
 //!
 //! Always: memory per request is bounded whatever the object's size; a door holds no state that a restart loses.
 
+pub mod files;
 pub mod fuse;
 pub mod grpc;
 pub mod identity;

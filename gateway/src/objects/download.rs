@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
+use makai_erasure::layout::PAGE_BYTES;
 use makai_erasure::seal::{DataKey, PageSealer, unwrap_key};
 use makai_erasure::stripe::{BlobSource, READ_WINDOW_BYTES, StripeError, read_range};
 use makai_erasure::{BlobId, PgId};
 use makai_raft::facts::command::Refusal;
-use makai_raft::facts::object::{Blob, Content, ObjectHead, ResolvedExtent};
+use makai_raft::facts::object::{Blob, Content, ObjectHead, ObjectHeaders, ResolvedExtent};
 use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
 use makai_raft::facts::version::{VersionId, VersionQuery, VersionRefusal};
 
@@ -113,7 +115,7 @@ impl Objects {
             let (head, versioning) = (answer.head.clone(), answer.versioning);
             if let Content::Inline { blob, wrapped_key, sealed } = answer.content {
                 let range = resolve(&range, &head, &[])?;
-                let plain = self.open_inline(caller, &head, blob, &wrapped_key, &sealed).await?;
+                let plain = self.open_inline(caller, &head.headers, blob, &wrapped_key, &sealed).await?;
                 if plain.len() as u64 != head.size {
                     return Err(ObjectsError::Internal(format!(
                         "inline content of {key:?} has a wrong length"
@@ -159,12 +161,12 @@ impl Objects {
     pub(super) async fn open_inline(
         &self,
         caller: &Caller,
-        head: &ObjectHead,
+        headers: &ObjectHeaders,
         blob: BlobId,
         wrapped_key: &[u8],
         sealed: &[u8],
     ) -> Result<Bytes, ObjectsError> {
-        let key = self.data_key(&self.reading_key(caller, &head.headers).await?, blob, wrapped_key)?;
+        let key = self.data_key(&self.reading_key(caller, headers).await?, blob, wrapped_key)?;
         let mut plain = sealed.to_vec();
         let len = match PageSealer::new(&key, blob).open(0, &mut plain) {
             Ok(opened) => opened.len(),
@@ -193,6 +195,17 @@ impl Objects {
     ) -> Result<Download, ObjectsError> {
         let Found { head, versioning } = found;
         let reading_key = self.reading_key(caller, &head.headers).await?;
+        let body = self.body_of(&reading_key, range.clone(), extents)?;
+        Ok(Download { head, range, body, versioning })
+    }
+
+    /// The bytes of `range`, which `extents` must cover; `reading_key` opens the keys of their blobs.
+    pub(super) fn body_of(
+        &self,
+        reading_key: &[u8; 32],
+        range: Range<u64>,
+        extents: &[ResolvedExtent],
+    ) -> Result<BoxStream<'static, Result<Bytes, ObjectsError>>, ObjectsError> {
         let mut keys = HashMap::new();
         let mut windows = Vec::new();
         for extent in extents {
@@ -202,7 +215,9 @@ impl Objects {
                 continue;
             }
             let Blob { id, pg, plain_len, wrapped_key, .. } = &extent.blob;
-            keys.insert(*id, self.data_key(&reading_key, *id, wrapped_key)?);
+            if !extent.extent.is_hole() {
+                keys.insert(*id, self.data_key(reading_key, *id, wrapped_key)?);
+            }
             let in_blob = extent.extent.offset + (from - extent.at)..extent.extent.offset + (to - extent.at);
             let mut at = in_blob.start;
             while at < in_blob.end {
@@ -214,23 +229,25 @@ impl Objects {
         }
         let covered: u64 = windows.iter().map(|window| window.range.end - window.range.start).sum();
         if covered != range.end - range.start {
-            return Err(ObjectsError::Internal(format!(
-                "the extents of {:?} do not cover {range:?}",
-                head.key
-            )));
+            return Err(ObjectsError::Internal(format!("the extents found do not cover bytes {range:?}")));
         }
         let objects = self.clone();
         let body = stream::iter(windows)
             .map(move |window| {
                 let objects = objects.clone();
-                let key = keys[&window.blob].clone();
-                async move { objects.read_window(window, key).await }
+                let key = keys.get(&window.blob).cloned();
+                async move {
+                    match key {
+                        Some(key) => objects.read_window(window, key).await,
+                        None => Ok(zeros(window.range.end - window.range.start)),
+                    }
+                }
             })
             .buffered(WINDOWS_AHEAD)
             .map_ok(|pages| stream::iter(pages.into_iter().map(Ok)))
             .try_flatten()
             .boxed();
-        Ok(Download { head, range, body, versioning })
+        Ok(body)
     }
 
     async fn read_window(&self, window: Window, key: DataKey) -> Result<Vec<Bytes>, ObjectsError> {
@@ -282,6 +299,19 @@ impl Objects {
     }
 }
 
+/// What a hole reads as.
+fn zeros(length: u64) -> Vec<Bytes> {
+    static PAGE: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+    let mut pages = Vec::new();
+    let mut left = length;
+    while left > 0 {
+        let now = left.min(PAGE_BYTES);
+        pages.push(Bytes::from_static(&PAGE[..now as usize]));
+        left -= now;
+    }
+    pages
+}
+
 /// The bytes that are meant, inside the object.
 fn resolve(
     range: &ByteRange,
@@ -328,6 +358,7 @@ mod tests {
             checksum: None,
             part_count: 0,
             has_version_id: false,
+            file: None,
         }
     }
 

@@ -11,6 +11,7 @@
 //! | [`sealing`]   | which key wraps an object's keys: the tenant's, a named one, the customer's |
 //! | [`download`]  | content into a body                                       |
 //! | [`documents`] | what decides about access to a bucket, kept for a lease   |
+//! | `pieces`      | what the file service needs: blobs not yet named, ranges of extents |
 //! | [`multipart`] | uploads in parts, copies                                  |
 //! | [`versions`]  | versions that need not be current, object lock, rules of lifecycles |
 //!
@@ -20,6 +21,7 @@
 pub mod documents;
 mod download;
 mod multipart;
+mod pieces;
 pub mod sealing;
 mod upload;
 mod versions;

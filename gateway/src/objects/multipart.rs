@@ -169,7 +169,8 @@ impl Objects {
                 return Err(ObjectsError::RangeNotSatisfiable { size });
             }
             if let Content::Inline { blob, wrapped_key, sealed } = &source.content {
-                let plain = self.open_inline(caller, &source.head, *blob, wrapped_key, sealed).await?;
+                let plain =
+                    self.open_inline(caller, &source.head.headers, *blob, wrapped_key, sealed).await?;
                 let plain = plain.get(range.start as usize..range.end as usize).map(Bytes::copy_from_slice);
                 let plain = plain.ok_or_else(|| ObjectsError::Internal("inline content is short".into()))?;
                 let upstream = Upstream {

@@ -51,6 +51,13 @@ pub(super) struct Stored {
     placed: Vec<(Group, BlobId)>,
 }
 
+impl Stored {
+    /// Once no refusal is expected that would let its blobs go at once: orphans are collected later.
+    pub(super) fn into_content(self) -> NewContent {
+        self.content
+    }
+}
+
 /// A blob that is durable: where, and what the facts need to know of it.
 struct PlacedBlob {
     group: Group,

@@ -626,6 +626,7 @@ mod tests {
             checksum: None,
             part_count: 0,
             has_version_id: false,
+            file: None,
         };
         let body = stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from_static(piece)))).boxed();
         Download { head, range: 0..length, body, versioning: Versioning::Unversioned }

@@ -392,6 +392,7 @@ mod tests {
             checksum: None,
             part_count: 0,
             has_version_id: false,
+            file: None,
         }
     }
 

@@ -31,4 +31,7 @@ pub struct Bucket {
     pub noncurrent_count: u64,
     #[serde(default)]
     pub noncurrent_bytes: u64,
+    /// Sessions of mounts that have not ended.
+    #[serde(default)]
+    pub mounts: u32,
 }

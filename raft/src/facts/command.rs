@@ -178,6 +178,8 @@ pub enum Command {
         upload_id: String,
     },
 
+    File(super::files::FileCommand),
+
     CreateJoinToken {
         token: JoinToken,
     },
@@ -242,6 +244,7 @@ pub enum Reply {
     Node(Node),
     Accounts(AccountsReply),
     Version(VersionReply),
+    File(super::files::FileReply),
 }
 
 /// Why a command or query was not carried out; nothing has changed.
@@ -291,11 +294,19 @@ pub enum Refusal {
     Accounts(AccountsRefusal),
     #[error(transparent)]
     Version(VersionRefusal),
+    #[error(transparent)]
+    File(super::files::FileRefusal),
 }
 
 impl From<VersionRefusal> for Refusal {
     fn from(refusal: VersionRefusal) -> Self {
         Self::Version(refusal)
+    }
+}
+
+impl From<super::files::FileRefusal> for Refusal {
+    fn from(refusal: super::files::FileRefusal) -> Self {
+        Self::File(refusal)
     }
 }
 

@@ -14,6 +14,8 @@ pub mod query;
 pub mod tenant;
 pub mod version;
 
+pub mod files;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,7 @@ use makai_erasure::{BlobId, PgId};
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
+use super::files::FileAttributes;
 use super::version::{ObjectLock, VersionId};
 
 /// Bytes of content that live in the metadata, plaintext.
@@ -62,6 +63,21 @@ pub struct Extent {
     pub part: u16,
 }
 
+/// What the extents of a hole name: no blob has it, since ids are drawn at random. A hole reads as zeros.
+pub const HOLE: BlobId = BlobId([0; 16]);
+
+impl Extent {
+    #[must_use]
+    pub fn hole(length: u64) -> Self {
+        Self { blob: HOLE, offset: 0, length, part: 0 }
+    }
+
+    #[must_use]
+    pub fn is_hole(&self) -> bool {
+        self.blob == HOLE
+    }
+}
+
 /// What a version points to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
@@ -95,6 +111,9 @@ pub struct ObjectHead {
     /// Whether it was made while versioning was enabled.
     #[serde(default)]
     pub has_version_id: bool,
+    /// Once a mount has made or changed it.
+    #[serde(default)]
+    pub file: Option<Box<FileAttributes>>,
 }
 
 impl ObjectHead {

@@ -64,6 +64,8 @@ pub enum Query {
     Objects(ListObjects),
     /// Of versions that need not be current.
     Version(VersionQuery),
+    /// -> `File`
+    File(super::files::FileQuery),
     /// -> `Uploads`, by key, then by start.
     Uploads {
         bucket: String,
@@ -149,6 +151,7 @@ pub enum Answer {
     BlobStates(Vec<Option<Blob>>),
     Accounts(AccountsAnswer),
     Version(VersionAnswer),
+    File(super::files::FileAnswer),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ use super::{applied, keys, page};
 use crate::facts::Timestamp;
 use crate::facts::cluster::Group;
 use crate::facts::command::{BLOB_OPEN_MS_MAX, NewBlob, Refusal, Reply};
-use crate::facts::object::{Blob, Extent};
+use crate::facts::object::{Blob, Extent, HOLE};
 use crate::facts::query::Answer;
 use crate::facts::tenant::TenantId;
 
@@ -80,13 +80,18 @@ impl Ledger {
         Self { tenant, lines: BTreeMap::new() }
     }
 
+    /// Whether a command has come across the blob already.
+    pub fn knows(&self, id: &BlobId) -> bool {
+        self.lines.contains_key(id)
+    }
+
     /// Takes in blobs whose shards are durable. Those known already must be the same.
     pub fn admit(&mut self, draft: &Draft<'_>, blobs: &[NewBlob]) -> Outcome<()> {
         let mut given = BTreeSet::new();
         for new in blobs {
             let invalid = |why: &str| Refusal::Invalid(format!("blob {}: {why}", new.id));
-            if !(1..=BLOB_BYTES_MAX).contains(&new.plain_len) {
-                return Err(invalid("its length is none a blob can have").into());
+            if new.id == HOLE || !(1..=BLOB_BYTES_MAX).contains(&new.plain_len) {
+                return Err(invalid("its id or length is none a blob can have").into());
             }
             if new.wrapped_key.len() > WRAPPED_KEY_BYTES_MAX {
                 return Err(invalid("its wrapped key is too long").into());
@@ -136,7 +141,7 @@ impl Ledger {
     /// Adds references of a new version. Each extent must lie in a blob that is known or admitted.
     pub fn add(&mut self, draft: &Draft<'_>, extents: &[Extent]) -> Outcome<()> {
         let tenant = self.tenant;
-        for extent in extents {
+        for extent in extents.iter().filter(|extent| !extent.is_hole()) {
             let invalid = |why: &str| Refusal::Invalid(format!("extent in blob {}: {why}", extent.blob));
             let Some(line) = self.line(draft, &extent.blob)? else {
                 return Err(invalid("the blob is unknown").into());
@@ -158,7 +163,7 @@ impl Ledger {
 
     /// Takes away the references of a version or part that goes.
     pub fn drop(&mut self, draft: &Draft<'_>, extents: &[Extent]) -> Result<(), KvError> {
-        for extent in extents {
+        for extent in extents.iter().filter(|extent| !extent.is_hole()) {
             match self.line(draft, &extent.blob)? {
                 Some(line) => line.dropped += 1,
                 None => return Err(KvError(format!("blob {} is referenced but unknown", extent.blob))),
@@ -221,8 +226,12 @@ pub fn forget(draft: &mut Draft<'_>, ids: &[BlobId]) -> Outcome<Reply> {
     Ok(Reply::Done)
 }
 
-/// A blob that an extent names.
+/// A blob that an extent names; of a hole, one that is nowhere.
 pub fn get(view: &dyn View, id: &BlobId) -> Result<Blob, KvError> {
+    if *id == HOLE {
+        let (wrapped_key, root) = (Bytes::new(), [0; 32]);
+        return Ok(Blob { id: HOLE, pg: PgId(0), plain_len: 0, wrapped_key, root, sequence: 0 });
+    }
     Ok(expect::<Record>(view, &keys::blob(id))?.blob(*id))
 }
 

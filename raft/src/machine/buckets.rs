@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Outcome, all, expect, is_empty, keys_in, read, shift};
 use super::keys::{self, Counter};
 use super::kv::View;
-use super::{tenants, versions};
+use super::{files, tenants, versions};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
@@ -59,6 +59,7 @@ pub fn create(draft: &mut Draft<'_>, name: &str, tenant: TenantId, scheme: Optio
         lock: None,
         noncurrent_count: 0,
         noncurrent_bytes: 0,
+        mounts: 0,
     };
     draft.write(keys::bucket(name), &bucket)?;
     draft.write(keys::tenant_bucket(tenant, name), &bucket.id)?;
@@ -72,6 +73,7 @@ pub fn delete(draft: &mut Draft<'_>, name: &str) -> Outcome<Reply> {
             return Err(Refusal::BucketNotEmpty.into());
         }
     }
+    let bucket = files::purge(draft, bucket)?;
     versions::forget_rules(draft, &bucket);
     draft.delete_all(&keys::documents(bucket.id))?;
     draft.delete(keys::tenant_bucket(bucket.tenant, name));
@@ -124,7 +126,7 @@ pub fn list(view: &dyn View, tenant: Option<TenantId>) -> Outcome<Answer> {
 }
 
 /// What comes into a bucket and leaves it: current objects and their bytes, other versions and theirs, bytes of parts.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change {
     pub objects: Flow,
     pub object_bytes: Flow,
@@ -133,7 +135,7 @@ pub struct Change {
     pub noncurrent_bytes: Flow,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flow {
     pub added: u64,
     pub removed: u64,

@@ -21,7 +21,7 @@ use crate::facts::query::EXTENTS_PER_ANSWER_MAX;
 /// Extents that stand in the record itself.
 const RECORD_EXTENTS_MAX: usize = 32;
 /// Extents in one chunk.
-const CHUNK_EXTENTS: usize = 256;
+pub const CHUNK_EXTENTS: usize = 256;
 /// Extents of one version: three times what the largest object needs in full blobs.
 pub const EXTENTS_MAX: usize = 1 << 18;
 const ETAG_BYTES_MAX: usize = 256;
@@ -44,9 +44,9 @@ pub enum Body {
 
 /// Extents in a row, the first at `at` of the object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Chunk {
-    at: u64,
-    extents: Vec<Extent>,
+pub struct Chunk {
+    pub at: u64,
+    pub extents: Vec<Extent>,
 }
 
 /// Whether `new` is meant for this bucket and its sizes agree among themselves; its blobs are checked as they are
@@ -56,16 +56,22 @@ pub fn check(new: &NewContent, bucket: &Bucket) -> Result<(), Refusal> {
         return Err(Refusal::NoSuchBucket);
     }
     let invalid = |why: String| Err(Refusal::Invalid(why));
-    if new.size > OBJECT_BYTES_MAX {
-        return Err(Refusal::TooLarge(new.size));
-    }
     check_etag(&new.etag)?;
     if let Some(checksum) = &new.checksum
         && checksum.algorithm.len() + checksum.value.len() > CHECKSUM_BYTES_MAX
     {
         return invalid("the checksum is too long".to_owned());
     }
-    let held = match &new.content {
+    check_content(new.size, &new.content)
+}
+
+/// Whether `content` may be, and has `size` bytes.
+pub fn check_content(size: u64, content: &Content) -> Result<(), Refusal> {
+    let invalid = |why: String| Err(Refusal::Invalid(why));
+    if size > OBJECT_BYTES_MAX {
+        return Err(Refusal::TooLarge(size));
+    }
+    let held = match content {
         Content::Empty => 0,
         Content::Inline { wrapped_key, sealed, .. } => {
             if wrapped_key.len() > WRAPPED_KEY_BYTES_MAX {
@@ -84,8 +90,8 @@ pub fn check(new: &NewContent, bucket: &Bucket) -> Result<(), Refusal> {
             extents.iter().fold(0, |sum: u64, extent| sum.saturating_add(extent.length))
         }
     };
-    if held != new.size {
-        return invalid(format!("content of {held} bytes for a size of {}", new.size));
+    if held != size {
+        return invalid(format!("content of {held} bytes for a size of {size}"));
     }
     Ok(())
 }

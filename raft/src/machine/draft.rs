@@ -10,6 +10,7 @@ use super::keys::{self, Counter};
 use super::kv::{Edit, KvError, View};
 use crate::facts::Timestamp;
 use crate::facts::command::Refusal;
+use crate::facts::files::FileRefusal;
 
 /// First byte of every value: how the rest is written.
 pub const FORMAT: u8 = 1;
@@ -26,6 +27,12 @@ pub enum Stop {
 impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<FileRefusal> for Stop {
+    fn from(refusal: FileRefusal) -> Self {
+        Self::Refused(refusal.into())
     }
 }
 
@@ -167,7 +174,19 @@ impl<'a> Draft<'a> {
 
     /// Takes back all that was written since [`Draft::begin_command`].
     pub fn undo_command(&mut self) {
-        while let Some((key, before)) = self.undo.pop() {
+        self.undo_to(0);
+    }
+
+    /// How far the command under way has come.
+    pub fn mark(&self) -> usize {
+        self.undo.len()
+    }
+
+    /// Takes back all that the command has written since `mark`.
+    pub fn undo_to(&mut self, mark: usize) {
+        while self.undo.len() > mark
+            && let Some((key, before)) = self.undo.pop()
+        {
             match before {
                 Some(change) => _ = self.changes.insert(key, change),
                 None => _ = self.changes.remove(&key),

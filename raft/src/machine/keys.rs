@@ -59,7 +59,7 @@ pub enum Counter {
     MapEpoch = 7,
 }
 
-fn join(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub fn join(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
     key.push(prefix);
     for part in parts {

@@ -3,7 +3,7 @@
 use super::draft::Outcome;
 use super::kv::{KvError, View};
 use super::names::{Step, Visit, walk};
-use super::objects::decode_head;
+use super::objects::head_of;
 use super::{buckets, keys, page};
 use crate::facts::query::{Answer, ListObjects, Listed};
 
@@ -46,7 +46,7 @@ pub fn page_from(
 ) -> Result<(Vec<Listed>, bool), KvError> {
     let &Window { prefix, delimiter, entries_max } = window;
     let mut lister =
-        Lister { prefix, delimiter, entries_max, entries: Vec::new(), bytes: 0, is_truncated: false };
+        Lister { view, prefix, delimiter, entries_max, entries: Vec::new(), bytes: 0, is_truncated: false };
     if lister.entries_max > 0 {
         walk(view, root, first, &mut lister)?;
     }
@@ -64,6 +64,7 @@ pub fn roll_up<'k>(key: &'k [u8], prefix: &[u8], delimiter: &[u8]) -> Option<&'k
 }
 
 struct Lister<'a> {
+    view: &'a dyn View,
     prefix: &'a [u8],
     delimiter: &'a [u8],
     entries_max: usize,
@@ -101,7 +102,7 @@ impl Visit for Lister<'_> {
             return Ok(Step::Stop);
         }
         self.bytes += record.len();
-        let head = decode_head(path, record)?;
+        let head = head_of(self.view, path, record)?;
         self.entries.push(Listed::Object(head));
         Ok(Step::Next)
     }

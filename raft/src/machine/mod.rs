@@ -20,6 +20,7 @@
 //! | `objects`    | current versions                                              |
 //! | `versions`   | the others, delete markers, object lock, rules of lifecycles  |
 //! | `content`    | extents                                                       |
+//! | `files`      | keys as files: inodes, directories, edits, sessions, locks    |
 //! | `blobs`      | references, garbage                                           |
 //! | `uploads`    | multipart uploads                                             |
 //! | `buckets`    | buckets, documents, what tenants use                          |
@@ -60,6 +61,15 @@
 //! | `43`  | bucket (8), key                    | the number of the version under `42` that has no id    |
 //! | `44`  | bucket (8)                         | rules of its lifecycle                                 |
 //! | `45`  | inode (8), part number (2)         | from that part on, some of the parts a version was completed from |
+//! | `48`  | inode (8)                          | a file that mounts know: as an object's entry; its entries then hold `02` and its inode |
+//! | `49`  | directory (8)                      | its bucket's root, the directory above it, its name; of a root, its attributes |
+//! | `4A`  | root (8), session (8)              | a mount's session                                      |
+//! | `4B`  | root (8), inode (8)                | an inode without names: sessions that may hold it      |
+//! | `4C`  | root (8), inode (8)                | locks                                                  |
+//! | `4D`  | root (8)                           | the last sequence of events                            |
+//! | `4D`  | root (8), sequence (8)             | event                                                  |
+//! | `4E`  | inode (8), name                    | extended attribute                                     |
+//! | `4F`  | root (8), session (8), request (8) | results of a request                                   |
 //! | `50`  | blob id (16)                       | blob                                                   |
 //! | `51`  | group (4), sequence (8)            | id of a blob that is referred to                       |
 //! | `52`  | group (4)                          | the last sequence given                                |
@@ -87,6 +97,8 @@ mod sessions;
 mod tenants;
 mod uploads;
 mod versions;
+
+mod files;
 
 #[cfg(test)]
 mod tests;
@@ -201,6 +213,8 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
         }
         Command::AbortUpload { bucket, key, upload_id } => uploads::abort(draft, bucket, key, upload_id),
 
+        Command::File(command) => files::run(draft, command),
+
         Command::CreateJoinToken { token } => cluster::create_token(draft, token),
         Command::JoinNode { node, disks, token } => cluster::join(draft, node, disks, token.as_ref()),
         Command::SetNodeUp { node, is_up } => cluster::set_node_up(draft, node, *is_up),
@@ -248,6 +262,7 @@ fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
         }
         Query::Objects(list) => listing::list(view, list),
         Query::Version(query) => versions::answer(view, query),
+        Query::File(query) => files::answer(view, query),
         Query::Uploads { bucket, prefix, after, entries_max } => {
             uploads::list(view, bucket, prefix, after.as_ref(), *entries_max)
         }

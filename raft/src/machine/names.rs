@@ -10,8 +10,10 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, decode, read, shift};
+use super::files;
 use super::keys::{self, Counter};
 use super::kv::{KvError, View};
+use crate::facts::files::{DirectoryAttributes, FileTime};
 use crate::facts::object::KEY_BYTES_MAX;
 
 /// A piece of keys that ends in `/`.
@@ -20,6 +22,21 @@ pub struct Directory {
     pub inode: u64,
     /// Entries in it, objects and directories. Never 0 in the store.
     pub entries: u64,
+    /// Those that are directories.
+    #[serde(default)]
+    pub directories: u64,
+    /// `None`: made before there were mounts.
+    #[serde(default)]
+    pub attributes: Option<DirectoryAttributes>,
+}
+
+impl Directory {
+    /// Its entries have changed.
+    pub fn touch(&mut self, now: FileTime) {
+        if let Some(attributes) = &mut self.attributes {
+            (attributes.modified_at, attributes.changed_at) = (now, now);
+        }
+    }
 }
 
 struct Level {
@@ -83,15 +100,30 @@ impl Place {
             draft.put(self.entry(), record);
             return Ok(());
         }
-        if let Some(parent) = self.levels.last_mut() {
-            parent.directory.entries = shift(parent.directory.entries, 1, 0, "directory entries")?;
-            draft.write(parent.entry.clone(), &parent.directory)?;
+        let now = FileTime::from_millis(draft.now.0);
+        let name = self.missing.pop().unwrap_or_default();
+        match self.levels.last_mut() {
+            Some(parent) => {
+                parent.directory.entries = shift(parent.directory.entries, 1, 0, "directory entries")?;
+                let implied = u64::from(!self.missing.is_empty());
+                parent.directory.directories =
+                    shift(parent.directory.directories, implied, 0, "directories")?;
+                parent.directory.touch(now);
+                draft.write(parent.entry.clone(), &parent.directory)?;
+            }
+            None => files::touch_root(draft, self.root)?,
         }
         let mut bottom = self.bottom();
-        let name = self.missing.pop().unwrap_or_default();
-        for piece in self.missing {
-            let directory = Directory { inode: draft.next(Counter::Inode)?, entries: 1 };
+        let mut missing = self.missing.into_iter().peekable();
+        while let Some(piece) = missing.next() {
+            let directory = Directory {
+                inode: draft.next(Counter::Inode)?,
+                entries: 1,
+                directories: u64::from(missing.peek().is_some()),
+                attributes: Some(DirectoryAttributes::implied(now)),
+            };
             draft.write(keys::entry(bottom, &piece), &directory)?;
+            files::place_directory(draft, self.root, directory.inode, bottom, &piece)?;
             bottom = directory.inode;
         }
         draft.put(keys::entry(bottom, &name), record);
@@ -103,15 +135,40 @@ impl Place {
         if self.record.is_none() {
             return Ok(());
         }
+        let now = FileTime::from_millis(draft.now.0);
         draft.delete(self.entry());
+        let mut is_directory = false;
         while let Some(Level { entry, mut directory }) = self.levels.pop() {
             directory.entries = shift(directory.entries, 0, 1, "directory entries")?;
             if directory.entries > 0 {
+                // Directories made before they were counted may hold more of them than their count.
+                directory.directories = directory.directories.saturating_sub(u64::from(is_directory));
+                directory.touch(now);
                 return draft.write(entry, &directory);
             }
             draft.delete(entry);
+            files::forget_directory(draft, directory.inode)?;
+            is_directory = true;
         }
-        Ok(())
+        files::touch_root(draft, self.root)
+    }
+
+    /// What stands for other things than before once the object is put here: directory and name.
+    pub fn appearing(&self) -> (u64, &[u8]) {
+        (self.bottom(), self.missing.first().map_or(&[], Vec::as_slice))
+    }
+
+    /// The same once it is removed: the object, and the directories that go with it.
+    pub fn vanishing(&self) -> Vec<(u64, &[u8])> {
+        let mut gone = vec![self.appearing()];
+        for (depth, level) in self.levels.iter().enumerate().rev() {
+            if level.directory.entries > 1 {
+                break;
+            }
+            let above = depth.checked_sub(1).map_or(self.root, |above| self.levels[above].directory.inode);
+            gone.push((above, &level.entry[keys::ENTRY_NAME_AT..]));
+        }
+        gone
     }
 }
 
@@ -175,8 +232,9 @@ pub fn walk(view: &dyn View, root: u64, start: &[u8], visitor: &mut dyn Visit) -
         })?;
         match (below.transpose()?, step?) {
             (Some(directory), _) => {
+                // Deeper than any key or path that a client can name: passed over.
                 if path.len() > PATH_BYTES_MAX {
-                    return Err(KvError(format!("directory {} nests without end", directory.inode)));
+                    continue;
                 }
                 frames.push(Frame { directory: directory.inode, path_len: path.len(), from: Vec::new() });
             }
@@ -188,7 +246,7 @@ pub fn walk(view: &dyn View, root: u64, start: &[u8], visitor: &mut dyn Visit) -
     Ok(())
 }
 
-/// No path is longer, whatever later releases allow as keys: a damaged store must not be walked in circles.
+/// No walk goes deeper. Mounts nest directories as deep as they like; a damaged store must not be walked in circles.
 const PATH_BYTES_MAX: usize = 1 << 16;
 
 /// Makes `frames` begin at the first key at or above `target`, which may be any bytes.

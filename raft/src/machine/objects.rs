@@ -6,6 +6,7 @@ use super::blobs::Ledger;
 use super::buckets;
 use super::content::{self, Body};
 use super::draft::{self, Draft, Outcome, corrupt};
+use super::files;
 use super::keys::Counter;
 use super::kv::{KvError, View};
 use super::names::{self, Place};
@@ -13,6 +14,7 @@ use super::versions;
 use crate::facts::Timestamp;
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
+use crate::facts::files::FileAttributes;
 use crate::facts::object::{Checksum, Content, Extent, KEY_BYTES_MAX, ObjectHead, ObjectHeaders, PARTS_MAX};
 use crate::facts::query::{Answer, ObjectAnswer};
 use crate::facts::version::{CompletedPart, ObjectLock, VersionId, Versioning};
@@ -37,11 +39,19 @@ pub struct Meta {
     /// A delete marker: says only that the key is deleted. Never in the tree.
     #[serde(default)]
     pub is_marker: bool,
+    /// Once a mount has made or changed it: then it stands under its inode, and its entries link there.
+    #[serde(default)]
+    pub file: Option<Box<FileAttributes>>,
 }
 
 impl Meta {
     pub fn id(&self) -> VersionId {
         if self.has_id { VersionId::Number(self.version) } else { VersionId::Null }
+    }
+
+    /// Bytes that its tenant is charged for.
+    pub fn charged_bytes(&self) -> u64 {
+        self.size - self.file.as_ref().map_or(0, |file| file.hole_bytes.min(self.size))
     }
 
     pub fn head(self, key: &str) -> ObjectHead {
@@ -56,6 +66,7 @@ impl Meta {
             checksum: self.checksum,
             part_count: self.part_count,
             has_version_id: self.has_id,
+            file: self.file,
         }
     }
 }
@@ -75,8 +86,11 @@ pub fn decode(path: &[u8], record: &[u8]) -> Result<(Meta, Body), KvError> {
 }
 
 /// The head of the object at `path`, its content left unread.
-pub fn decode_head(path: &[u8], record: &[u8]) -> Result<ObjectHead, KvError> {
-    let meta: Meta = draft::decode(path, record)?;
+pub fn head_of(view: &dyn View, path: &[u8], record: &[u8]) -> Result<ObjectHead, KvError> {
+    let meta: Meta = match files::linked(record) {
+        Some(inode) => draft::expect(view, &files::keys::node(inode))?,
+        None => draft::decode(path, record)?,
+    };
     match str::from_utf8(path) {
         Ok(key) => Ok(meta.head(key)),
         Err(_) => Err(corrupt("a name that is not UTF-8", path)),
@@ -91,7 +105,10 @@ pub struct Current {
 
 pub fn current(view: &dyn View, bucket: &Bucket, key: &str) -> Result<Current, KvError> {
     let place = names::locate(view, bucket.root, key)?;
-    let object = place.record.as_ref().map(|record| decode(key.as_bytes(), record)).transpose()?;
+    let object = match &place.record {
+        Some(record) => Some(files::load(view, key.as_bytes(), record)?),
+        None => None,
+    };
     Ok(Current { place, object })
 }
 
@@ -182,6 +199,7 @@ pub fn replace(
     let mut ledger = new.ledger;
     let mut change = versions::displace(draft, &bucket, key, current.object.as_ref(), &mut ledger)?;
     ledger.settle(draft)?;
+    files::note_put(draft, &bucket, &current.place)?;
     let mut headers = new.headers;
     headers.lock = versions::complete_lock(&bucket, headers.lock, draft.now);
     let meta = Meta {
@@ -195,6 +213,7 @@ pub fn replace(
         part_count: u16::try_from(new.parts.len()).unwrap_or(PARTS_MAX),
         has_id: bucket.versioning == Versioning::Enabled,
         is_marker: false,
+        file: None,
     };
     let body = match new.content {
         NewBody::Given(content) => content::store(draft, meta.inode, content)?,
@@ -323,7 +342,12 @@ pub fn set_tagging(
     let (mut meta, body) = current.object.take().ok_or(Refusal::NoSuchKey)?;
     meta.headers.tagging = tagging.cloned();
     check_headers(&meta.headers)?;
-    current.place.put(draft, encode(&meta, &body)?)?;
+    let record = encode(&meta, &body)?;
+    if meta.file.is_some() {
+        draft.put(files::keys::node(meta.inode), record);
+    } else {
+        current.place.put(draft, record)?;
+    }
     Ok(Reply::Done)
 }
 

@@ -164,7 +164,7 @@ fn a_later_format_is_refused() {
     assert!(error.to_string().contains("format 2"), "{error}");
 }
 
-/// A directory that leads back to itself ends in an error.
+/// A walk through a directory that leads back to itself ends.
 #[test]
 fn a_loop_of_directories_ends() {
     let mut world = full();
@@ -174,10 +174,12 @@ fn a_loop_of_directories_ends() {
     let looping = crate::machine::names::Directory {
         inode: u64::from_be_bytes(root.try_into().expect("8 bytes")),
         entries: 1,
+        directories: 1,
+        attributes: None,
     };
     assert_eq!(name, b"a/");
     let record = crate::machine::draft::encode(&looping).expect("it can be written");
     world.kv.entries.insert(entry.clone(), record);
     let list = ListObjects { bucket: "aaa".to_owned(), entries_max: 9, ..ListObjects::default() };
-    assert!(query(&world.kv, &Query::Objects(list)).is_err());
+    assert!(query(&world.kv, &Query::Objects(list)).is_ok());
 }

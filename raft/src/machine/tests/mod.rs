@@ -10,6 +10,8 @@ mod oracle;
 mod rules;
 mod sessions;
 
+mod files;
+
 use bytes::Bytes;
 use makai_erasure::{BlobId, DiskId, NodeId, PgId, Scheme};
 

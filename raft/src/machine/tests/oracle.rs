@@ -193,6 +193,7 @@ impl Oracle {
                     lock: None,
                     noncurrent_count: 0,
                     noncurrent_bytes: 0,
+                    mounts: 0,
                 }))
             }
             Command::DeleteBucket { name } => {
@@ -611,6 +612,7 @@ impl Oracle {
             checksum,
             part_count,
             has_version_id: false,
+            file: None,
         };
         Ok(Reply::Object(self.add(bucket, head, content, false)?))
     }

@@ -9,6 +9,7 @@ use crate::machine::blobs::Ledger;
 use crate::machine::buckets::{self, Change};
 use crate::machine::content::Body;
 use crate::machine::draft::{Draft, Outcome};
+use crate::machine::files;
 use crate::machine::keys::Counter;
 use crate::machine::objects::{self, Current, Meta, check_key, check_precondition};
 
@@ -78,6 +79,7 @@ fn hide(draft: &mut Draft<'_>, bucket: Bucket, key: &str, precondition: &Precond
     let mut ledger = Ledger::new(bucket.tenant);
     let change = displace(draft, &bucket, key, current.object.as_ref(), &mut ledger)?;
     ledger.settle(draft)?;
+    files::note_removal(draft, &bucket, &current.place)?;
     current.place.remove(draft)?;
     let mut deleted = Deleted { existed, version: None, is_marker: false };
     if is_versioned {
@@ -101,6 +103,7 @@ fn marker(draft: &mut Draft<'_>, versioning: Versioning) -> Outcome<Meta> {
         part_count: 0,
         has_id: versioning == Versioning::Enabled,
         is_marker: true,
+        file: None,
     })
 }
 
@@ -112,8 +115,8 @@ fn remove(draft: &mut Draft<'_>, bucket: Bucket, key: &str, found: &Found) -> Ou
     match &object {
         Some((meta, body)) if meta.version == found.meta.version => {
             change.objects.removed = 1;
-            change.object_bytes.removed = meta.size;
-            discard(draft, meta, body, &mut ledger)?;
+            change.object_bytes.removed = files::lose_name(draft, &bucket, key, meta, body, &mut ledger)?;
+            files::note_removal(draft, &bucket, &place)?;
             place.remove(draft)?;
             promote(draft, &bucket, key, &mut change)?;
         }

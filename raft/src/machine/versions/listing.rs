@@ -8,6 +8,7 @@ use crate::facts::bucket::Bucket;
 use crate::facts::query::{Answer, Listed};
 use crate::facts::version::{ListVersions, ListedVersion, VersionAnswer, VersionId};
 use crate::machine::draft::{self, Outcome, corrupt};
+use crate::machine::files;
 use crate::machine::kv::{KvError, View};
 use crate::machine::listing::{ANSWER_BYTES_MAX, Window, roll_up};
 use crate::machine::objects::{self, Meta};
@@ -118,7 +119,7 @@ fn sources(
 /// The number of a key's version that has no id, wherever it stands.
 fn null_of(view: &dyn View, bucket: &Bucket, key: &str) -> Result<Option<u64>, KvError> {
     if let Some(record) = names::locate(view, bucket.root, key)?.record {
-        let meta: Meta = draft::decode(key.as_bytes(), &record)?;
+        let (meta, _) = files::load(view, key.as_bytes(), &record)?;
         if !meta.has_id {
             return Ok(Some(meta.version));
         }

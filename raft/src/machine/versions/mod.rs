@@ -33,7 +33,7 @@ use super::content::{self, Body};
 use super::draft::{Draft, Outcome, read};
 use super::kv::{KvError, View};
 use super::objects::{self, Meta};
-use super::{keys, names};
+use super::{files, keys, names};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::object::ObjectHead;
@@ -45,7 +45,7 @@ use crate::facts::version::{
 
 pub use self::delete::{Asked, delete};
 pub use self::lock::{check as check_lock, check_new as check_new_lock, complete as complete_lock};
-pub use self::parts::{copy as copy_parts, store as store_parts};
+pub use self::parts::{copy as copy_parts, forget as forget_parts, store as store_parts};
 pub use self::rules::forget as forget_rules;
 
 pub fn run(draft: &mut Draft<'_>, command: &VersionCommand) -> Outcome<Reply> {
@@ -171,9 +171,10 @@ fn look_up(
 ) -> Outcome<Option<Found>> {
     let located = names::locate(view, bucket.root, key)?;
     if let Some(record) = &located.record {
-        let (meta, body) = objects::decode(key.as_bytes(), record)?;
+        let (meta, body) = files::load(view, key.as_bytes(), record)?;
         if version.is_none_or(|version| version == meta.id()) {
-            return Ok(Some(Found { meta, body, place: located.entry() }));
+            let place = files::linked(record).map_or_else(|| located.entry(), files::keys::node);
+            return Ok(Some(Found { meta, body, place }));
         }
     }
     if bucket.versioning == Versioning::Unversioned {
@@ -253,13 +254,14 @@ pub fn displace(
     let mut change = Change::default();
     if let Some((meta, body)) = current {
         change.objects.removed = 1;
-        change.object_bytes.removed = meta.size;
-        if bucket.versioning == Versioning::Enabled || meta.has_id {
+        let is_kept = bucket.versioning == Versioning::Enabled || meta.has_id;
+        if is_kept && let Some(version) = files::as_version(draft, meta)? {
+            change.object_bytes.removed = meta.charged_bytes();
             change.noncurrent.added = 1;
-            change.noncurrent_bytes.added = meta.size;
-            push(draft, bucket, key, meta, body)?;
+            change.noncurrent_bytes.added = version.size;
+            push(draft, bucket, key, &version, body)?;
         } else {
-            discard(draft, meta, body, ledger)?;
+            change.object_bytes.removed = files::lose_name(draft, bucket, key, meta, body, ledger)?;
         }
     }
     if bucket.versioning == Versioning::Suspended

@@ -1,0 +1,430 @@
+//! Operations: their data is made durable first, all small pieces of a request in one blob; then one command names it.
+//!
+//! Content that is inline can only be replaced. The facts stop at an edit of such content; it is read here, edited, and
+//! the operations go on from there.
+
+use std::collections::HashMap;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream;
+use makai_erasure::BlobId;
+use makai_raft::facts::bucket::Bucket;
+use makai_raft::facts::command::{NewBlob, Refusal};
+use makai_raft::facts::files::{
+    Edit, FileCommand, FileDone, FileKind, FileOp, FileRefusal, FileReply, Make, OPS_MAX, SetAttributes,
+    Whole, XattrHow,
+};
+use makai_raft::facts::object::{Content, Extent, INLINE_BYTES_MAX};
+use ring::hmac;
+
+use super::errors::Failure;
+use super::{Files, convert, mismatch, named, tokens};
+use crate::grpc::proto::file::v1 as proto;
+use crate::identity::Caller;
+use proto::change::What as ChangeWhat;
+use proto::operation::What;
+
+/// Bytes of data in the operations of one request.
+const DATA_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of a symbolic link's target.
+const TARGET_BYTES_MAX: usize = 4095;
+/// Inline contents that one request edits.
+const INLINE_EDITS_MAX: usize = OPS_MAX + 5;
+
+/// What the operations of a request name.
+struct Data {
+    key: hmac::Key,
+    bucket: u64,
+    /// Bytes on their way into one blob.
+    packed: BytesMut,
+    blobs: HashMap<BlobId, NewBlob>,
+}
+
+/// Stands for the blob of packed bytes until it is stored.
+const PACKED: BlobId = BlobId([0xFF; 16]);
+
+impl Data {
+    fn pack(&mut self, data: &[u8]) -> Extent {
+        let offset = self.packed.len() as u64;
+        self.packed.extend_from_slice(data);
+        Extent { blob: PACKED, offset, length: data.len() as u64, part: 0 }
+    }
+
+    fn extents(&mut self, bytes: Option<proto::Bytes>) -> Result<Vec<Extent>, Failure> {
+        let Some(bytes) = bytes else { return Err(Failure::invalid("bytes are missing")) };
+        if !bytes.data.is_empty() {
+            if !bytes.pieces.is_empty() {
+                return Err(Failure::invalid("bytes are given as data or as pieces, not both"));
+            }
+            return Ok(vec![self.pack(&bytes.data)]);
+        }
+        let mut extents = Vec::with_capacity(bytes.pieces.len());
+        for piece in bytes.pieces {
+            let blob = tokens::open(&self.key, self.bucket, &piece.token)?;
+            extents.push(Extent { blob: blob.id, offset: piece.offset, length: piece.length, part: 0 });
+            self.blobs.insert(blob.id, blob);
+        }
+        Ok(extents)
+    }
+}
+
+impl Files {
+    pub(super) async fn apply_operations(
+        &self,
+        caller: &Caller,
+        request: proto::ApplyRequest,
+    ) -> Result<proto::ApplyReply, Failure> {
+        if request.operations.len() > OPS_MAX {
+            return Err(Failure::invalid(format!("at most {OPS_MAX} operations at once")));
+        }
+        let bucket = self.bucket(caller, &request.bucket).await?;
+        let key = self.objects.voucher(caller).await?;
+        let mut data = Data { key, bucket: bucket.id, packed: BytesMut::new(), blobs: HashMap::new() };
+        // An operation that cannot be understood has its own error, and the others go on.
+        let mut results: Vec<Option<proto::Result>> = Vec::with_capacity(request.operations.len());
+        let mut ops = Vec::with_capacity(request.operations.len());
+        let mut places = Vec::with_capacity(request.operations.len());
+        for (at, operation) in request.operations.into_iter().enumerate() {
+            match self.understand(caller, &bucket, operation, &mut data).await {
+                Ok(op) => {
+                    ops.push(op);
+                    places.push(at);
+                    results.push(None);
+                }
+                Err(failure) => results.push(Some(failed(&failure))),
+            }
+            if data.packed.len() > DATA_BYTES_MAX {
+                return Err(Failure::invalid("at most 4 MiB of data in one request; use Store for more"));
+            }
+        }
+        self.store_packed(caller, &bucket, &mut ops, &mut data).await?;
+        let blobs: Vec<NewBlob> = data.blobs.into_values().collect();
+        let done = self.carry_out(caller, &bucket, request.session, request.request_id, ops, blobs).await?;
+        self.changes.ring();
+        for (at, done) in places.into_iter().zip(done) {
+            results[at] = Some(match done {
+                Ok(done) => succeeded(&done),
+                Err(refusal) => failed(&refusal.into()),
+            });
+        }
+        let results =
+            results.into_iter().map(|result| result.ok_or_else(mismatch)).collect::<Result<_, _>>()?;
+        Ok(proto::ApplyReply { results })
+    }
+
+    /// Proposes the operations, and again what is left after each that edits inline content.
+    async fn carry_out(
+        &self,
+        caller: &Caller,
+        bucket: &Bucket,
+        session: u64,
+        request: u64,
+        mut ops: Vec<FileOp>,
+        blobs: Vec<NewBlob>,
+    ) -> Result<Vec<Result<FileDone, Refusal>>, Failure> {
+        let mut results = Vec::with_capacity(ops.len());
+        for round in 0..INLINE_EDITS_MAX {
+            if ops.is_empty() {
+                break;
+            }
+            // What is left of a request is known again by its round.
+            let request = if request == 0 { 0 } else { request.wrapping_add(round as u64).max(1) };
+            let command = FileCommand::Apply {
+                bucket: named(bucket),
+                session,
+                request,
+                ops: ops.clone(),
+                blobs: blobs.clone(),
+            };
+            let FileReply::Applied(done) = self.tell(&bucket.name, command).await? else {
+                return Err(mismatch());
+            };
+            let is_stopped = matches!(done.last(), Some(Err(Refusal::File(FileRefusal::IsInline))));
+            if done.len() > ops.len() || (done.len() < ops.len() && !is_stopped) {
+                return Err(mismatch());
+            }
+            let carried_out = done.len() - usize::from(is_stopped);
+            results.extend(done.into_iter().take(carried_out));
+            ops.drain(..carried_out);
+            if is_stopped && let Some(op) = ops.first_mut() {
+                self.unfold_inline(caller, bucket, session, op).await?;
+            }
+        }
+        if ops.is_empty() {
+            Ok(results)
+        } else {
+            Err(Failure::new(super::errors::Errno::Ebusy, "the files change too fast"))
+        }
+    }
+
+    /// Moves the content that an operation edits from the metadata into a blob: its bytes stay as they are.
+    async fn unfold_inline(
+        &self,
+        caller: &Caller,
+        bucket: &Bucket,
+        session: u64,
+        op: &mut FileOp,
+    ) -> Result<(), Failure> {
+        let (file, if_data_version) = match op {
+            FileOp::Edit { file, if_data_version, .. } => (file, Some(if_data_version)),
+            FileOp::SetAttributes { file, .. } => (file, None),
+            _ => return Err(mismatch()),
+        };
+        let content = self.content(bucket, file, 0, 1).await?;
+        // Changed meanwhile: the facts look again.
+        let Some(plain) = self.inline_bytes(caller, &content).await? else { return Ok(()) };
+        let size = plain.len() as u64;
+        let body = stream::iter([Ok(plain)]).boxed();
+        let stored = self.objects.store_blobs(caller, bucket, body, Some(size)).await?;
+        let whole = Whole { size, etag: Some(content.stat.etag.clone()), content: stored.content };
+        let version = content.stat.data_version;
+        let edit = FileOp::Edit {
+            file: file.clone(),
+            if_data_version: Some(version),
+            edits: vec![Edit::Replace(whole)],
+            modified_at: Some(content.stat.modified_at),
+        };
+        let command = FileCommand::Apply {
+            bucket: named(bucket),
+            session,
+            request: 0,
+            ops: vec![edit],
+            blobs: stored.blobs,
+        };
+        let FileReply::Applied(done) = self.tell(&bucket.name, command).await? else {
+            return Err(mismatch());
+        };
+        if let Some(Ok(FileDone { stat: Some(stat), .. })) = done.first()
+            && let Some(asked) = if_data_version
+            && *asked == Some(version)
+        {
+            *asked = Some(stat.data_version);
+        }
+        Ok(())
+    }
+
+    /// Stores what was packed, and names it where it stands for itself.
+    async fn store_packed(
+        &self,
+        caller: &Caller,
+        bucket: &Bucket,
+        ops: &mut [FileOp],
+        data: &mut Data,
+    ) -> Result<(), Failure> {
+        if data.packed.is_empty() {
+            return Ok(());
+        }
+        let packed = data.packed.split().freeze();
+        let size = Some(packed.len() as u64);
+        let body = stream::iter([Ok(packed)]).boxed();
+        let stored = self.objects.store_blobs(caller, bucket, body, size).await?;
+        let [blob] = &stored.blobs[..] else { return Err(mismatch()) };
+        for extent in ops.iter_mut().flat_map(extents_of) {
+            if extent.blob == PACKED {
+                extent.blob = blob.id;
+            }
+        }
+        data.blobs.insert(blob.id, blob.clone());
+        Ok(())
+    }
+
+    async fn understand(
+        &self,
+        caller: &Caller,
+        bucket: &Bucket,
+        operation: proto::Operation,
+        data: &mut Data,
+    ) -> Result<FileOp, Failure> {
+        Ok(match operation.what.ok_or_else(|| Failure::invalid("an operation is missing"))? {
+            What::Make(make) => FileOp::Make(self.make_of(caller, bucket, make, data).await?),
+            What::SetAttributes(asked) => FileOp::SetAttributes {
+                file: convert::file_ref(asked.file)?,
+                set: SetAttributes {
+                    mode: asked.mode,
+                    uid: asked.uid,
+                    gid: asked.gid,
+                    accessed_at: convert::time_to_set(asked.accessed_at),
+                    modified_at: convert::time_to_set(asked.modified_at),
+                    size: asked.size,
+                },
+            },
+            What::Link(link) => FileOp::Link {
+                file: convert::file_ref(link.file)?,
+                parent: link.parent,
+                name: self.name(bucket, link.parent, &link.name).await?,
+            },
+            What::Unlink(unlink) => FileOp::Unlink {
+                parent: unlink.parent,
+                name: self.name(bucket, unlink.parent, &unlink.name).await?,
+                is_held: unlink.is_held,
+            },
+            What::RemoveDirectory(remove) => FileOp::RemoveDirectory {
+                parent: remove.parent,
+                name: self.name(bucket, remove.parent, &remove.name).await?,
+            },
+            What::Rename(rename) => FileOp::Rename {
+                from_parent: rename.from_parent,
+                from_name: self.name(bucket, rename.from_parent, &rename.from_name).await?,
+                to_parent: rename.to_parent,
+                to_name: self.name(bucket, rename.to_parent, &rename.to_name).await?,
+                how: convert::rename_how(rename.how()),
+                is_replaced_held: rename.is_replaced_held,
+            },
+            What::Edit(edit) => {
+                let mut edits = Vec::with_capacity(edit.changes.len());
+                for change in edit.changes {
+                    edits.push(self.change_of(caller, bucket, change, data).await?);
+                }
+                FileOp::Edit {
+                    file: convert::file_ref(edit.file)?,
+                    if_data_version: edit.if_data_version,
+                    edits,
+                    modified_at: convert::time_of(edit.modified_at),
+                }
+            }
+            What::SetXattr(set) => FileOp::SetXattr {
+                file: convert::file_ref(set.file)?,
+                name: set.name,
+                value: set.value,
+                how: match (set.create_only, set.replace_only) {
+                    (true, true) => {
+                        return Err(Failure::invalid("create_only and replace_only exclude each other"));
+                    }
+                    (true, false) => XattrHow::Create,
+                    (false, true) => XattrHow::Replace,
+                    (false, false) => XattrHow::Any,
+                },
+            },
+            What::SetLock(set) => {
+                FileOp::SetLock { file: convert::file_ref(set.file)?, lock: convert::lock_of(set.lock)? }
+            }
+        })
+    }
+
+    async fn make_of(
+        &self,
+        caller: &Caller,
+        bucket: &Bucket,
+        make: proto::Make,
+        data: &mut Data,
+    ) -> Result<Make, Failure> {
+        let kind = convert::kind_of(make.kind())?;
+        let content = match kind {
+            FileKind::Symlink => {
+                let is_path =
+                    (1..=TARGET_BYTES_MAX).contains(&make.target.len()) && !make.target.contains(&0);
+                if !is_path {
+                    let why = format!("a target has 1 to {TARGET_BYTES_MAX} bytes and no NUL");
+                    return Err(Failure::invalid(why));
+                }
+                self.whole(caller, bucket, make.target, data).await?
+            }
+            FileKind::File => self.whole(caller, bucket, make.data, data).await?,
+            _ => Whole::empty(),
+        };
+        Ok(Make {
+            parent: make.parent,
+            name: self.name(bucket, make.parent, &make.name).await?,
+            kind,
+            inode: make.inode,
+            mode: make.mode,
+            uid: make.uid,
+            gid: make.gid,
+            rdev: make.rdev,
+            is_exclusive: make.exclusive,
+            xattrs: make.xattrs.into_iter().map(|xattr| (xattr.name, xattr.value)).collect(),
+            content,
+        })
+    }
+
+    /// A whole content: in the metadata where it is small.
+    async fn whole(
+        &self,
+        caller: &Caller,
+        bucket: &Bucket,
+        bytes: Bytes,
+        data: &mut Data,
+    ) -> Result<Whole, Failure> {
+        let size = bytes.len() as u64;
+        if size == 0 {
+            return Ok(Whole::empty());
+        }
+        if size > INLINE_BYTES_MAX {
+            return Ok(Whole { size, etag: None, content: Content::Extents(vec![data.pack(&bytes)]) });
+        }
+        let sealed = self.objects.seal_inline(caller, bucket, bytes).await?;
+        Ok(Whole { size, etag: Some(sealed.etag), content: sealed.content })
+    }
+
+    async fn change_of(
+        &self,
+        caller: &Caller,
+        bucket: &Bucket,
+        change: proto::Change,
+        data: &mut Data,
+    ) -> Result<Edit, Failure> {
+        Ok(match change.what.ok_or_else(|| Failure::invalid("a change is missing"))? {
+            ChangeWhat::Replace(bytes) if bytes.pieces.is_empty() => {
+                Edit::Replace(self.whole(caller, bucket, bytes.data, data).await?)
+            }
+            ChangeWhat::Replace(bytes) => {
+                let extents = data.extents(Some(bytes))?;
+                let size = extents.iter().fold(0u64, |sum, extent| sum.saturating_add(extent.length));
+                Edit::Replace(Whole { size, etag: None, content: Content::Extents(extents) })
+            }
+            ChangeWhat::Write(write) => {
+                Edit::Write { offset: write.offset, extents: data.extents(write.bytes)? }
+            }
+            ChangeWhat::Append(bytes) => Edit::Append(data.extents(Some(bytes))?),
+            ChangeWhat::Truncate(size) => Edit::Truncate(size),
+            ChangeWhat::Extend(size) => Edit::Extend(size),
+            ChangeWhat::Punch(range) => Edit::Punch { offset: range.offset, length: range.length },
+            ChangeWhat::Copy(copy) => Edit::Copy {
+                from: convert::file_ref(copy.from)?,
+                from_offset: copy.from_offset,
+                offset: copy.offset,
+                length: copy.length,
+            },
+        })
+    }
+}
+
+/// The extents that an operation brings.
+fn extents_of(op: &mut FileOp) -> Vec<&mut Extent> {
+    fn of_content(content: &mut Content) -> &mut [Extent] {
+        match content {
+            Content::Extents(extents) => extents,
+            Content::Empty | Content::Inline { .. } => &mut [],
+        }
+    }
+    match op {
+        FileOp::Make(make) => of_content(&mut make.content.content).iter_mut().collect(),
+        FileOp::Edit { edits, .. } => {
+            let mut found: Vec<&mut Extent> = Vec::new();
+            for edit in edits {
+                match edit {
+                    Edit::Replace(Whole { content, .. }) => found.extend(of_content(content)),
+                    Edit::Write { extents, .. } | Edit::Append(extents) => found.extend(extents),
+                    _ => {}
+                }
+            }
+            found
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn failed(failure: &Failure) -> proto::Result {
+    proto::Result { outcome: Some(proto::result::Outcome::Error(failure.error())) }
+}
+
+fn succeeded(done: &FileDone) -> proto::Result {
+    let done = proto::Done {
+        attributes: done.stat.as_ref().map(convert::attributes),
+        directories: done.directories.iter().map(convert::attributes).collect(),
+        offset: done.offset,
+        is_new: done.is_new,
+    };
+    proto::Result { outcome: Some(proto::result::Outcome::Done(done)) }
+}
