@@ -124,7 +124,6 @@ pub struct Pool {
     /// A key of another tenant.
     pub other_access_key: String,
     pub other_secret_key: String,
-    #[allow(dead_code, reason = "not every test that shares this pool asks it")]
     pub identity: Identity,
     pub shutdown: CancellationToken,
     facts: Arc<Facts>,
