@@ -28,6 +28,7 @@ fn head(key: &str, number: u64, age_days: u64) -> ObjectHead {
         checksum: None,
         part_count: 0,
         has_version_id: true,
+        file: None,
     }
 }
 

@@ -377,6 +377,7 @@ impl Oracle {
             checksum: None,
             part_count: 0,
             has_version_id: false,
+            file: None,
         };
         let version = self.add(bucket, head, Content::Empty, true)?.version_id();
         Ok(Deleted { existed: exists, version: Some(version), is_marker: true })

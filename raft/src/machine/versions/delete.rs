@@ -1,6 +1,6 @@
 //! Deletions.
 
-use super::{Found, discard, displace, drop_noncurrent, look_up, noncurrent, promote, push};
+use super::{Found, displace, drop_noncurrent, look_up, noncurrent, promote, push};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Precondition, Refusal, Reply};
 use crate::facts::object::ObjectHeaders;
