@@ -175,7 +175,7 @@ fn from_refusal(refusal: &Refusal) -> S3Error {
         Refusal::SourceChanged => S3ErrorCode::ServiceUnavailable,
         Refusal::BlobTooOld => S3ErrorCode::RequestTimeout,
         Refusal::Version(refusal) => return from_version_refusal(refusal),
-        Refusal::Invalid(_) | Refusal::File(_) => S3ErrorCode::InvalidArgument,
+        Refusal::StaleAttempt(_) | Refusal::Invalid(_) | Refusal::File(_) => S3ErrorCode::InvalidArgument,
         Refusal::StaleMap(_) | Refusal::BadToken | Refusal::RoleDenied(_) | Refusal::Accounts(_) => {
             tracing::error!(%refusal, "a data request was refused for a reason that only nodes should meet");
             return s3_error!(InternalError, "We encountered an internal error. Please try again.");

@@ -12,6 +12,7 @@ use super::accounts::{AccountsCommand, AccountsRefusal, AccountsReply};
 use super::bucket::Bucket;
 use super::cluster::{Disk, Group, JoinToken, Node, Role, Standing};
 use super::identity::IdentityCommand;
+use super::jobs::{AttemptId, JobsCommand, JobsReply};
 use super::object::{Checksum, Content, ObjectHead, ObjectHeaders, Part, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
 use super::version::{VersionCommand, VersionRefusal, VersionReply};
@@ -228,6 +229,7 @@ pub enum Command {
     },
 
     Accounts(AccountsCommand),
+    Jobs(JobsCommand),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,6 +247,7 @@ pub enum Reply {
     Accounts(AccountsReply),
     Version(VersionReply),
     File(super::files::FileReply),
+    Jobs(JobsReply),
 }
 
 /// Why a command or query was not carried out; nothing has changed.
@@ -288,6 +291,9 @@ pub enum Refusal {
     BadToken,
     #[error("role {} needs a join token that allows it: `makai node join-token --roles ...`", names(.0))]
     RoleDenied(Vec<Role>),
+    /// What it reports counts no more: the task has ended, or another attempt has it.
+    #[error("attempt {0} is not current: its task has ended or was given to another")]
+    StaleAttempt(AttemptId),
     #[error("invalid: {0}")]
     Invalid(String),
     #[error("{0}")]

@@ -8,6 +8,7 @@ use super::accounts::{AccountsAnswer, AccountsQuery};
 use super::bucket::Bucket;
 use super::cluster::ClusterMap;
 use super::identity::{IdentityAnswer, IdentityQuery};
+use super::jobs::{JobsAnswer, JobsQuery};
 use super::object::{Blob, Content, ObjectHead, Part, ResolvedExtent, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
 use super::version::{VersionAnswer, VersionQuery, Versioning};
@@ -110,6 +111,8 @@ pub enum Query {
 
     /// -> `Accounts`
     Accounts(AccountsQuery),
+    /// -> `Jobs`
+    Jobs(JobsQuery),
 }
 
 /// A page of a bucket's keys.
@@ -152,6 +155,7 @@ pub enum Answer {
     Accounts(AccountsAnswer),
     Version(VersionAnswer),
     File(super::files::FileAnswer),
+    Jobs(JobsAnswer),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -66,6 +66,25 @@ pub fn create(draft: &mut Draft<'_>, name: &str, tenant: TenantId, scheme: Optio
     Ok(Reply::Bucket(bucket))
 }
 
+/// Makes a bucket that belongs to the cluster's own rooms: its name is none that S3 allows, and no list shows it.
+pub fn ensure_hidden(draft: &mut Draft<'_>, name: &str, tenant: TenantId) -> Outcome<()> {
+    if draft.get(&keys::bucket(name))?.is_some() {
+        return Ok(());
+    }
+    let bucket = Bucket {
+        id: draft.next(Counter::Bucket)?,
+        name: name.to_owned(),
+        tenant,
+        created_at: draft.now,
+        scheme: None,
+        object_count: 0,
+        object_bytes: 0,
+        root: draft.next(Counter::Inode)?,
+    };
+    draft.write(keys::bucket(name), &bucket)?;
+    Ok(())
+}
+
 pub fn delete(draft: &mut Draft<'_>, name: &str) -> Outcome<Reply> {
     let bucket = get(draft, name)?;
     for held in [keys::entries(bucket.root), keys::versions(bucket.id), keys::uploads(bucket.id)] {

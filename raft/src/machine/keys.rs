@@ -57,6 +57,8 @@ pub enum Counter {
     Node = 5,
     Upload = 6,
     MapEpoch = 7,
+    Job = 16,
+    Receipt = 17,
 }
 
 pub fn join(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {

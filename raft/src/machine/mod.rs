@@ -26,6 +26,8 @@
 //! | `buckets`    | buckets, documents, what tenants use                          |
 //! | `tenants`    | tenants, access keys                                          |
 //! | `identity`   | users; what doors ask before they serve                       |
+//! | `identity`   | what doors ask before they serve                              |
+//! | `jobs`       | jobs, their tasks, the tries at each, receipts                |
 //! | `cluster`    | nodes, disks, groups, join tokens                             |
 //! | [`accounts`] | what nodes served, epochs, claims, the ledger: keys `80` to `8F` are on its page |
 //!
@@ -38,7 +40,7 @@
 //! | first | then                               | record                                                 |
 //! |-------|------------------------------------|--------------------------------------------------------|
 //! | `01`  |                                    | index and time of the last batch applied               |
-//! | `02`  | counter (1)                        | the last number given: 1 version, 2 inode, 3 bucket, 4 tenant, 5 node, 6 upload, 7 map epoch |
+//! | `02`  | counter (1)                        | the last number given: 1 version, 2 inode, 3 bucket, 4 tenant, 5 node, 6 upload, 7 map epoch, 16 job, 17 receipt |
 //! | `08`  | session (8)                        | when it was last seen; serials below which all are answered |
 //! | `09`  | session (8), serial (8)            | the reply                                              |
 //! | `10`  |                                    | the cluster's id                                       |
@@ -79,6 +81,7 @@
 //! | `62`  | upload number (8), part number (2) | part                                                   |
 //! | `63`  | bucket (8), upload id              | the version that a completed upload made               |
 //! | `64`  | time (8), bucket (8), upload id    | bucket and upload id, completed at that time           |
+//! | `70`-`7A` |                                | jobs: the table stands in `jobs::keys`                 |
 
 pub mod accounts;
 pub mod kv;
@@ -89,6 +92,7 @@ mod cluster;
 mod content;
 mod draft;
 mod identity;
+mod jobs;
 mod keys;
 mod listing;
 mod names;
@@ -232,6 +236,7 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
         }
 
         Command::Accounts(command) => accounts::run(draft, command),
+        Command::Jobs(command) => jobs::run(draft, command),
     }
 }
 
@@ -279,6 +284,7 @@ fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
         Query::Garbage { before_ms, entries_max } => blobs::garbage(view, *before_ms, *entries_max),
 
         Query::Accounts(query) => accounts::answer(view, query),
+        Query::Jobs(query) => Ok(Answer::Jobs(jobs::answer(view, query)?)),
     }
 }
 

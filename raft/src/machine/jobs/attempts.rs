@@ -1,0 +1,291 @@
+//! Assignment, start, result and loss of attempts.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use makai_erasure::NodeId;
+
+use super::super::draft::{Draft, Outcome, expect, read, shift};
+use super::super::keys::Counter;
+use super::super::kv::{KvError, View};
+use super::super::{buckets, objects};
+use super::{Active, Waiting, find, keys, settle_job};
+use crate::facts::Timestamp;
+use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
+use crate::facts::jobs::{
+    Assignment, AttemptId, BACKOFF_MS_MAX, End, HISTORY_MAX, Job, JobId, JobPhase, JobState, JobsReply,
+    LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, Receipt, Statement, TEXT_BYTES_MAX, Task,
+    TaskPhase, Verdict, log_bucket, log_key,
+};
+use crate::facts::object::ObjectHeaders;
+
+/// Assignments, and losses, in one command.
+const AT_ONCE_MAX: usize = 10_000;
+
+fn check_count(count: usize) -> Result<(), Refusal> {
+    if count > AT_ONCE_MAX {
+        return Err(Refusal::Invalid(format!("{count} attempts in one command; at most {AT_ONCE_MAX}")));
+    }
+    Ok(())
+}
+
+/// Jobs that a command touches, each read once and written once.
+#[derive(Default)]
+struct Touched {
+    jobs: BTreeMap<JobId, Option<(Job, JobState)>>,
+}
+
+impl Touched {
+    fn get(&mut self, draft: &Draft<'_>, id: JobId) -> Result<Option<&mut (Job, JobState)>, KvError> {
+        if let std::collections::btree_map::Entry::Vacant(place) = self.jobs.entry(id) {
+            let found = match read(draft, &keys::job(id))? {
+                Some(job) => Some((job, expect(draft, &keys::state(id))?)),
+                None => None,
+            };
+            place.insert(found);
+        }
+        Ok(self.jobs.get_mut(&id).and_then(Option::as_mut))
+    }
+
+    fn settle(self, draft: &mut Draft<'_>) -> Result<(), KvError> {
+        for (job, state) in self.jobs.into_values().flatten() {
+            settle_job(draft, &job, state)?;
+        }
+        Ok(())
+    }
+}
+
+pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Reply> {
+    check_count(assignments.len())?;
+    let mut touched = Touched::default();
+    let mut assigned = Vec::new();
+    for Assignment { job: id, index, node } in assignments {
+        let Some((job, state)) = touched.get(draft, *id)? else { continue };
+        let queued = keys::queued(job.spec.priority, *id, *index);
+        let mut task = if draft.get(&queued)?.is_some() {
+            draft.delete(queued);
+            expect(draft, &keys::task(*id, *index))?
+        } else if *index == state.next_index && *index < job.spec.tasks {
+            // Tasks that were never tried go in order.
+            state.next_index += 1;
+            if state.next_index == job.spec.tasks {
+                draft.delete(keys::queued(job.spec.priority, *id, keys::FRESH));
+            }
+            Task::new(*index, draft.now)
+        } else {
+            continue;
+        };
+        state.counts.pending = state.counts.pending.saturating_sub(1);
+        state.counts.active += 1;
+        state.phase = JobPhase::Running;
+        task.phase = TaskPhase::Assigned;
+        task.attempt += 1;
+        task.node = Some(*node);
+        (task.assigned_at, task.changed_at) = (draft.now, draft.now);
+        let active = Active {
+            attempt: task.attempt,
+            is_running: false,
+            assigned_at: draft.now,
+            time_limit_ms: job.spec.time_limit_ms,
+            resources: job.spec.resources.clone(),
+        };
+        draft.write(keys::active_task(node, *id, *index), &active)?;
+        draft.write(keys::task(*id, *index), &task)?;
+        assigned.push(AttemptId { job: *id, index: *index, attempt: task.attempt });
+    }
+    touched.settle(draft)?;
+    Ok(Reply::Jobs(JobsReply::Assigned(assigned)))
+}
+
+/// The task, if this attempt is current and, where a node is given, that node's.
+fn current(draft: &Draft<'_>, attempt: AttemptId, node: Option<NodeId>) -> Result<Option<Task>, KvError> {
+    let task: Option<Task> = read(draft, &keys::task(attempt.job, attempt.index))?;
+    Ok(task.filter(|task| {
+        task.phase.is_active() && task.attempt == attempt.attempt && (node.is_none() || task.node == node)
+    }))
+}
+
+pub fn start(draft: &mut Draft<'_>, node: NodeId, attempts: &[AttemptId]) -> Outcome<Reply> {
+    check_count(attempts.len())?;
+    let mut touched = Touched::default();
+    for attempt in attempts {
+        let Some(mut task) = current(draft, *attempt, Some(node))? else { continue };
+        if task.phase == TaskPhase::Running {
+            continue;
+        }
+        task.phase = TaskPhase::Running;
+        task.changed_at = draft.now;
+        let place = keys::active_task(&node, attempt.job, attempt.index);
+        let active = Active { is_running: true, ..expect(draft, &place)? };
+        draft.write(place, &active)?;
+        draft.write(keys::task(attempt.job, attempt.index), &task)?;
+        let now = draft.now;
+        if let Some((_, state)) = touched.get(draft, attempt.job)? {
+            state.started_at.get_or_insert(now);
+        }
+    }
+    touched.settle(draft)?;
+    Ok(Reply::Done)
+}
+
+pub fn finish(
+    draft: &mut Draft<'_>,
+    statement: &Statement,
+    signature: &Bytes,
+    outputs: &[NewOutput],
+    log: Option<&NewContent>,
+) -> Outcome<Reply> {
+    let Statement { attempt, node, end, .. } = statement;
+    let Some(mut task) = current(draft, *attempt, Some(*node))? else {
+        // A repeat of a report that counted is answered as the first was.
+        let task: Option<Task> = read(draft, &keys::task(attempt.job, attempt.index))?;
+        let has_counted = task.is_some_and(|task| {
+            task.history
+                .iter()
+                .any(|past| past.attempt == attempt.attempt && past.node == *node && past.end == *end)
+        });
+        return if has_counted { Ok(Reply::Done) } else { Err(Refusal::StaleAttempt(*attempt).into()) };
+    };
+    let is_success = end.verdict() == Verdict::Success;
+    check_statement(statement, signature, outputs, is_success)?;
+    let (job, mut state) = find(draft, attempt.job)?;
+    for NewOutput { to, new } in outputs {
+        let (headers, any) = (ObjectHeaders::default(), Precondition::default());
+        objects::put(draft, &to.bucket, &to.key, &headers, new, &any)?;
+    }
+    if let Some(log) = log {
+        let bucket = log_bucket(job.tenant);
+        if let Some((old, _)) = task.log {
+            let key = log_key(AttemptId { attempt: old, ..*attempt });
+            objects::delete(draft, &bucket, &key, &Precondition::default())?;
+        }
+        buckets::ensure_hidden(draft, &bucket, job.tenant)?;
+        let (headers, any) = (ObjectHeaders::default(), Precondition::default());
+        objects::put(draft, &bucket, &log_key(*attempt), &headers, log, &any)?;
+        task.log = Some((attempt.attempt, log.size));
+    }
+    let receipt = Receipt {
+        sequence: draft.next(Counter::Receipt)?,
+        at: draft.now,
+        tenant: job.tenant,
+        resources: job.spec.resources.clone(),
+        assigned_at: task.assigned_at,
+        statement: statement.clone(),
+        signature: signature.clone(),
+    };
+    draft.write(keys::receipt(receipt.sequence), &receipt)?;
+    task.receipt = receipt.sequence;
+    end_attempt(draft, &job, &mut state, task, end.clone())?;
+    settle_job(draft, &job, state)?;
+    Ok(Reply::Done)
+}
+
+fn check_statement(
+    statement: &Statement,
+    signature: &Bytes,
+    outputs: &[NewOutput],
+    is_success: bool,
+) -> Result<(), Refusal> {
+    let invalid = |why: String| Err(Refusal::Invalid(why));
+    if outputs.len() > OUTPUT_OBJECTS_MAX || statement.outputs.len() != outputs.len() {
+        return invalid(format!(
+            "a task publishes at most {OUTPUT_OBJECTS_MAX} objects, and states each of them"
+        ));
+    }
+    if !is_success && !outputs.is_empty() {
+        return invalid("only a task that succeeded publishes".into());
+    }
+    let agree = statement.outputs.iter().zip(outputs).all(|(said, output)| {
+        said.bucket == output.to.bucket && said.key == output.to.key && said.size == output.new.size
+    });
+    if !agree {
+        return invalid("what is published differs from what is stated".into());
+    }
+    let why_bytes = match &statement.end {
+        End::Refused { why } | End::Failed { why } | End::Lost { why } => why.len(),
+        _ => 0,
+    };
+    if why_bytes > TEXT_BYTES_MAX || signature.len() > TEXT_BYTES_MAX {
+        return invalid(format!("a reason and a signature have at most {TEXT_BYTES_MAX} bytes"));
+    }
+    Ok(())
+}
+
+pub fn lose(draft: &mut Draft<'_>, attempts: &[(AttemptId, String)]) -> Outcome<Reply> {
+    check_count(attempts.len())?;
+    let mut touched = Touched::default();
+    for (attempt, why) in attempts {
+        let Some(task) = current(draft, *attempt, None)? else { continue };
+        let end = End::Lost { why: why.chars().take(TEXT_BYTES_MAX / 4).collect() };
+        touched.get(draft, attempt.job)?;
+        if let Some((job, state)) = touched.jobs.get_mut(&attempt.job).and_then(Option::as_mut) {
+            end_attempt(draft, job, state, task, end)?;
+        }
+    }
+    touched.settle(draft)?;
+    Ok(Reply::Done)
+}
+
+/// The current attempt is over: the task has ended with it, or waits for another.
+fn end_attempt(
+    draft: &mut Draft<'_>,
+    job: &Job,
+    state: &mut JobState,
+    mut task: Task,
+    end: End,
+) -> Result<(), KvError> {
+    let node = task.node.unwrap_or(NodeId([0; 32]));
+    draft.delete(keys::active_task(&node, job.id, task.index));
+    let counts = &mut state.counts;
+    counts.active = u32::try_from(shift(counts.active.into(), 0, 1, "active tasks")?).unwrap_or(0);
+    let verdict = end.verdict();
+    match verdict {
+        Verdict::Failure => task.failures += 1,
+        Verdict::Loss => task.losses += 1,
+        Verdict::Success | Verdict::Hopeless => {}
+    }
+    let is_retried = match verdict {
+        Verdict::Failure => task.failures < job.spec.attempts_max,
+        Verdict::Loss => task.losses < LOSSES_MAX,
+        Verdict::Success | Verdict::Hopeless => false,
+    };
+    if verdict == Verdict::Success {
+        task.phase = TaskPhase::Succeeded;
+        counts.succeeded += 1;
+    } else if is_retried {
+        task.phase = TaskPhase::Pending;
+        counts.pending += 1;
+        let waiting =
+            Waiting { not_before: not_before(draft.now, job, &task, verdict), last_node: Some(node) };
+        draft.write(keys::queued(job.spec.priority, job.id, task.index), &waiting)?;
+    } else {
+        task.phase = TaskPhase::Failed;
+        counts.failed += 1;
+        if state.reason.is_empty() {
+            state.reason = format!("task {}: {end}", task.index);
+        }
+    }
+    task.changed_at = draft.now;
+    if task.history.len() == HISTORY_MAX {
+        task.history.remove(0);
+    }
+    task.history.push(PastAttempt {
+        attempt: task.attempt,
+        node,
+        assigned_at: task.assigned_at,
+        ended_at: draft.now,
+        end,
+    });
+    draft.write(keys::task(job.id, task.index), &task)
+}
+
+/// A task that was lost goes on at once, the first time; one that failed waits, longer each time.
+fn not_before(now: Timestamp, job: &Job, task: &Task, verdict: Verdict) -> Timestamp {
+    let (first_ms, times) = match verdict {
+        Verdict::Loss if task.losses < 2 => return now,
+        Verdict::Loss => (500, task.losses - 2),
+        _ => (job.spec.backoff_ms, task.failures.saturating_sub(1)),
+    };
+    let pause_ms = first_ms.saturating_mul(1 << times.min(30)).min(BACKOFF_MS_MAX);
+    Timestamp(now.0.saturating_add(pause_ms))
+}

@@ -1,0 +1,174 @@
+//! Submission, cancellation, the end of jobs, their forgetting.
+
+use super::super::draft::{Draft, Outcome, all, encode, expect, keys_in, read, shift};
+use super::super::keys::{Counter, end_of};
+use super::super::kv::KvError;
+use super::super::{buckets, objects, tenants};
+use super::{Waiting, find, keys, settle_job};
+use crate::facts::Timestamp;
+use crate::facts::command::{Precondition, Refusal, Reply};
+use crate::facts::jobs::{
+    AttemptId, Job, JobId, JobPhase, JobSpec, JobState, JobsReply, OPEN_JOBS_MAX, Receipt, SPEC_BYTES_MAX,
+    TEXT_BYTES_MAX, Task, TaskCounts, TaskPhase, log_bucket, log_key,
+};
+use crate::facts::tenant::TenantId;
+
+/// Jobs that one command forgets at most, and tasks of them; a larger job goes in pieces.
+const FORGOTTEN_JOBS_MAX: usize = 100;
+const FORGOTTEN_TASKS_MAX: usize = 2000;
+const FORGOTTEN_RECEIPTS_MAX: usize = 1000;
+
+pub fn submit(
+    draft: &mut Draft<'_>,
+    tenant: TenantId,
+    access_key_id: &str,
+    client_token: &str,
+    spec: &JobSpec,
+) -> Outcome<Reply> {
+    tenants::get(draft, tenant)?;
+    if client_token.len() > TEXT_BYTES_MAX || access_key_id.len() > TEXT_BYTES_MAX {
+        return Err(Refusal::Invalid(format!("a client token has at most {TEXT_BYTES_MAX} bytes")).into());
+    }
+    if !client_token.is_empty()
+        && let Some(job) = read(draft, &keys::token(tenant, client_token))?
+    {
+        return Ok(Reply::Jobs(JobsReply::Submitted { job, existed: true }));
+    }
+    spec.check().map_err(Refusal::Invalid)?;
+    if encode(spec)?.len() > SPEC_BYTES_MAX {
+        return Err(
+            Refusal::Invalid(format!("a job's specification has at most {SPEC_BYTES_MAX} bytes")).into()
+        );
+    }
+    let open: u64 = read(draft, &keys::tenant_open(tenant))?.unwrap_or(0);
+    if open >= OPEN_JOBS_MAX {
+        return Err(Refusal::Invalid(format!(
+            "the tenant has {OPEN_JOBS_MAX} jobs that are not over, as many as may be"
+        ))
+        .into());
+    }
+    draft.write(keys::tenant_open(tenant), &(open + 1))?;
+    buckets::ensure_hidden(draft, &log_bucket(tenant), tenant)?;
+    let id = JobId(draft.next(Counter::Job)?);
+    let job = Job {
+        id,
+        tenant,
+        access_key_id: access_key_id.to_owned(),
+        client_token: client_token.to_owned(),
+        submitted_at: draft.now,
+        spec: spec.clone(),
+    };
+    let state = JobState {
+        phase: JobPhase::Queued,
+        counts: TaskCounts { pending: spec.tasks, ..TaskCounts::default() },
+        version: 1,
+        changed_at: draft.now,
+        started_at: None,
+        ended_at: None,
+        next_index: 0,
+        reason: String::new(),
+    };
+    draft.write(keys::job(id), &job)?;
+    draft.write(keys::state(id), &state)?;
+    draft.write(keys::tenant_job(tenant, id), &())?;
+    if !client_token.is_empty() {
+        draft.write(keys::token(tenant, client_token), &id)?;
+    }
+    if let Some(deadline) = spec.deadline {
+        draft.write(keys::deadline(deadline, id), &())?;
+    }
+    draft.write(keys::queued(spec.priority, id, keys::FRESH), &Waiting::default())?;
+    Ok(Reply::Jobs(JobsReply::Submitted { job: id, existed: false }))
+}
+
+/// Ends all tasks that have not ended. A job that is over stays as it is.
+pub fn cancel(draft: &mut Draft<'_>, tenant: Option<TenantId>, id: JobId, reason: &str) -> Outcome<Reply> {
+    let (job, mut state) = find(draft, id)?;
+    if tenant.is_some_and(|tenant| tenant != job.tenant) {
+        return Err(Refusal::NotFound(format!("job {}", id.0)).into());
+    }
+    if state.phase.is_over() {
+        return Ok(Reply::Done);
+    }
+    draft.delete_all(&keys::queue_of(job.spec.priority, id))?;
+    for mut task in all::<Task>(draft, &keys::tasks(id))? {
+        if task.phase.is_active() || task.phase == TaskPhase::Pending {
+            if let Some(node) = task.node {
+                draft.delete(keys::active_task(&node, id, task.index));
+            }
+            task.phase = TaskPhase::Cancelled;
+            task.changed_at = draft.now;
+            draft.write(keys::task(id, task.index), &task)?;
+        }
+    }
+    let counts = &mut state.counts;
+    counts.cancelled += counts.pending + counts.active;
+    (counts.pending, counts.active) = (0, 0);
+    state.next_index = job.spec.tasks;
+    state.reason = reason.chars().take(TEXT_BYTES_MAX / 4).collect();
+    settle_job(draft, &job, state)?;
+    Ok(Reply::Done)
+}
+
+/// The job's last task has ended: what the job came to.
+pub fn end(draft: &mut Draft<'_>, job: &Job, state: &mut JobState) -> Result<(), KvError> {
+    state.phase = match state.counts {
+        TaskCounts { cancelled: 1.., .. } => JobPhase::Cancelled,
+        TaskCounts { failed: 1.., .. } => JobPhase::Failed,
+        _ => JobPhase::Succeeded,
+    };
+    state.ended_at = Some(draft.now);
+    draft.write(keys::ended(draft.now, job.id), &())?;
+    if let Some(deadline) = job.spec.deadline {
+        draft.delete(keys::deadline(deadline, job.id));
+    }
+    let open: u64 = expect(draft, &keys::tenant_open(job.tenant))?;
+    draft.write(keys::tenant_open(job.tenant), &shift(open, 0, 1, "open jobs")?)
+}
+
+/// Forgets what ended long ago, logs included, a bounded piece at a time.
+pub fn forget(draft: &mut Draft<'_>, before_ms: u64) -> Outcome<Reply> {
+    let mut forgotten = 0;
+    let mut tasks_left = FORGOTTEN_TASKS_MAX;
+    let (from, to) = keys::ended_before(Timestamp(before_ms));
+    for key in keys_in(draft, &from, &to, FORGOTTEN_JOBS_MAX)? {
+        let Some(id) = keys::parse_last_job(&key) else { continue };
+        let (job, _) = find(draft, id)?;
+        let tasks_from = keys::tasks(id);
+        let tasks = keys_in(draft, &tasks_from, &end_of(&tasks_from), tasks_left)?;
+        let is_all = tasks.len() < tasks_left;
+        tasks_left -= tasks.len();
+        for place in tasks {
+            forget_log(draft, &job, &expect(draft, &place)?)?;
+            draft.delete(place);
+        }
+        if !is_all {
+            return Ok(Reply::Jobs(JobsReply::Forgotten(forgotten + 1)));
+        }
+        draft.delete(keys::job(id));
+        draft.delete(keys::state(id));
+        draft.delete(keys::tenant_job(job.tenant, id));
+        if !job.client_token.is_empty() {
+            draft.delete(keys::token(job.tenant, &job.client_token));
+        }
+        draft.delete(key);
+        forgotten += 1;
+    }
+    let receipts = keys::receipts();
+    for place in keys_in(draft, &receipts, &end_of(&receipts), FORGOTTEN_RECEIPTS_MAX)? {
+        let receipt: Receipt = expect(draft, &place)?;
+        if receipt.at.0 >= before_ms {
+            break;
+        }
+        draft.delete(place);
+        forgotten += 1;
+    }
+    Ok(Reply::Jobs(JobsReply::Forgotten(forgotten)))
+}
+
+fn forget_log(draft: &mut Draft<'_>, job: &Job, task: &Task) -> Outcome<()> {
+    let Some((attempt, _)) = task.log else { return Ok(()) };
+    let key = log_key(AttemptId { job: job.id, index: task.index, attempt });
+    objects::delete(draft, &log_bucket(job.tenant), &key, &Precondition::default())?;
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! What can be asked about jobs.
+
+use std::ops::ControlFlow;
+
+use makai_erasure::NodeId;
+
+use super::super::draft::{Outcome, encode, expect, keys_in, read, scan_records};
+use super::super::keys::{after, end_of};
+use super::super::kv::{KvError, View};
+use super::super::page;
+use super::{Active, Waiting, find, keys};
+use crate::facts::Timestamp;
+use crate::facts::command::Refusal;
+use crate::facts::jobs::{
+    ActiveAttempt, AssignedTask, AttemptId, Job, JobId, JobState, JobsAnswer, JobsQuery, QueuedJob,
+    QueuedTask, Receipt,
+};
+use crate::facts::tenant::TenantId;
+
+/// Tasks in one answer about the queue.
+const QUEUE_TASKS_MAX: usize = 10_000;
+/// Attempts that a node is told of at once: the others wait until these have ended.
+const ASSIGNMENTS_MAX: usize = 200;
+/// Bytes of records in one answer: it ends early beyond, and the next one goes on.
+const ANSWER_BYTES_MAX: usize = 2 << 20;
+
+pub fn answer(view: &dyn View, query: &JobsQuery) -> Outcome<JobsAnswer> {
+    match query {
+        JobsQuery::Job { tenant, job } => {
+            let (job, state) = find(view, *job)?;
+            if tenant.is_some_and(|tenant| tenant != job.tenant) {
+                return Err(Refusal::NotFound(format!("job {}", job.id.0)).into());
+            }
+            Ok(JobsAnswer::Job(job, state))
+        }
+        JobsQuery::Jobs { tenant, before, entries_max } => {
+            Ok(JobsAnswer::Jobs(list(view, *tenant, *before, page(*entries_max))?))
+        }
+        JobsQuery::Tasks { job, from_index, entries_max } => {
+            let (from, to) = (keys::task(*job, *from_index), end_of(&keys::tasks(*job)));
+            Ok(JobsAnswer::Tasks(take(view, &from, &to, page(*entries_max))?))
+        }
+        JobsQuery::Queue { tasks_max } => {
+            Ok(JobsAnswer::Queue(queue(view, (*tasks_max as usize).min(QUEUE_TASKS_MAX))?))
+        }
+        JobsQuery::Active => {
+            let all = keys::active();
+            Ok(JobsAnswer::Active(active(view, &all, usize::MAX)?))
+        }
+        JobsQuery::Assignments { node } => {
+            let mut found = Vec::new();
+            for entry in active(view, &keys::active_of(node), ASSIGNMENTS_MAX)? {
+                found.push(assigned(view, &entry)?);
+            }
+            Ok(JobsAnswer::Assignments(found))
+        }
+        JobsQuery::Attempt { node, attempt } => {
+            let record: Option<Active> = read(view, &keys::active_task(node, attempt.job, attempt.index))?;
+            let mut found = Vec::new();
+            if let Some(record) = record.filter(|record| record.attempt == attempt.attempt) {
+                found.push(assigned(view, &entry(*node, attempt.job, attempt.index, record))?);
+            }
+            Ok(JobsAnswer::Assignments(found))
+        }
+        JobsQuery::Due { now_ms } => {
+            let (from, to) = keys::deadlines_until(Timestamp(*now_ms));
+            let due = keys_in(view, &from, &to, page(u32::MAX))?;
+            Ok(JobsAnswer::Due(due.iter().filter_map(|key| keys::parse_last_job(key)).collect()))
+        }
+        JobsQuery::Receipts { after: last, entries_max } => {
+            let from = keys::receipt(last.saturating_add(1));
+            let found: Vec<Receipt> = take(view, &from, &end_of(&keys::receipts()), page(*entries_max))?;
+            Ok(JobsAnswer::Receipts(found))
+        }
+    }
+}
+
+fn take<T: serde::de::DeserializeOwned + serde::Serialize>(
+    view: &dyn View,
+    from: &[u8],
+    to: &[u8],
+    max: usize,
+) -> Result<Vec<T>, KvError> {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    if max > 0 {
+        scan_records(view, from, to, &mut |_, record| {
+            bytes += encode(&record).map_or(ANSWER_BYTES_MAX, |bytes| bytes.len());
+            found.push(record);
+            if found.len() < max && bytes < ANSWER_BYTES_MAX {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+    }
+    Ok(found)
+}
+
+/// Newest first. Ids grow, so the newest lie at the end: windows of ids are looked through from there.
+fn list(
+    view: &dyn View,
+    tenant: TenantId,
+    before: Option<JobId>,
+    max: usize,
+) -> Outcome<Vec<(Job, JobState)>> {
+    let owned = keys::tenant_jobs(tenant);
+    let mut to = before.map_or_else(|| end_of(&owned), |before| keys::tenant_job(tenant, before));
+    let newest = newest_job(view)?;
+    let mut high =
+        before.map_or(newest.0.saturating_add(1), |before| before.0.min(newest.0.saturating_add(1)));
+    let mut width = (max as u64).max(16);
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while found.len() < max && high > 0 && bytes < ANSWER_BYTES_MAX {
+        let low = high.saturating_sub(width);
+        let from = keys::tenant_job(tenant, JobId(low));
+        let ids = keys_in(view, &from, &to, usize::MAX)?;
+        for id in ids.iter().rev().filter_map(|key| keys::parse_last_job(key)).take(max - found.len()) {
+            found.push(find(view, id)?);
+            bytes += found.last().map_or(Ok(0), |(job, _)| encode(job).map(|bytes| bytes.len()))?;
+            if bytes >= ANSWER_BYTES_MAX {
+                break;
+            }
+        }
+        (to, high) = (from, low);
+        width = width.saturating_mul(2);
+    }
+    Ok(found)
+}
+
+fn newest_job(view: &dyn View) -> Result<JobId, KvError> {
+    let counter = super::super::keys::counter(super::super::keys::Counter::Job);
+    Ok(JobId(read(view, &counter)?.unwrap_or(0)))
+}
+
+fn entry(node: NodeId, job: JobId, index: u32, record: Active) -> ActiveAttempt {
+    ActiveAttempt {
+        node,
+        attempt: AttemptId { job, index, attempt: record.attempt },
+        is_running: record.is_running,
+        assigned_at: record.assigned_at,
+        time_limit_ms: record.time_limit_ms,
+        resources: record.resources,
+    }
+}
+
+fn active(view: &dyn View, prefix: &[u8], max: usize) -> Result<Vec<ActiveAttempt>, KvError> {
+    let mut found = Vec::new();
+    scan_records(view, prefix, &end_of(prefix), &mut |key, record: Active| {
+        let node = key.get(1..33).and_then(|id| <[u8; 32]>::try_from(id).ok()).map(NodeId);
+        let job = key.get(33..41).and_then(|id| id.try_into().ok()).map(u64::from_be_bytes);
+        let index = key.get(41..45).and_then(|index| index.try_into().ok()).map(u32::from_be_bytes);
+        if let (Some(node), Some(job), Some(index)) = (node, job, index) {
+            found.push(entry(node, JobId(job), index, record));
+        }
+        if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(found)
+}
+
+fn assigned(view: &dyn View, entry: &ActiveAttempt) -> Outcome<AssignedTask> {
+    let job: Job = expect(view, &keys::job(entry.attempt.job))?;
+    Ok(AssignedTask {
+        attempt: entry.attempt,
+        tenant: job.tenant,
+        is_running: entry.is_running,
+        spec: job.spec,
+    })
+}
+
+/// What waits, by priority, then by age; tasks never tried behind those that wait again.
+fn queue(view: &dyn View, max: usize) -> Outcome<Vec<QueuedJob>> {
+    let mut jobs: Vec<QueuedJob> = Vec::new();
+    let mut left = max;
+    let (mut from, to) = (keys::queue(), end_of(&keys::queue()));
+    while left > 0 {
+        let mut entries = Vec::new();
+        scan_records(view, &from, &to, &mut |key, waiting: Waiting| {
+            entries.push((key.to_vec(), waiting));
+            if entries.len() < left { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        let Some((last, _)) = entries.last() else { break };
+        from = after(last);
+        for (key, waiting) in entries {
+            let Some((id, index)) = keys::parse_queued(&key) else { continue };
+            if left == 0 {
+                break;
+            }
+            if jobs.last().is_none_or(|queued| queued.job != id) {
+                let job: Job = expect(view, &keys::job(id))?;
+                jobs.push(describe(job));
+            }
+            let Some(queued) = jobs.last_mut() else { break };
+            if index == keys::FRESH {
+                let state: JobState = expect(view, &keys::state(id))?;
+                let job: Job = expect(view, &keys::job(id))?;
+                let fresh = (state.next_index..job.spec.tasks).take(left);
+                let before = queued.tasks.len();
+                queued.tasks.extend(fresh.map(|index| QueuedTask {
+                    index,
+                    not_before: Timestamp(0),
+                    last_node: None,
+                }));
+                left -= queued.tasks.len() - before;
+            } else {
+                queued.tasks.push(QueuedTask {
+                    index,
+                    not_before: waiting.not_before,
+                    last_node: waiting.last_node,
+                });
+                left -= 1;
+            }
+        }
+    }
+    Ok(jobs)
+}
+
+fn describe(job: Job) -> QueuedJob {
+    QueuedJob {
+        job: job.id,
+        tenant: job.tenant,
+        priority: job.spec.priority,
+        submitted_at: job.submitted_at,
+        deadline: job.spec.deadline,
+        time_limit_ms: job.spec.time_limit_ms,
+        resources: job.spec.resources,
+        site: job.spec.site,
+        tasks: Vec::new(),
+    }
+}
