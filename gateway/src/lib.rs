@@ -12,6 +12,7 @@
 //! | [`policy`]   | who may do what: policies, access lists, their order      | nothing        |
 //! | [`grpc`]     | the gRPC door: its server, who calls, health, reflection | network        |
 //! | [`files`]    | the file service: a bucket as a filesystem, for mounts   | network        |
+//! | [`jobs`]     | jobs: the door for customers, the desk for nodes         | ports: `Metadata`, `JobNodes` |
 //! | [`s3`]       | the S3 door: translate, authenticate, call inward        | network        |
 //!
 //! Always: memory per request is bounded whatever the object's size; a door holds no state that a restart loses.
@@ -20,6 +21,7 @@ pub mod files;
 pub mod fuse;
 pub mod grpc;
 pub mod identity;
+pub mod jobs;
 pub mod objects;
 pub mod policy;
 pub mod s3;

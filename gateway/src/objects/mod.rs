@@ -26,6 +26,8 @@ pub mod sealing;
 mod upload;
 mod versions;
 
+pub(crate) use upload::{Inlining, Stored};
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -40,14 +40,14 @@ const GROUP_LOOKS_MAX: usize = 100;
 
 /// Whether small content may live in the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Inlining {
+pub(crate) enum Inlining {
     Allowed,
     Never,
 }
 
 /// Content that is durable and not yet visible.
-pub(super) struct Stored {
-    pub(super) content: NewContent,
+pub(crate) struct Stored {
+    pub(crate) content: NewContent,
     placed: Vec<(Group, BlobId)>,
 }
 
@@ -112,6 +112,23 @@ impl Objects {
                 Err(error)
             }
         }
+    }
+
+    /// Takes in a body for a key that another room will make visible, in the bucket as it is now.
+    pub(crate) async fn store_unseen(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        upstream: Upstream,
+        inlining: Inlining,
+    ) -> Result<Stored, ObjectsError> {
+        let bucket = self.recent_bucket(caller, bucket).await?;
+        self.store(caller, &bucket, upstream, inlining).await
+    }
+
+    /// Deletes what will not become visible.
+    pub(crate) fn drop_unseen(&self, stored: Stored) {
+        self.discard(stored.placed);
     }
 
     /// Proposes `command`, which names the content of `stored`; what is refused is deleted.

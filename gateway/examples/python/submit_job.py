@@ -1,0 +1,48 @@
+"""Submits a job over gRPC and prints what it printed.
+
+    pip install grpcio grpcio-tools
+    python -m grpc_tools.protoc -I gateway/proto --python_out=. --grpc_python_out=. gateway/proto/makai/jobs/v1/jobs.proto
+    python gateway/examples/python/submit_job.py profile.json s3://images/busybox.tar -- /bin/busybox echo hello
+
+Ends with 0 only if the job succeeded.
+"""
+
+import base64
+import json
+import sys
+import uuid
+
+import grpc
+
+from makai.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+
+
+def main() -> int:
+    profile_path, image, _, *command = sys.argv[1:]
+    with open(profile_path) as file:
+        profile = json.load(file)
+    s3 = profile["s3"]
+    secret = f"{s3['access_key_id']}:{s3['secret_access_key']}".encode()
+    metadata = [("authorization", "Basic " + base64.b64encode(secret).decode())]
+    bucket, key = image.removeprefix("s3://").split("/", 1)
+
+    with grpc.insecure_channel(profile["grpc"]["endpoint"].removeprefix("http://")) as channel:
+        jobs = jobs_pb2_grpc.JobsStub(channel)
+        spec = jobs_pb2.JobSpec(
+            name="from python",
+            container=jobs_pb2.Container(image=jobs_pb2.ObjectPath(bucket=bucket, key=key), command=command),
+        )
+        # A token makes it safe to submit again after a lost answer.
+        request = jobs_pb2.SubmitRequest(spec=spec, client_token=str(uuid.uuid4()))
+        job_id = jobs.Submit(request, metadata=metadata).job_id
+        for part in jobs.Logs(jobs_pb2.LogsRequest(job_id=job_id, follow=True), metadata=metadata):
+            stream = sys.stdout if part.stream == jobs_pb2.LogsResponse.STREAM_STDOUT else sys.stderr
+            stream.buffer.write(part.data)
+            stream.flush()
+        job = jobs.Wait(jobs_pb2.WaitRequest(job_id=job_id), metadata=metadata)
+    print(f"job {job_id}: {jobs_pb2.Phase.Name(job.phase)} {job.reason}", file=sys.stderr)
+    return 0 if job.phase == jobs_pb2.PHASE_SUCCEEDED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+//! Jobs: the door for those who submit them, and the desk for the nodes that run them.
+//!
+//! ```text
+//! customer ─ gRPC ─ service ─> facts (submitted, cancelled) ─> the leader's scheduler is woken
+//! node     ─ peers ─ desk  ─> inputs out of the pool, outputs and log into it, one result: one proposal
+//! ```
+//!
+//! | file        | holds                                                                 |
+//! |-------------|-----------------------------------------------------------------------|
+//! | `service`   | the gRPC service                                                      |
+//! | `words`     | what the service's messages mean in facts, and back                   |
+//! | `logs`      | what an attempt printed, from its node or from the pool               |
+//! | [`desk`]    | what a node may do for an attempt that is its own, and nothing else   |
+//!
+//! Always: a node sees and writes only what a current attempt of its own names, never a customer's key; outputs become
+//! visible in the same proposal that ends the attempt, or never; a customer sees its own tenant's jobs alone.
+
+pub mod desk;
+mod logs;
+mod service;
+mod words;
+
+use async_trait::async_trait;
+use makai_erasure::NodeId;
+use makai_raft::facts::joblog::LogPart;
+use makai_raft::facts::jobs::{AttemptId, JobSpec};
+
+pub use service::{JobsOptions, JobsService};
+
+/// Bytes of the log that one request to a node brings.
+pub const LOG_PAGE_BYTES_MAX: u32 = 512 * 1024;
+
+/// Where tasks of a specification could run if nothing else did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Capacity {
+    pub nodes: u32,
+    pub tasks_at_once: u64,
+}
+
+/// The way to the nodes that run jobs, and to the leader that gives jobs to them.
+#[async_trait]
+pub trait JobNodes: Send + Sync + 'static {
+    /// # Errors
+    /// The node does not answer, or does not have the attempt.
+    async fn log(&self, node: NodeId, attempt: AttemptId, offset: u64) -> Result<LogPart, String>;
+
+    /// # Errors
+    /// The leader does not answer.
+    async fn capacity(&self, spec: &JobSpec) -> Result<Capacity, String>;
+
+    /// Tells the leader that there is something to schedule. A hint: it looks by itself too.
+    fn wake(&self);
+}
