@@ -1,0 +1,185 @@
+//! Image and inputs, out of the pool and into folders.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
+use makai_raft::facts::desk::{Fault, ListedObject, PIECE_BYTES_MAX, Reply, Request, Source};
+use makai_raft::facts::jobs::{AssignedTask, AttemptId, of_task};
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::watch;
+
+use super::Agent;
+use crate::runner::{ContentId, Image};
+
+/// Objects that one task may have as inputs.
+const INPUT_OBJECTS_MAX: usize = 100_000;
+
+/// Why staging ended early.
+#[derive(Debug)]
+pub enum StageError {
+    Fault(Fault),
+    /// This machine cannot hold it.
+    Disk(io::Error),
+}
+
+impl From<Fault> for StageError {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<io::Error> for StageError {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
+fn refused(why: String) -> StageError {
+    StageError::Fault(Fault::Refused(why))
+}
+
+fn unexpected(reply: &Reply) -> StageError {
+    let shown: String = format!("{reply:?}").chars().take(200).collect();
+    StageError::Fault(Fault::Unavailable(format!("the gateway answered something else: {shown}")))
+}
+
+/// One attempt's staging.
+pub struct Stage<'a> {
+    pub agent: &'a Agent,
+    pub attempt: AttemptId,
+    pub revoked: &'a mut watch::Receiver<bool>,
+    pub bytes_in: u64,
+    /// Bytes that the inputs may have.
+    pub bytes_max: u64,
+}
+
+impl Stage<'_> {
+    pub async fn image(&mut self) -> Result<Image, StageError> {
+        let listed = self.list(Source::Image, String::new()).await?.0;
+        let object = listed.into_iter().next().ok_or_else(|| refused("there is no image".into()))?;
+        if let Some((path, content)) = self.agent.cache.find(object.version) {
+            return Ok(Image { content, path: Some(path) });
+        }
+        let (path, content) = self.fetch(Source::Image, &object).await?;
+        Ok(Image { content, path: Some(path) })
+    }
+
+    /// Puts every input of the task below `folder`.
+    pub async fn inputs(&mut self, task: &AssignedTask, folder: &Path) -> Result<(), StageError> {
+        let mut count = 0;
+        for (at, input) in (0u32..).zip(&task.spec.inputs) {
+            let path = of_task(&input.path, self.attempt.index);
+            let place = below(folder, path.trim_end_matches('/'))
+                .ok_or_else(|| refused(format!("input path {path:?} leaves the input folder")))?;
+            let mut after = String::new();
+            loop {
+                let (objects, is_truncated) = self.list(Source::Input(at), after.clone()).await?;
+                if let Some(last) = objects.last() {
+                    after.clone_from(&last.name);
+                }
+                for object in objects {
+                    count += 1;
+                    if count > INPUT_OBJECTS_MAX {
+                        return Err(refused(format!("more than {INPUT_OBJECTS_MAX} objects as inputs")));
+                    }
+                    self.input(at, &object, &place).await?;
+                }
+                if !is_truncated {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn input(&mut self, at: u32, object: &ListedObject, place: &Path) -> Result<(), StageError> {
+        // What S3 clients make to show a folder.
+        if object.name.ends_with('/') && object.size == 0 {
+            return Ok(());
+        }
+        let path = if object.name.is_empty() { Some(place.to_owned()) } else { below(place, &object.name) };
+        let path = path.ok_or_else(|| refused(format!("key {:?} is no path for a file", object.name)))?;
+        self.bytes_in += object.size;
+        if self.bytes_in > self.bytes_max {
+            return Err(refused(format!("inputs have more than the {} bytes of scratch", self.bytes_max)));
+        }
+        let cached = match self.agent.cache.find(object.version) {
+            Some((cached, _)) => cached,
+            None => self.fetch(Source::Input(at), object).await?.0,
+        };
+        if let Some(folder) = path.parent() {
+            tokio::fs::create_dir_all(folder).await?;
+        }
+        // The cache may have dropped it meanwhile, or lie on another filesystem.
+        if tokio::fs::hard_link(&cached, &path).await.is_err() {
+            let cached = self.fetch(Source::Input(at), object).await?.0;
+            tokio::fs::copy(&cached, &path).await?;
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self, source: Source, after: String) -> Result<(Vec<ListedObject>, bool), StageError> {
+        let request = Request::List { attempt: self.attempt, source, after };
+        match self.agent.ask(self.attempt, request, self.revoked).await? {
+            Reply::Objects { objects, is_truncated } => Ok((objects, is_truncated)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Downloads a version into the cache.
+    async fn fetch(
+        &mut self,
+        source: Source,
+        object: &ListedObject,
+    ) -> Result<(PathBuf, ContentId), StageError> {
+        let part = self.agent.cache.part();
+        let mut file = tokio::fs::File::create(&part).await?;
+        let mut hasher = blake3::Hasher::new();
+        let mut offset = 0;
+        while offset < object.size {
+            let bytes = self.read(source, object, offset).await?;
+            if bytes.is_empty() {
+                return Err(refused(format!("{:?} ended early", object.name)));
+            }
+            hasher.update(&bytes);
+            file.write_all(&bytes).await?;
+            offset += bytes.len() as u64;
+        }
+        file.flush().await?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644)).await?;
+        let content = ContentId(*hasher.finalize().as_bytes());
+        let path = self.agent.cache.keep(&part, object.version, &content)?;
+        Ok((path, content))
+    }
+
+    async fn read(
+        &mut self,
+        source: Source,
+        object: &ListedObject,
+        offset: u64,
+    ) -> Result<Bytes, StageError> {
+        let request = Request::Read {
+            attempt: self.attempt,
+            source,
+            name: object.name.clone(),
+            version: object.version,
+            offset,
+            len: PIECE_BYTES_MAX.min(object.size - offset),
+        };
+        match self.agent.ask(self.attempt, request, self.revoked).await? {
+            Reply::Bytes(bytes) => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// `folder/path`, if that lies below the folder.
+pub fn below(folder: &Path, path: &str) -> Option<PathBuf> {
+    let is_plain = !path.is_empty()
+        && !path.contains('\0')
+        && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+        && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    is_plain.then(|| folder.join(path))
+}

@@ -1,0 +1,91 @@
+//! What this machine offers to jobs.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// Share of the machine's memory that jobs may have where the owner sets no bound, in quarters: the rest is the system's,
+/// the daemon's and the page cache's.
+const MEMORY_QUARTERS: u64 = 3;
+
+/// One card.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    pub uuid: String,
+    /// As the driver names it.
+    pub model: String,
+    pub memory_mib: u64,
+}
+
+/// What a node offers in all, whether or not it is in use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Thousandths of a core.
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    pub scratch_bytes: u64,
+    pub gpus: Vec<Gpu>,
+}
+
+/// Bounds that the owner sets; 0: none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    pub cpu_millis_max: u64,
+    pub memory_bytes_max: u64,
+    pub scratch_bytes_max: u64,
+}
+
+fn bounded(found: u64, max: u64) -> u64 {
+    if max == 0 { found } else { found.min(max) }
+}
+
+/// Looks at this machine. `dir`: where attempts keep their files.
+///
+/// # Errors
+/// The system does not tell.
+pub fn look(dir: &Path, bounds: Bounds) -> io::Result<Inventory> {
+    let cores = std::thread::available_parallelism()?.get() as u64;
+    let memory = memory_total()? / 4 * MEMORY_QUARTERS;
+    let disk = rustix::fs::statvfs(dir)?;
+    // Half of what is free: storage, logs and the cache live here too.
+    let scratch = disk.f_bavail.saturating_mul(disk.f_frsize) / 2;
+    Ok(Inventory {
+        cpu_millis: bounded(cores * 1000, bounds.cpu_millis_max),
+        memory_bytes: bounded(memory, bounds.memory_bytes_max),
+        scratch_bytes: bounded(scratch, bounds.scratch_bytes_max),
+        gpus: Vec::new(),
+    })
+}
+
+/// Bytes that this machine, or the group of processes this one is kept to, may use.
+fn memory_total() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let total = parse_meminfo(&text).ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?;
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = limits.into_iter().find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok());
+    Ok(limit.map_or(total, |limit: u64| limit.min(total)))
+}
+
+fn parse_meminfo(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_offers_something_and_never_more_than_its_owner_says() {
+        let all = look(Path::new("/tmp"), Bounds::default()).unwrap();
+        assert!(all.cpu_millis >= 1000 && all.memory_bytes > 1 << 20, "{all:?}");
+        let bounds = Bounds { cpu_millis_max: 500, memory_bytes_max: 1 << 20, scratch_bytes_max: 7 };
+        let kept = look(Path::new("/tmp"), bounds).unwrap();
+        assert_eq!((kept.cpu_millis, kept.memory_bytes), (500, 1 << 20));
+        assert!(kept.scratch_bytes <= 7);
+        assert_eq!(parse_meminfo("MemTotal:     10 kB\n"), Some(10 * 1024));
+        assert_eq!(parse_meminfo("MemFree: 1 kB\nMemTotal: x kB"), None);
+    }
+}
