@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 pub use accounts::{AccountsConfig, LedgerConfig, LedgerKind};
 pub use error::{ConfigError, Fault};
 pub use sections::{
-    ClusterConfig, ConsoleConfig, DiskConfig, GrpcConfig, LimitsConfig, NodeSection, PeersConfig, RaftConfig,
-    Role, S3Config, Secret, StorageConfig,
+    ClusterConfig, ComputeConfig, ConsoleConfig, DiskConfig, GrpcConfig, LimitsConfig, NodeSection,
+    PeersConfig, RaftConfig, Role, S3Config, Secret, StorageConfig,
 };
 
 /// A configuration file longer than this is not one.
@@ -52,6 +52,7 @@ pub struct NodeConfig {
     pub grpc: GrpcConfig,
     pub console: ConsoleConfig,
     pub storage: StorageConfig,
+    pub compute: ComputeConfig,
     pub raft: RaftConfig,
     pub limits: LimitsConfig,
     pub accounts: AccountsConfig,

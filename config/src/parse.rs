@@ -125,6 +125,7 @@ pub(crate) fn sections(text: &str, faults: &mut Faults) -> NodeConfig {
         grpc: section("grpc", next("grpc"), faults),
         console: section("console", next("console"), faults),
         storage: section("storage", next("storage"), faults),
+        compute: section("compute", next("compute"), faults),
         raft: section("raft", next("raft"), faults),
         limits: section("limits", next("limits"), faults),
         accounts: section("accounts", next("accounts"), faults),

@@ -282,6 +282,26 @@ impl Default for StorageConfig {
     }
 }
 
+/// `[compute]`: what a node with role compute gives to jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ComputeConfig {
+    /// Thousandths of a core that jobs may hold together; 0: all cores.
+    pub cpu_millis_max: u64,
+    /// Memory that jobs may hold together; 0: three quarters of the machine's.
+    pub memory_bytes_max: u64,
+    /// Room for inputs and outputs under way; 0: half of what is free where `node.dir` lies.
+    pub scratch_bytes_max: u64,
+    /// Images and inputs kept for the next job that wants them.
+    pub cache_bytes_max: u64,
+}
+
+impl Default for ComputeConfig {
+    fn default() -> Self {
+        Self { cpu_millis_max: 0, memory_bytes_max: 0, scratch_bytes_max: 0, cache_bytes_max: 10 * GIB }
+    }
+}
+
 /// `[raft]`: agreement between voters. Heartbeats and timeouts must be alike on all of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use makai_config::NodeConfig;
 use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
 use makai_gateway::identity::Identity;
+use makai_gateway::jobs::{JobsOptions, JobsService};
 use makai_gateway::objects::Objects;
 use makai_gateway::s3::{S3Door, S3DoorConfig, serve};
 use rustls_pki_types::pem::PemObject as _;
@@ -49,18 +50,20 @@ pub fn certificates(
 pub async fn start_grpc(
     config: &NodeConfig,
     identity: Identity,
+    jobs: JobsOptions,
     tls: Option<Certificates>,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<Option<SocketAddr>> {
     let Some(listen) = config.grpc.listen else { return Ok(None) };
-    let door = GrpcDoor::new(
+    let mut door = GrpcDoor::new(
         identity,
         GrpcDoorConfig {
             calls_max: config.limits.requests_in_flight_max as usize,
             connections_max: config.grpc.connections_max as usize,
         },
     );
+    door.add(JobsService::server(door.gate(), jobs));
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (grpc.listen)"))?;
     let address = listener.local_addr()?;

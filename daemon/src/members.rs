@@ -10,6 +10,10 @@
 //! | 2    | join      | anyone            | [`JoinRequest`] -> [`JoinAnswer`]                   |
 //! | 3    | heartbeat | members           | [`Heartbeat`] -> [`HeartbeatAnswer`]                |
 //! | 4    | facts     | members           | [`Query`], of those a storage node needs -> [`Answer`] |
+//! | 5    | attempts  | compute nodes     | what a gateway's desk is asked -> what it answers   |
+//! | 6    | job log   | voters, gateways  | attempt, offset -> a part of its log                |
+//! | 7    | wake      | voters, gateways  | nothing: jobs have changed                          |
+//! | 8    | capacity  | voters, gateways  | a job's specification -> where it could run         |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //!
@@ -23,18 +27,25 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId, PgId};
+use makai_gateway::jobs::desk::Desk;
+use makai_gpu_runtime::agent::Agent;
+use makai_gpu_runtime::inventory::Inventory;
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::accounts::{AccountsCommand, AccountsQuery, PayoutBinding};
 use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
+use makai_raft::facts::desk::{self, Request};
+use makai_raft::facts::jobs::STATEMENT_PURPOSE;
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::{MetaError, MetaNode, Metadata, wire};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::accounts::audits::{self, AuditRequest};
 use crate::clock;
 use crate::disks::LocalDisks;
+use crate::reconcile::schedule;
 use crate::reconcile::shards::ProgressNow;
 use crate::state::KnownPeer;
 use crate::ticket::Ticket;
@@ -44,8 +55,15 @@ pub const META: u16 = 1;
 pub const JOIN: u16 = 2;
 pub const HEARTBEAT: u16 = 3;
 pub const FACTS: u16 = 4;
+pub const ATTEMPTS: u16 = 5;
+pub const JOB_LOG: u16 = 6;
+pub const WAKE: u16 = 7;
+pub const CAPACITY: u16 = 8;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
+
+/// Who is trusted with customers' data.
+const TRUSTED: [Role; 2] = [Role::Voter, Role::Gateway];
 
 /// How long a peer may take over a question about facts.
 const FACTS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,6 +104,9 @@ pub struct Heartbeat {
     /// Slots on their way to this node's disks that are there now; at most [`FILLED_MAX`].
     #[serde(default)]
     pub filled: Vec<Filled>,
+    /// What it offers to jobs; `None`: it runs none now.
+    #[serde(default)]
+    pub compute: Option<Inventory>,
 }
 
 /// Slots that one heartbeat tells of; others are told once these have been switched.
@@ -124,6 +145,7 @@ pub struct Heard {
     pub disks: Vec<DiskBeat>,
     pub repair: ProgressNow,
     pub filled: Vec<Filled>,
+    pub compute: Option<Inventory>,
 }
 
 /// Members by id, from the map or, before there is one, from the node's memory.
@@ -143,6 +165,12 @@ pub struct Members {
     facts: OnceLock<Arc<dyn Metadata>>,
     heard: Mutex<HashMap<NodeId, Heard>>,
     map_epoch: std::sync::atomic::AtomicU64,
+    /// Who led when last heard of.
+    leader: Mutex<Option<NodeId>>,
+    desk: OnceLock<Desk>,
+    agent: OnceLock<Arc<Agent>>,
+    /// Told when there may be something to schedule.
+    pub jobs_changed: Notify,
 }
 
 impl Members {
@@ -158,6 +186,10 @@ impl Members {
             facts: OnceLock::new(),
             heard: Mutex::default(),
             map_epoch: std::sync::atomic::AtomicU64::new(0),
+            leader: Mutex::default(),
+            desk: OnceLock::new(),
+            agent: OnceLock::new(),
+            jobs_changed: Notify::new(),
         })
     }
 
@@ -196,6 +228,64 @@ impl Members {
 
     pub fn set_facts(&self, facts: Arc<dyn Metadata>) {
         let _ = self.facts.set(facts);
+    }
+
+    pub fn set_desk(&self, desk: Desk) {
+        let _ = self.desk.set(desk);
+    }
+
+    /// Where nodes bring what they ask for their attempts, if this node is a gateway.
+    pub fn desk(&self) -> Option<&Desk> {
+        self.desk.get()
+    }
+
+    pub fn set_agent(&self, agent: Arc<Agent>) {
+        let _ = self.agent.set(agent);
+    }
+
+    pub fn agent(&self) -> Option<&Arc<Agent>> {
+        self.agent.get()
+    }
+
+    /// Notes who leads, as a heartbeat's answer said.
+    pub fn note_leader(&self, leader: Option<NodeId>) {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
+    }
+
+    /// Who leads, as far as this node knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        let heard = *self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        self.meta.get().and_then(MetaNode::leader).or(heard)
+    }
+
+    /// A peer says that jobs have changed: whoever schedules or runs them here looks at once. Never passed on.
+    fn wake_jobs(&self) {
+        if self.meta.get().is_some_and(MetaNode::is_leader) {
+            self.jobs_changed.notify_one();
+        }
+        if let Some(agent) = self.agent.get() {
+            agent.wake();
+        }
+    }
+
+    async fn attempts(&self, from: NodeId, request: Request) -> Result<desk::Reply, String> {
+        let desk = self.desk.get().ok_or("this node is no gateway, or still starting")?;
+        if let Request::Finish { statement, signature, .. } = &request {
+            let signed = statement.signed_bytes();
+            if !crate::identity::verify(from, STATEMENT_PURPOSE, &signed, signature) {
+                return Err(format!(
+                    "the statement on attempt {} is not signed by its node",
+                    statement.attempt
+                ));
+            }
+        }
+        let is_end = matches!(request, Request::Finish { .. });
+        let reply = desk.serve(from, request).await;
+        if is_end {
+            self.jobs_changed.notify_one();
+        }
+        Ok(reply)
     }
 
     fn has_role(&self, peer: NodeId, wanted: &[Role]) -> bool {
@@ -237,9 +327,9 @@ impl Members {
 
     /// Takes a heartbeat, a peer's or this node's own.
     pub fn hear(&self, from: NodeId, beat: Heartbeat) {
-        let Heartbeat { disks, repair, mut filled } = beat;
+        let Heartbeat { disks, repair, mut filled, compute } = beat;
         filled.truncate(FILLED_MAX);
-        let heard = Heard { at: clock::instant(), disks, repair, filled };
+        let heard = Heard { at: clock::instant(), disks, repair, filled, compute };
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(from, heard);
     }
 
@@ -350,7 +440,22 @@ impl PeerHandler for Members {
                 encode(&audits::answer(&self.disks, &request).await)
             }
             BIND_PAYOUT if is_member => encode(&self.bind_payout(from, decode(&body)?).await?),
-            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT => {
+            ATTEMPTS if self.has_role(from, &[Role::Compute]) => {
+                encode(&self.attempts(from, decode(&body)?).await?)
+            }
+            JOB_LOG if self.has_role(from, &TRUSTED) => {
+                let (attempt, offset) = decode(&body)?;
+                let agent = self.agent.get().ok_or("this node runs no jobs, or still starts")?;
+                encode(&agent.log(attempt, offset).await?)
+            }
+            WAKE if self.has_role(from, &TRUSTED) => {
+                self.wake_jobs();
+                Ok(Bytes::new())
+            }
+            CAPACITY if self.has_role(from, &TRUSTED) => {
+                encode(&schedule::capacity(&self.heard(), &decode(&body)?))
+            }
+            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT | ATTEMPTS | JOB_LOG | WAKE | CAPACITY => {
                 Err(format!("node {from} may not ask this (kind {kind})"))
             }
             _ => Err(format!("kind {kind} is unknown to this release")),

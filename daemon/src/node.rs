@@ -20,7 +20,11 @@ use makai_erasure::store::{ShardStore, StoreOptions};
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId};
 use makai_gateway::identity::{self, Identity};
+use makai_gateway::jobs::JobsOptions;
+use makai_gateway::jobs::desk::Desk;
 use makai_gateway::objects::{Objects, ObjectsOptions};
+use makai_gpu_runtime::container::{Bounds as ImageBounds, ContainerConfig, ContainerRunner};
+use makai_gpu_runtime::runner::Level;
 use makai_ops::metering::{Purpose, ServedMeter};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{Disk, Node as NodeFacts, Role, Standing};
@@ -200,6 +204,7 @@ impl Node {
             map,
             map_changed: Arc::new(Notify::new()),
             progress: Arc::default(),
+            jobs: Arc::default(),
             stop: CancellationToken::new(),
         };
         while let Err(error) = reconcile::map::refresh(&shell).await {
@@ -216,15 +221,24 @@ impl Node {
                 let identity = Identity::new(Arc::clone(&shell.facts), key);
                 let objects = objects(&shell, identity.clone());
                 let tls = door::certificates(&shell.config, &stop_doors, &door_tasks)?;
+                members.set_desk(Desk::new(Arc::clone(&shell.facts), objects.clone()));
+                let jobs = JobsOptions {
+                    facts: Arc::clone(&shell.facts),
+                    objects: objects.clone(),
+                    nodes: Arc::new(reconcile::agent::Nodes { shell: shell.clone() }),
+                };
                 let (config, stop, tasks) = (&shell.config, &stop_doors, &door_tasks);
                 let s3 = door::start_s3(config, objects, identity.clone(), tls.clone(), stop, tasks).await?;
-                (s3, door::start_grpc(config, identity, tls, stop, tasks).await?)
+                (s3, door::start_grpc(config, identity, jobs, tls, stop, tasks).await?)
             }
             (true, None) => {
                 bail!("this gateway has no cluster.key; join again with a token that grants the role")
             }
             (false, _) => (None, None),
         };
+        if facts_of_me.roles.contains(&Role::Compute) {
+            start_jobs(&shell, &node_key, &tasks).await?;
+        }
         let console = console::start(&shell, &stop_doors, &door_tasks).await?;
         tracing::info!(node = %id, ?s3, ?grpc, ?console, "the node serves");
         Ok(Self { shell, tasks, meta, stop_doors, door_tasks, s3, grpc, console, _lock: lock })
@@ -633,6 +647,27 @@ fn metered(
     purpose: Purpose,
 ) -> Arc<dyn ShardPeers> {
     Arc::new(MeteredShards::new(peers, map.clone(), served.clone(), purpose))
+}
+
+/// Starts what runs jobs. A machine that cannot confine them says so and does the rest of its work.
+async fn start_jobs(shell: &Shell, key: &NodeIdentity, tasks: &TaskTracker) -> anyhow::Result<()> {
+    let runner = ContainerRunner::open(ContainerConfig {
+        state: shell.config.node.dir.join("containers"),
+        // This very program, also when its file was replaced by the next release.
+        worker: vec!["/proc/self/exe".into(), "worker".into()],
+        bounds: ImageBounds::default(),
+        level_min: Level::Watched,
+        allow_host_network: false,
+        use_cgroups: true,
+    });
+    match runner.await {
+        Ok(runner) => {
+            let agent = reconcile::agent::start(shell, key, Arc::new(runner))?;
+            tasks.spawn(reconcile::agent::run(shell.clone(), agent));
+        }
+        Err(error) => tracing::error!(%error, "this machine runs no jobs"),
+    }
+    Ok(())
 }
 
 fn objects(shell: &Shell, identity: Identity) -> Objects {

@@ -192,8 +192,10 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
         .map_err(|faults| anyhow::anyhow!("the defaults of a node do not hold: {faults:?}"))?;
     let is_voter = usize::from(number) <= VOTERS_MAX.min(usize::from(args.nodes) | 1);
     config.node.name = name.into();
-    config.node.roles =
-        [Role::Storage, Role::Gateway].into_iter().chain(is_voter.then_some(Role::Voter)).collect();
+    config.node.roles = [Role::Storage, Role::Gateway, Role::Compute]
+        .into_iter()
+        .chain(is_voter.then_some(Role::Voter))
+        .collect();
     config.cluster.init = number == 1;
     config.cluster.join_token_file = (number > 1).then(|| dir.join("join-token"));
     config.storage.lifecycle_interval_secs = LIFECYCLE_INTERVAL_SECS;

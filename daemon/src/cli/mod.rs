@@ -10,6 +10,7 @@ mod cluster;
 mod daemon;
 mod dev;
 pub mod doctor;
+mod job;
 mod mount;
 mod node;
 mod profile;
@@ -46,6 +47,7 @@ enum Command {
     Claim(claims::ClaimArgs),
     Ledger(claims::LedgerArgs),
     User(users::Args),
+    Job(job::Args),
     Bench(bench::Args),
     Mount(mount::Args),
     Doctor(doctor::Args),
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
             Command::Claim(args) => claims::claim(args).await,
             Command::Ledger(args) => claims::ledger(args).await,
             Command::User(args) => users::run(args).await,
+            Command::Job(args) => job::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Mount(args) => mount::run(args).await,
             Command::Worker(_) => unreachable!("a worker has no runtime"),

@@ -44,11 +44,7 @@ impl Target {
             let token = state::admin_token(&config.node.dir)?;
             return Ok(vec![ConsoleProfile { url: format!("http://{listen}"), token }]);
         }
-        let path = self.profile.clone().or_else(|| Profile::default_path().filter(|path| path.exists()));
-        let path = path.context(
-            "which cluster? give --profile FILE (`makai dev` writes one), --config FILE of a node here, or MAKAI_PROFILE",
-        )?;
-        let profile = Profile::load(&path)?;
+        let profile = self.profile()?;
         let mut consoles = vec![profile.console];
         for node in profile.nodes {
             if !consoles.contains(&node.console) {
@@ -56,6 +52,18 @@ impl Target {
             }
         }
         Ok(consoles)
+    }
+
+    /// The cluster's profile.
+    ///
+    /// # Errors
+    /// None is named, or it cannot be read.
+    pub fn profile(&self) -> anyhow::Result<Profile> {
+        let path = self.profile.clone().or_else(|| Profile::default_path().filter(|path| path.exists()));
+        let path = path.context(
+            "which cluster? give --profile FILE (`makai dev` writes one), --config FILE of a node here, or MAKAI_PROFILE",
+        )?;
+        Profile::load(&path)
     }
 
     /// Asks the console; tries the next node where one does not answer.

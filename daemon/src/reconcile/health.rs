@@ -129,7 +129,8 @@ mod tests {
         };
         let beat =
             |id: u8| DiskBeat { disk: DiskId([id; 16]), capacity_bytes: 1, free_bytes: 1, shard_count: 0 };
-        let heard = |at, disks| Heard { at, disks, repair: Default::default(), filled: vec![] };
+        let heard =
+            |at, disks| Heard { at, disks, repair: Default::default(), filled: vec![], compute: None };
         let heard = HashMap::from([
             (NodeId([1; 32]), heard(now, vec![beat(11)])),
             (NodeId([2; 32]), heard(now - Duration::from_secs(50), vec![])),

@@ -18,6 +18,7 @@ pub async fn run(shell: Shell) {
             disks: disk_beats(&shell),
             repair: shell.progress.now(),
             filled: shell.progress.filled(),
+            compute: shell.jobs.offered(),
         };
         let own_view = shell.members.meta().and_then(makai_raft::handle::MetaNode::leader);
         // A node that may become a voter is none yet: it asks the others who leads.
@@ -35,6 +36,7 @@ pub async fn run(shell: Shell) {
         match answer {
             Ok(answer) => {
                 leader = answer.leader;
+                shell.members.note_leader(leader);
                 next_voter += usize::from(leader.is_none());
                 if answer.map_epoch > shell.map.get().map.epoch {
                     shell.map_changed.notify_one();

@@ -15,6 +15,8 @@
 //! | [`displaced`] | storage  | no shard stays whose slot went to another disk                    |
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
 //! | [`lifecycle`] | leader   | versions and uploads go when their bucket's rules say so           |
+//! | [`schedule`]  | leader   | tasks that wait are given to nodes; attempts of dead nodes end     |
+//! | [`agent`]     | compute  | attempts given to this node run, and are reported                 |
 //! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
 //! | [`epochs`]    | voters   | epochs sealed, computed and signed                                |
 //! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
@@ -22,6 +24,7 @@
 //! | [`chain`]     | trusted  | signed roots are on the chain, where the ledger is one            |
 //! | [`payout`]    | storage  | this node's earnings have an address                              |
 
+pub mod agent;
 pub mod audit;
 pub mod chain;
 pub mod compact;
@@ -35,6 +38,7 @@ pub mod map;
 pub mod orphans;
 pub mod payout;
 pub mod placement;
+pub mod schedule;
 pub mod scrub;
 pub mod sessions;
 pub mod shards;
@@ -79,6 +83,8 @@ pub struct Shell {
     pub chain: Option<Arc<Chain>>,
     /// What nodes served through this one.
     pub served: ServedMeter,
+    /// This node's part in running jobs.
+    pub jobs: Arc<agent::Offer>,
     pub stop: CancellationToken,
 }
 
@@ -123,6 +129,9 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         tasks.spawn(sessions::run(shell.clone()));
         tasks.spawn(epochs::run(shell.clone()));
         tasks.spawn(audit::run(shell.clone()));
+    }
+    if shell.members.meta().is_some() || shell.config.has_role(makai_config::Role::Gateway) {
+        tasks.spawn(schedule::run(shell.clone()));
     }
     if shell.disks.iter().next().is_some() {
         tasks.spawn(shards::run(shell.clone()));

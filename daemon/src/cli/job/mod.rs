@@ -1,0 +1,382 @@
+//! `makai job`: submit work, watch it, read what it printed, end it.
+
+mod client;
+mod spec;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use makai_gateway::grpc::proto::jobs::v1::logs_response::Stream;
+use makai_gateway::grpc::proto::jobs::v1::{
+    CancelRequest, Counts, GetRequest, Job, ListRequest, ListTasksRequest, LogsRequest, Phase, SubmitRequest,
+    Task, TaskPhase, WaitRequest, WatchRequest,
+};
+use serde_json::json;
+
+use self::client::Client;
+use self::spec::SpecArgs;
+use super::print_json;
+use super::remote::Target;
+use crate::clock;
+
+/// Tasks shown by `job show`.
+const TASKS_SHOWN_MAX: u32 = 1000;
+/// Pause before a stream that broke is opened again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(300);
+/// Times in a row that a stream is opened again without anything coming of it.
+const REOPENED_MAX: u32 = 20;
+
+/// Submit work to the cluster's machines and follow it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: JobCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum JobCommand {
+    /// Submit a job: from FILE (TOML or JSON), or --image and a command
+    Submit {
+        #[command(flatten)]
+        spec: Box<SpecArgs>,
+        /// A name for this submission: with the same one again, nothing new is submitted
+        #[arg(long, default_value = "", value_name = "TOKEN")]
+        token: String,
+        /// Say where it could run, and submit nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what task 0 prints, and end with its exit code; of an array, wait for all of it
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Jobs, newest first
+    Ls {
+        /// Only those queued, running, succeeded, failed or cancelled
+        #[arg(long, value_parser = parse_phase)]
+        phase: Vec<Phase>,
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// A job and its tasks
+    Show {
+        id: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// What a task printed
+    Logs {
+        id: u64,
+        #[arg(long, default_value_t = 0)]
+        index: u32,
+        /// Which try; 0: the newest
+        #[arg(long, default_value_t = 0)]
+        attempt: u32,
+        /// Go on until the attempt is over
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Wait until a job is over; ends with 0 only if it succeeded
+    Wait {
+        id: u64,
+        #[arg(long, default_value_t = 0, value_name = "SECS")]
+        timeout_secs: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// End what has not ended
+    Cancel {
+        id: u64,
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+fn parse_phase(text: &str) -> Result<Phase, String> {
+    Phase::from_str_name(&format!("PHASE_{}", text.to_ascii_uppercase()))
+        .filter(|phase| *phase != Phase::Unspecified)
+        .ok_or_else(|| format!("{text:?} is none of queued, running, succeeded, failed, cancelled"))
+}
+
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.what {
+        JobCommand::Submit { spec, token, dry_run, wait, target } => {
+            submit(*spec, token, dry_run, wait, &target).await
+        }
+        JobCommand::Ls { phase, limit, target } => list(phase, limit, &target).await,
+        JobCommand::Show { id, target } => show(id, &target).await,
+        JobCommand::Logs { id, index, attempt, follow, target } => {
+            let mut client = Client::open(&target)?;
+            let request = LogsRequest { job_id: id, index, attempt, offset: 0, follow };
+            print_logs(&mut client, request).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        JobCommand::Wait { id, timeout_secs, target } => {
+            let mut client = Client::open(&target)?;
+            let job = wait_for(&mut client, id, timeout_secs.saturating_mul(1000), !target.json).await?;
+            finish(&job, target.json)
+        }
+        JobCommand::Cancel { id, reason, target } => {
+            let mut client = Client::open(&target)?;
+            let job = client.jobs.cancel(CancelRequest { job_id: id, reason }).await?.into_inner();
+            if target.json {
+                print_json(&job_json(&job))?
+            } else {
+                println!("{}", line(&job))
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn submit(
+    spec: SpecArgs,
+    client_token: String,
+    dry_run: bool,
+    wait: bool,
+    target: &Target,
+) -> anyhow::Result<ExitCode> {
+    let spec = spec.read()?;
+    let is_array = spec.tasks > 1;
+    let mut client = Client::open(target)?;
+    // A name of its own makes it safe to send again after a lost answer.
+    let client_token = match client_token {
+        token if token.is_empty() => hex::encode(rand::random::<[u8; 16]>()),
+        token => token,
+    };
+    let request = SubmitRequest { spec: Some(spec), client_token, dry_run };
+    let answer = client.submit(request).await?;
+    if dry_run {
+        let found = json!({ "nodes": answer.nodes, "tasks_at_once": answer.tasks_at_once });
+        if target.json {
+            print_json(&found)?;
+        } else {
+            println!("{} tasks at once, on {} nodes", answer.tasks_at_once, answer.nodes);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let id = answer.job_id;
+    if !wait {
+        let submitted = json!({ "id": id, "existed": answer.existed });
+        if target.json {
+            print_json(&submitted)?
+        } else {
+            println!("{id}")
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !is_array && !target.json {
+        let request = LogsRequest { job_id: id, index: 0, attempt: 0, offset: 0, follow: true };
+        print_logs(&mut client, request).await?;
+    }
+    let job = wait_for(&mut client, id, 0, is_array && !target.json).await?;
+    if !is_array && !target.json {
+        let tasks = ListTasksRequest { job_id: id, from_index: 0, page_size: 1 };
+        let tasks = client.jobs.list_tasks(tasks).await?.into_inner().tasks;
+        let past = tasks.first().and_then(|task| task.attempts.last());
+        if let Some(code) = past.and_then(|past| past.exit_code) {
+            return Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1)));
+        }
+    }
+    finish(&job, target.json)
+}
+
+fn finish(job: &Job, is_json: bool) -> anyhow::Result<ExitCode> {
+    if is_json {
+        print_json(&job_json(job))?
+    } else {
+        eprintln!("{}", line(job));
+        if !job.reason.is_empty() {
+            eprintln!("{}", job.reason);
+        }
+    }
+    Ok(if job.phase() == Phase::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn list(phases: Vec<Phase>, limit: u32, target: &Target) -> anyhow::Result<ExitCode> {
+    let mut client = Client::open(target)?;
+    let request = ListRequest {
+        page_size: limit.clamp(1, 1000),
+        page_token: String::new(),
+        phases: phases.into_iter().map(Into::into).collect(),
+    };
+    let jobs = client.jobs.list(request).await?.into_inner().jobs;
+    if target.json {
+        print_json(&jobs.iter().map(job_json).collect::<Vec<_>>())?;
+    } else {
+        jobs.iter().for_each(|job| println!("{}", line(job)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(id: u64, target: &Target) -> anyhow::Result<ExitCode> {
+    let mut client = Client::open(target)?;
+    let job = client.jobs.get(GetRequest { job_id: id }).await?.into_inner();
+    let request = ListTasksRequest { job_id: id, from_index: 0, page_size: TASKS_SHOWN_MAX };
+    let tasks = client.jobs.list_tasks(request).await?.into_inner().tasks;
+    if target.json {
+        let mut shown = job_json(&job);
+        shown["tasks_tried"] = tasks.iter().map(task_json).collect();
+        print_json(&shown)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{}", line(&job));
+    if !job.reason.is_empty() {
+        println!("  {}", job.reason);
+    }
+    for task in tasks {
+        let last = task.attempts.last().map_or("", |past| past.end.as_str());
+        let node: String = task.node.chars().take(12).collect();
+        let phase = task_phase(&task);
+        println!("  {:>6}  {phase:<10} attempt {}  {node:<12}  {last}", task.index, task.attempt);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Watches a job to its end, with a progress line where a person looks on.
+async fn wait_for(client: &mut Client, id: u64, timeout_ms: u64, has_bar: bool) -> anyhow::Result<Job> {
+    if timeout_ms > 0 {
+        return Ok(client.jobs.wait(WaitRequest { job_id: id, timeout_ms }).await?.into_inner());
+    }
+    let bar = if has_bar { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
+        bar.set_style(style);
+    }
+    let mut failures = 0;
+    loop {
+        match follow(client, id, &bar).await {
+            Ok(Some(job)) => {
+                bar.finish_and_clear();
+                return Ok(job);
+            }
+            Ok(None) => {}
+            Err(status) if !client::is_worth_retrying(&status) || failures == REOPENED_MAX => {
+                return Err(status.into());
+            }
+            Err(_) => failures += 1,
+        }
+        tokio::time::sleep(REOPEN_PAUSE).await;
+        client.next_gateway()?;
+    }
+}
+
+async fn follow(client: &mut Client, id: u64, bar: &ProgressBar) -> Result<Option<Job>, tonic::Status> {
+    let mut seen = client.jobs.watch(WatchRequest { job_id: id }).await?.into_inner();
+    while let Some(job) = seen.message().await? {
+        let counts = job.counts.unwrap_or_default();
+        let Counts { succeeded, failed, cancelled, active, .. } = counts;
+        bar.set_length(job.spec.as_ref().map_or(0, |spec| spec.tasks).into());
+        bar.set_position((succeeded + failed + cancelled).into());
+        bar.set_message(format!("{active} running, {failed} failed"));
+        if job.ended_unix_ms > 0 {
+            return Ok(Some(job));
+        }
+    }
+    Ok(None)
+}
+
+/// Prints what a task prints, going on from where a broken stream ended.
+async fn print_logs(client: &mut Client, mut request: LogsRequest) -> anyhow::Result<()> {
+    let mut failures = 0;
+    loop {
+        match stream_logs(client, &mut request, &mut failures).await {
+            Ok(()) => return Ok(()),
+            Err(status) if !client::is_worth_retrying(&status) || failures >= REOPENED_MAX => bail!(status),
+            Err(_) => failures += 1,
+        }
+        tokio::time::sleep(REOPEN_PAUSE).await;
+        client.next_gateway()?;
+    }
+}
+
+async fn stream_logs(
+    client: &mut Client,
+    request: &mut LogsRequest,
+    failures: &mut u32,
+) -> Result<(), tonic::Status> {
+    let mut parts = client.jobs.logs(request.clone()).await?.into_inner();
+    while let Some(part) = parts.message().await? {
+        let printed = if part.stream() == Stream::Stdout {
+            std::io::stdout().write_all(&part.data).and_then(|()| std::io::stdout().flush())
+        } else {
+            std::io::stderr().write_all(&part.data)
+        };
+        // Whoever read this has gone.
+        if printed.is_err() {
+            return Ok(());
+        }
+        (request.offset, request.attempt) = (part.next_offset, part.attempt);
+        *failures = 0;
+    }
+    Ok(())
+}
+
+fn phase_name(phase: Phase) -> String {
+    phase.as_str_name().trim_start_matches("PHASE_").to_ascii_lowercase()
+}
+
+fn task_phase(task: &Task) -> String {
+    let phase = TaskPhase::try_from(task.phase).unwrap_or_default();
+    phase.as_str_name().trim_start_matches("TASK_PHASE_").to_ascii_lowercase()
+}
+
+fn line(job: &Job) -> String {
+    let counts = job.counts.unwrap_or_default();
+    let spec = job.spec.clone().unwrap_or_default();
+    let ended = if job.ended_unix_ms > 0 { job.ended_unix_ms } else { clock::now().0 };
+    let secs = ended.saturating_sub(job.submitted_unix_ms) / 1000;
+    let phase = phase_name(job.phase());
+    format!(
+        "{:>6}  {phase:<10} {:>6}/{} tasks  {secs:>5} s  {}",
+        job.id, counts.succeeded, spec.tasks, spec.name
+    )
+}
+
+fn job_json(job: &Job) -> serde_json::Value {
+    let counts = job.counts.unwrap_or_default();
+    let spec = job.spec.clone().unwrap_or_default();
+    json!({
+        "id": job.id,
+        "name": spec.name,
+        "phase": phase_name(job.phase()),
+        "tasks": spec.tasks,
+        "counts": {
+            "pending": counts.pending, "active": counts.active, "succeeded": counts.succeeded,
+            "failed": counts.failed, "cancelled": counts.cancelled,
+        },
+        "reason": job.reason,
+        "submitted_unix_ms": job.submitted_unix_ms,
+        "started_unix_ms": job.started_unix_ms,
+        "ended_unix_ms": job.ended_unix_ms,
+    })
+}
+
+fn task_json(task: &Task) -> serde_json::Value {
+    let attempt = |past: &makai_gateway::grpc::proto::jobs::v1::Attempt| {
+        json!({
+            "number": past.number, "node": past.node, "end": past.end, "exit_code": past.exit_code,
+            "assigned_unix_ms": past.assigned_unix_ms, "ended_unix_ms": past.ended_unix_ms,
+        })
+    };
+    json!({
+        "index": task.index, "phase": task_phase(task), "attempt": task.attempt, "node": task.node,
+        "attempts": task.attempts.iter().map(attempt).collect::<Vec<_>>(),
+    })
+}
+
+/// Reads a file that names a job.
+fn read_file(path: &PathBuf) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {path:?}"))
+}

@@ -1,0 +1,197 @@
+//! Runs this node's part of jobs: the agent, its way to gateways, and the gateways' way to it.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use makai_erasure::NodeId;
+use makai_gateway::jobs::{Capacity, JobNodes};
+use makai_gpu_runtime::agent::{Agent, AgentOptions, Pool};
+use makai_gpu_runtime::inventory::{self, Bounds, Inventory};
+use makai_gpu_runtime::runner::Runner;
+use makai_raft::facts::cluster::{Node, Role, Standing};
+use makai_raft::facts::desk::{Reply, Request};
+use makai_raft::facts::joblog::LogPart;
+use makai_raft::facts::jobs::{AttemptId, JobSpec, STATEMENT_PURPOSE};
+use tokio::sync::watch;
+
+use super::{Shell, schedule};
+use crate::clock;
+use crate::identity::NodeIdentity;
+use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, decode, encode};
+
+/// A gateway may wait for disks and for the leader.
+const DESK_TIMEOUT: Duration = Duration::from_secs(30);
+const LOG_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often this machine is looked at anew: disks fill.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Pause before an agent that could not go on is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(5);
+
+/// What this node offers to jobs, as heartbeats carry it.
+#[derive(Default)]
+pub struct Offer {
+    current: OnceLock<watch::Receiver<Option<Inventory>>>,
+}
+
+impl Offer {
+    /// `None`: this node runs no jobs now.
+    #[must_use]
+    pub fn offered(&self) -> Option<Inventory> {
+        self.current.get().and_then(|current| current.borrow().clone())
+    }
+}
+
+/// Starts the agent of a compute node.
+///
+/// # Errors
+/// Its folder cannot be made.
+pub fn start(shell: &Shell, key: &NodeIdentity, runner: Arc<dyn Runner>) -> anyhow::Result<Arc<Agent>> {
+    let dir = shell.config.node.dir.join("jobs");
+    std::fs::create_dir_all(&dir)?;
+    let key = key.clone();
+    let agent = Agent::new(AgentOptions {
+        node: shell.id,
+        pool: Arc::new(Gateways { shell: shell.clone() }),
+        runner,
+        sign: Arc::new(move |bytes| Bytes::copy_from_slice(&key.sign(STATEMENT_PURPOSE, bytes))),
+        dir,
+        cache_bytes_max: shell.config.compute.cache_bytes_max,
+    })?;
+    shell.members.set_agent(Arc::clone(&agent));
+    Ok(agent)
+}
+
+/// Follows the facts until the node stops; offers this machine only while it does.
+pub async fn run(shell: Shell, agent: Arc<Agent>) {
+    let (offer, offered) = watch::channel(None);
+    let _ = shell.jobs.current.set(offered);
+    let (stop, stopping) = watch::channel(false);
+    let follow = async {
+        loop {
+            match agent.run(stopping.clone()).await {
+                Ok(()) => return,
+                Err(error) => tracing::error!(%error, "jobs cannot run here; trying again"),
+            }
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    };
+    let look = async {
+        let mut next = clock::instant();
+        loop {
+            if clock::instant() >= next {
+                offer.send_replace(look(&shell).await);
+                next = clock::instant() + LOOK_EVERY;
+            }
+            if !shell.pause(next.saturating_duration_since(clock::instant())).await {
+                stop.send_replace(true);
+                return;
+            }
+        }
+    };
+    tokio::join!(follow, look);
+}
+
+async fn look(shell: &Shell) -> Option<Inventory> {
+    let compute = &shell.config.compute;
+    let bounds = Bounds {
+        cpu_millis_max: compute.cpu_millis_max,
+        memory_bytes_max: compute.memory_bytes_max,
+        scratch_bytes_max: compute.scratch_bytes_max,
+    };
+    let dir = shell.config.node.dir.clone();
+    match tokio::task::spawn_blocking(move || inventory::look(&dir, bounds)).await {
+        Ok(Ok(found)) => Some(found),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "this machine does not say what it has; no jobs run here");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// The agent's way to a gateway's desk: its own node's, where that is a gateway, else a peer's.
+struct Gateways {
+    shell: Shell,
+}
+
+impl Gateways {
+    /// Gateways in the order in which they are asked: what concerns one attempt begins with one and the same.
+    fn in_order(&self, about: Option<AttemptId>) -> Vec<NodeId> {
+        let map = self.shell.map.get();
+        let serves = |node: &&Node| {
+            node.is_up && node.standing == Standing::Active && node.roles.contains(&Role::Gateway)
+        };
+        let mut gateways: Vec<(u64, NodeId)> =
+            map.map.nodes.iter().filter(serves).map(|node| (weight(node.id, about), node.id)).collect();
+        gateways.sort();
+        gateways.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+/// A number that spreads attempts over gateways.
+fn weight(node: NodeId, about: Option<AttemptId>) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&node.0);
+    if let Some(AttemptId { job, index, attempt }) = about {
+        hasher.update(&job.0.to_le_bytes()).update(&index.to_le_bytes()).update(&attempt.to_le_bytes());
+    }
+    let digest = hasher.finalize();
+    digest.as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
+#[async_trait]
+impl Pool for Gateways {
+    async fn ask(&self, about: Option<AttemptId>, request: Request) -> Result<Reply, String> {
+        let shell = &self.shell;
+        if let Some(desk) = shell.members.desk() {
+            let is_end = matches!(request, Request::Finish { .. });
+            let reply = desk.serve(shell.id, request).await;
+            if is_end {
+                shell.members.jobs_changed.notify_one();
+            }
+            return Ok(reply);
+        }
+        let body = encode(&request)?;
+        let mut last = String::from("no gateway is up");
+        for gateway in self.in_order(about) {
+            match shell.transport.request(gateway, ATTEMPTS, body.clone(), DESK_TIMEOUT).await {
+                Ok(answer) => return decode(&answer),
+                Err(error) => last = error.to_string(),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// The gateways' way to the nodes that run jobs, and to the leader.
+pub struct Nodes {
+    pub shell: Shell,
+}
+
+#[async_trait]
+impl JobNodes for Nodes {
+    async fn log(&self, node: NodeId, attempt: AttemptId, offset: u64) -> Result<LogPart, String> {
+        if node == self.shell.id {
+            let agent = self.shell.members.agent().ok_or("this node runs no jobs")?;
+            return agent.log(attempt, offset).await;
+        }
+        let body = encode(&(attempt, offset))?;
+        let answer = self.shell.transport.request(node, JOB_LOG, body, LOG_TIMEOUT).await;
+        decode(&answer.map_err(|error| error.to_string())?)
+    }
+
+    async fn capacity(&self, spec: &JobSpec) -> Result<Capacity, String> {
+        if self.shell.is_leader() {
+            return Ok(schedule::capacity(&self.shell.members.heard(), spec));
+        }
+        let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
+        let answer = self.shell.transport.request(leader, CAPACITY, encode(spec)?, LOG_TIMEOUT).await;
+        decode(&answer.map_err(|error| error.to_string())?)
+    }
+
+    fn wake(&self) {
+        self.shell.members.jobs_changed.notify_one();
+    }
+}
