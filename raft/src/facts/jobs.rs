@@ -520,6 +520,7 @@ pub struct Assignment {
     pub node: NodeId,
 }
 
+#[allow(clippy::large_enum_variant, reason = "moved a few times per request, never kept in numbers")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobsCommand {
     /// -> `Submitted`. With a token that the tenant has used: the job of then.
@@ -572,6 +573,7 @@ pub enum JobsQuery {
     Receipts { after: u64, entries_max: u32 },
 }
 
+#[allow(clippy::large_enum_variant, reason = "moved a few times per request, never kept in numbers")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobsAnswer {
     Job(Job, JobState),
