@@ -16,8 +16,8 @@
 
 pub mod agent;
 pub mod container;
-pub mod module;
 pub mod inventory;
+pub mod module;
 pub mod runner;
 pub mod scheduler;
 pub mod slice;

@@ -286,7 +286,7 @@ async fn a_task_is_staged_run_published_and_forgotten() {
     let input = spec.input.unwrap();
     assert_eq!(std::fs::read(input.join("d/a/b")).unwrap(), b"abc");
     assert_eq!(std::fs::read(input.join("d/c")).unwrap(), b"abc");
-    let runner::Work::Container(work) = &spec.work;
+    let runner::Work::Container(work) = &spec.work else { panic!("a container") };
     assert_eq!(work.command, ["run", "4"]);
     assert_eq!(work.env["MAKAI_TASK_INDEX"], "4");
     assert_eq!(work.image.content.0, *blake3::hash(b"image").as_bytes());

@@ -340,6 +340,10 @@ pub enum End {
     /// It wrote more than it asked room for.
     OutOfDisk,
     TimedOut,
+    /// Its code did what a machine cannot go on from.
+    Faulted {
+        why: String,
+    },
     /// The task cannot work as it was submitted: a missing input, a malformed image.
     Refused {
         why: String,
@@ -375,7 +379,8 @@ impl End {
             | Self::Signalled { .. }
             | Self::OutOfMemory
             | Self::OutOfDisk
-            | Self::TimedOut => Verdict::Failure,
+            | Self::TimedOut
+            | Self::Faulted { .. } => Verdict::Failure,
             Self::Refused { .. } => Verdict::Hopeless,
             Self::Failed { .. } | Self::Lost { .. } => Verdict::Loss,
         }
@@ -390,6 +395,7 @@ impl std::fmt::Display for End {
             Self::OutOfMemory => f.write_str("used more memory than it asked for"),
             Self::OutOfDisk => f.write_str("wrote more than the scratch it asked for"),
             Self::TimedOut => f.write_str("ran longer than its time limit"),
+            Self::Faulted { why } => write!(f, "faulted: {why}"),
             Self::Refused { why } => write!(f, "refused: {why}"),
             Self::Failed { why } => write!(f, "failed: {why}"),
             Self::Lost { why } => write!(f, "lost: {why}"),

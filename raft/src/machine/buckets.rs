@@ -80,6 +80,10 @@ pub fn ensure_hidden(draft: &mut Draft<'_>, name: &str, tenant: TenantId) -> Out
         object_count: 0,
         object_bytes: 0,
         root: draft.next(Counter::Inode)?,
+        versioning: Versioning::default(),
+        lock: None,
+        noncurrent_count: 0,
+        noncurrent_bytes: 0,
     };
     draft.write(keys::bucket(name), &bucket)?;
     Ok(())

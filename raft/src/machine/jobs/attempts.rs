@@ -202,7 +202,7 @@ fn check_statement(
         return invalid("what is published differs from what is stated".into());
     }
     let why_bytes = match &statement.end {
-        End::Refused { why } | End::Failed { why } | End::Lost { why } => why.len(),
+        End::Faulted { why } | End::Refused { why } | End::Failed { why } | End::Lost { why } => why.len(),
         _ => 0,
     };
     if why_bytes > TEXT_BYTES_MAX || signature.len() > TEXT_BYTES_MAX {
