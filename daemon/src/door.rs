@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use makai_config::NodeConfig;
+use makai_gateway::files::Files;
 use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
 use makai_gateway::identity::Identity;
 use makai_gateway::jobs::{JobsOptions, JobsService};
@@ -63,6 +64,7 @@ pub async fn start_grpc(
             connections_max: config.grpc.connections_max as usize,
         },
     );
+    Files::new(jobs.objects.clone(), door.gate()).join(&mut door);
     door.add(JobsService::server(door.gate(), jobs));
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (grpc.listen)"))?;

@@ -1,0 +1,626 @@
+//! The file service as a mount sees it: through a real client, over a pool in memory, with S3 beside.
+
+mod pool;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use makai_gateway::files::Files;
+use makai_gateway::grpc::proto::file::v1::files_client::FilesClient;
+use makai_gateway::grpc::proto::file::v1::*;
+use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
+use makai_gateway::identity::Caller;
+use makai_gateway::objects::{ByteRange, Upstream};
+use makai_gateway::s3::S3DoorConfig;
+use makai_raft::facts::command::Precondition;
+use makai_raft::facts::object::ObjectHeaders;
+use makai_raft::facts::query::{ListObjects, Listed};
+use pool::Pool;
+use proptest::prelude::*;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataValue;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+type Client = FilesClient<InterceptedService<Channel, Credentials>>;
+
+/// An access key in each call.
+#[derive(Clone)]
+struct Credentials(MetadataValue<tonic::metadata::Ascii>);
+
+impl tonic::service::Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+struct World {
+    pool: Pool,
+    caller: Caller,
+    address: SocketAddr,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl World {
+    async fn start() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let pool = Pool::start(any, S3DoorConfig::default(), None).await;
+        let config = GrpcDoorConfig { calls_max: 64, connections_max: 16 };
+        let mut door = GrpcDoor::new(pool.identity.clone(), config);
+        Files::new(pool.objects.clone(), door.gate()).join(&mut door);
+        let listener = TcpListener::bind(any).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(door.serve(listener, None, stop.clone()));
+        let caller = pool.identity.caller(&pool.access_key).await.unwrap();
+        pool.objects.create_bucket(&caller, BUCKET, None).await.unwrap();
+        Self { pool, caller, address, _stop: stop.drop_guard() }
+    }
+
+    fn client(&self, id: &str, secret: &str) -> Client {
+        let channel = Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy();
+        let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{id}:{secret}")));
+        FilesClient::with_interceptor(channel, Credentials(basic.parse().unwrap()))
+            .max_decoding_message_size(16 << 20)
+    }
+
+    async fn mount(&self) -> Mount {
+        let mut client = self.client(&self.pool.access_key, &self.pool.secret_key);
+        let request = OpenSessionRequest { bucket: BUCKET.into(), ..Default::default() };
+        let opened = client.open_session(request).await.unwrap().into_inner();
+        let root = opened.root.clone().unwrap().inode;
+        Mount { client, session: opened.session, root, opened }
+    }
+
+    async fn put(&self, key: &str, bytes: Vec<u8>) {
+        let upstream = Upstream {
+            size: Some(bytes.len() as u64),
+            body: futures::stream::iter([Ok(Bytes::from(bytes))]).boxed(),
+            check: Box::new(|_| Ok(None)),
+        };
+        let (headers, precondition) = (ObjectHeaders::default(), Precondition::default());
+        self.pool.objects.put(&self.caller, BUCKET, key, headers, upstream, precondition).await.unwrap();
+    }
+
+    async fn get(&self, key: &str) -> Vec<u8> {
+        let download = self.pool.objects.get(&self.caller, BUCKET, key, ByteRange::All).await.unwrap();
+        let pieces: Vec<Bytes> = download.body.try_collect().await.unwrap();
+        pieces.concat()
+    }
+
+    async fn keys(&self) -> Vec<String> {
+        let list = ListObjects { bucket: BUCKET.into(), entries_max: 1000, ..ListObjects::default() };
+        let (entries, _) = self.pool.objects.list(&self.caller, list).await.unwrap();
+        let key = |entry| match entry {
+            Listed::Object(head) => head.key,
+            Listed::CommonPrefix(common) => common,
+        };
+        entries.into_iter().map(key).collect()
+    }
+}
+
+const BUCKET: &str = "files";
+
+struct Mount {
+    client: Client,
+    session: u64,
+    root: u64,
+    opened: OpenSessionReply,
+}
+
+fn file(attributes: &Attributes) -> Option<FileRef> {
+    Some(FileRef { inode: attributes.inode, ..Default::default() })
+}
+
+fn data(bytes: &[u8]) -> Option<makai_gateway::grpc::proto::file::v1::Bytes> {
+    Some(proto_bytes(bytes))
+}
+
+fn proto_bytes(bytes: &[u8]) -> makai_gateway::grpc::proto::file::v1::Bytes {
+    makai_gateway::grpc::proto::file::v1::Bytes { data: Bytes::copy_from_slice(bytes), pieces: Vec::new() }
+}
+
+fn make(parent: u64, name: &str, kind: Kind) -> Make {
+    Make {
+        parent,
+        name: Bytes::copy_from_slice(name.as_bytes()),
+        kind: kind.into(),
+        mode: 0o640,
+        uid: 7,
+        gid: 8,
+        exclusive: true,
+        ..Default::default()
+    }
+}
+
+fn edit(of: &Attributes, changes: Vec<change::What>) -> operation::What {
+    let changes = changes.into_iter().map(|what| Change { what: Some(what) }).collect();
+    operation::What::Edit(Edit { file: file(of), changes, ..Default::default() })
+}
+
+impl Mount {
+    async fn apply(&mut self, operations: Vec<operation::What>) -> Vec<Result<Done, String>> {
+        self.request(0, operations).await
+    }
+
+    async fn request(
+        &mut self,
+        request_id: u64,
+        operations: Vec<operation::What>,
+    ) -> Vec<Result<Done, String>> {
+        let operations = operations.into_iter().map(|what| Operation { what: Some(what) }).collect();
+        let request = ApplyRequest { bucket: BUCKET.into(), session: self.session, request_id, operations };
+        let reply = self.client.apply(request).await.unwrap().into_inner();
+        let outcome = |result: makai_gateway::grpc::proto::file::v1::Result| match result.outcome.unwrap() {
+            result::Outcome::Done(done) => Ok(done),
+            result::Outcome::Error(error) => Err(error.name),
+        };
+        reply.results.into_iter().map(outcome).collect()
+    }
+
+    async fn one(&mut self, operation: operation::What) -> Result<Done, String> {
+        self.apply(vec![operation]).await.remove(0)
+    }
+
+    async fn make(&mut self, parent: u64, name: &str, kind: Kind) -> Attributes {
+        let made = self.one(operation::What::Make(make(parent, name, kind))).await.unwrap();
+        made.attributes.unwrap()
+    }
+
+    async fn lookup(&mut self, path: &[&str]) -> Result<Attributes, String> {
+        let names = path.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect();
+        let request = LookupRequest { bucket: BUCKET.into(), parent: self.root, names };
+        let reply = self.client.lookup(request).await.unwrap().into_inner();
+        match reply.error {
+            Some(error) => Err(error.name),
+            None => Ok(reply.found.into_iter().last().unwrap()),
+        }
+    }
+
+    async fn read(&mut self, file: Option<FileRef>, offset: u64, length: u64) -> Result<Vec<u8>, Status> {
+        let request = ReadRequest { bucket: BUCKET.into(), file, offset, length, ..Default::default() };
+        let replies: Vec<ReadReply> = self.client.read(request).await?.into_inner().try_collect().await?;
+        Ok(replies.into_iter().flat_map(|reply| reply.data).collect())
+    }
+
+    async fn names(&mut self, directory: u64, entries_max: u32) -> Vec<String> {
+        let (mut names, mut cursor) = (Vec::new(), Bytes::new());
+        loop {
+            let request = ReadDirectoryRequest { bucket: BUCKET.into(), directory, cursor, entries_max };
+            let page = self.client.read_directory(request).await.unwrap().into_inner();
+            names.extend(page.entries.iter().map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()));
+            match page.entries.last() {
+                Some(last) if !page.is_end => cursor = last.cursor.clone(),
+                _ => return names,
+            }
+        }
+    }
+
+    async fn store(&mut self, pieces: Vec<Vec<u8>>) -> StoreReply {
+        let requests = pieces.into_iter().map(|data| StoreRequest {
+            bucket: BUCKET.into(),
+            length: None,
+            data: data.into(),
+        });
+        let requests: Vec<StoreRequest> = requests.collect();
+        self.client.store(futures::stream::iter(requests)).await.unwrap().into_inner()
+    }
+
+    async fn renew(&mut self, seen_sequence: u64, held: Vec<u64>) {
+        let request = RenewSessionRequest {
+            bucket: BUCKET.into(),
+            session: self.session,
+            seen_sequence,
+            held,
+            inodes_wanted: 0,
+        };
+        self.client.renew_session(request).await.unwrap();
+    }
+}
+
+fn pattern(length: usize, seed: u64) -> Vec<u8> {
+    (0..length as u64).map(|at| (at.wrapping_mul(seed | 1).wrapping_add(at >> 9)) as u8).collect()
+}
+
+/// What a mount makes S3 lists and reads, and what S3 puts a mount walks and reads: each at once.
+#[tokio::test]
+async fn mounts_and_s3_see_the_same() {
+    let world = World::start().await;
+    let mut mount = world.mount().await;
+    let root = mount.root;
+    let directory = mount.make(root, "d", Kind::Directory).await;
+    let mut small = make(directory.inode, "small.txt", Kind::File);
+    small.data = Bytes::from_static(b"hello");
+    let made = mount.one(operation::What::Make(small)).await.unwrap();
+    let made = made.attributes.unwrap();
+    assert_eq!((made.size, made.mode, made.uid, made.gid, made.links), (5, 0o640, 7, 8, 1));
+    assert_eq!(made.etag, "5d41402abc4b2a76b9719d911017c592", "the MD5 of hello");
+    let link = Make { target: Bytes::from_static(b"d/small.txt"), ..make(root, "l", Kind::Symlink) };
+    let link = mount.one(operation::What::Make(link)).await.unwrap().attributes.unwrap();
+    let request = ReadLinkRequest { bucket: BUCKET.into(), file: file(&link) };
+    assert_eq!(mount.client.read_link(request).await.unwrap().into_inner().target, "d/small.txt");
+    assert_eq!(world.keys().await, ["d/", "d/small.txt", "l"]);
+    assert_eq!(world.get("d/small.txt").await, b"hello");
+
+    let big = pattern(3_000_000, 5);
+    world.put("a/b/big", big.clone()).await;
+    world.put("a/b", b"an object beside a directory".to_vec()).await;
+    world.put("a//x", Vec::new()).await;
+    assert_eq!(mount.names(root, 2).await, ["a", "d", "l"]);
+    let a = mount.lookup(&["a"]).await.unwrap();
+    assert_eq!(mount.names(a.inode, 1).await, ["%~empty", "b%~obj", "b"]);
+    let found = mount.lookup(&["a", "b", "big"]).await.unwrap();
+    assert!(found.needs_place);
+    let b = mount.lookup(&["a", "b"]).await.unwrap();
+    let place = Some(FileRef { inode: found.inode, parent: b.inode, name: Bytes::from_static(b"big") });
+    assert_eq!(mount.read(place.clone(), 0, u64::MAX).await.unwrap(), big);
+    assert_eq!(mount.read(place, 2_999_990, 100).await.unwrap(), big[2_999_990..]);
+    let beside = mount.lookup(&["a", "b%~obj"]).await.unwrap();
+    assert_eq!(beside.size, 28);
+    assert_eq!(mount.lookup(&["a", "b%~obj", "c"]).await, Err("ENOTDIR".into()));
+    assert_eq!(mount.lookup(&["nowhere"]).await, Err("ENOENT".into()));
+
+    // A directory with all that is below it moves in both views.
+    let rename = Rename {
+        from_parent: root,
+        from_name: Bytes::from_static(b"a"),
+        to_parent: directory.inode,
+        to_name: Bytes::from_static(b"moved"),
+        ..Default::default()
+    };
+    mount.one(operation::What::Rename(rename)).await.unwrap();
+    assert_eq!(world.keys().await, ["d/", "d/moved//x", "d/moved/b", "d/moved/b/big", "d/small.txt", "l"]);
+    assert_eq!(world.get("d/moved/b/big").await, big);
+}
+
+/// Overwritten, appended, punched, copied and cut, a file reads as an array of bytes would, for mount and S3.
+#[tokio::test]
+async fn edits_read_as_an_array_does() {
+    let world = World::start().await;
+    let mut mount = world.mount().await;
+    let made = mount.make(mount.root, "f", Kind::File).await;
+    let mut expected = pattern(700_000, 3);
+    let stored = mount.store(expected.chunks(100_000).map(<[u8]>::to_vec).collect()).await;
+    assert_eq!(stored.length, 700_000);
+    let piece = |offset, length| Piece { token: stored.token.clone(), offset, length };
+    let pieces = vec![piece(0, 400_000), piece(400_000, 300_000)];
+    let whole = makai_gateway::grpc::proto::file::v1::Bytes { data: Bytes::new(), pieces };
+    mount.one(edit(&made, vec![change::What::Replace(whole)])).await.unwrap();
+
+    let patch = pattern(70_000, 11);
+    expected[65_000..135_000].copy_from_slice(&patch);
+    expected.extend_from_slice(b"the end");
+    expected[300_000..310_000].fill(0);
+    expected.resize(900_000, 0);
+    let copied = expected[60_000..80_000].to_vec();
+    expected[500_000..520_000].copy_from_slice(&copied);
+    expected.extend_from_slice(b"!");
+    let changes = vec![
+        change::What::Write(Write { offset: 65_000, bytes: data(&patch) }),
+        change::What::Append(proto_bytes(b"the end")),
+        change::What::Punch(Range { offset: 300_000, length: 10_000 }),
+        change::What::Extend(900_000),
+        change::What::Copy(CopyRange {
+            from: file(&made),
+            from_offset: 60_000,
+            offset: 500_000,
+            length: 20_000,
+        }),
+        change::What::Append(proto_bytes(b"!")),
+    ];
+    let done = mount.one(edit(&made, changes)).await.unwrap();
+    assert_eq!(done.offset, 900_000, "where the last append landed");
+    let after = done.attributes.unwrap();
+    let holes = 10_000 + (900_000 - 700_007);
+    assert_eq!((after.size, after.blocks), (900_001, (900_001u64 - holes).div_ceil(512)));
+    assert!(mount.read(file(&made), 0, u64::MAX).await.unwrap() == expected);
+    assert!(world.get("f").await == expected);
+
+    let request = GetSegmentsRequest { bucket: BUCKET.into(), file: file(&made), offset: 0 };
+    let segments = mount.client.get_segments(request).await.unwrap().into_inner().segments;
+    let holes: Vec<_> = segments.iter().filter(|s| s.is_hole).map(|s| (s.offset, s.length)).collect();
+    assert_eq!(holes, [(300_000, 10_000), (700_007, 900_000 - 700_007)]);
+
+    let stale = Edit { file: file(&made), if_data_version: Some(made.data_version), ..Default::default() };
+    assert_eq!(mount.one(operation::What::Edit(stale)).await, Err("ESTALE".into()));
+    let cut = SetAttributes { file: file(&made), size: Some(65_536), ..Default::default() };
+    mount.one(operation::What::SetAttributes(cut)).await.unwrap();
+    assert!(world.get("f").await == expected[..65_536]);
+}
+
+/// A small file lives in the metadata until it is edited in place; the order of operations is kept through that.
+#[tokio::test]
+async fn small_files_are_edited_in_order() {
+    let world = World::start().await;
+    let mut mount = world.mount().await;
+    let born = Make { data: Bytes::from_static(b"0123456789"), ..make(mount.root, "s", Kind::File) };
+    let made = mount.one(operation::What::Make(born)).await.unwrap().attributes.unwrap();
+    let other = Make { data: Bytes::from_static(b"abc"), ..make(mount.root, "t", Kind::File) };
+    let operations = vec![
+        edit(&made, vec![change::What::Write(Write { offset: 3, bytes: data(b"xyz") })]),
+        operation::What::Make(other),
+        edit(&made, vec![change::What::Truncate(8), change::What::Append(proto_bytes(b"!"))]),
+        edit(&made, vec![change::What::Write(Write { offset: 0, bytes: data(b"_") })]),
+    ];
+    let results = mount.request(99, operations.clone()).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert_eq!(world.get("s").await, b"_12xyz67!");
+    // The same request again, as after a lost answer, does nothing again.
+    let again = mount.request(99, operations).await;
+    assert!(again.iter().all(Result::is_ok), "{again:?}");
+    assert_eq!(world.get("s").await, b"_12xyz67!");
+    let cut = SetAttributes {
+        file: file(&results[1].as_ref().unwrap().attributes.clone().unwrap()),
+        size: Some(2),
+        ..Default::default()
+    };
+    mount.one(operation::What::SetAttributes(cut)).await.unwrap();
+    assert_eq!(world.get("t").await, b"ab");
+}
+
+/// Who makes a name exclusively wins once; links, replaced and unlinked files keep their bytes while they are held.
+#[tokio::test]
+async fn names_come_and_go_and_held_files_stay() {
+    let world = World::start().await;
+    let (mut one, mut two) = (world.mount().await, world.mount().await);
+    let root = one.root;
+    let born = Make { data: Bytes::from_static(b"content"), ..make(root, "f", Kind::File) };
+    let made = one.one(operation::What::Make(born.clone())).await.unwrap().attributes.unwrap();
+    assert_eq!(two.one(operation::What::Make(born)).await, Err("EEXIST".into()));
+    let link = Link { file: file(&made), parent: root, name: Bytes::from_static(b"g") };
+    let linked = two.one(operation::What::Link(link)).await.unwrap().attributes.unwrap();
+    assert_eq!((linked.inode, linked.links), (made.inode, 2));
+    let unlink = |name: &'static str, is_held| {
+        operation::What::Unlink(Unlink { parent: root, name: Bytes::from_static(name.as_bytes()), is_held })
+    };
+    one.one(unlink("f", false)).await.unwrap();
+    assert_eq!(world.keys().await, ["g"]);
+    two.one(unlink("g", true)).await.unwrap();
+    assert!(world.keys().await.is_empty());
+    assert_eq!(one.read(file(&made), 0, 100).await.unwrap(), b"content");
+    one.renew(u64::MAX, Vec::new()).await;
+    two.renew(u64::MAX, vec![made.inode]).await;
+    assert_eq!(two.read(file(&made), 0, 100).await.unwrap(), b"content");
+    two.renew(u64::MAX, Vec::new()).await;
+    let gone = two.read(file(&made), 0, 100).await.unwrap_err();
+    assert_eq!(gone.metadata().get("makai-errno").unwrap(), "ESTALE");
+
+    // A PUT gives the key another inode; who reads the old one reads the old bytes.
+    world.put("k", b"old".to_vec()).await;
+    let old = one.lookup(&["k"]).await.unwrap();
+    world.put("k", b"new bytes".to_vec()).await;
+    let new = one.lookup(&["k"]).await.unwrap();
+    assert_ne!(old.inode, new.inode);
+    assert_eq!(one.read(file(&old), 0, 100).await.unwrap(), b"old");
+    assert_eq!(world.get("k").await, b"new bytes");
+
+    let directory = one.make(root, "d", Kind::Directory).await;
+    one.make(directory.inode, "x", Kind::Fifo).await;
+    let remove = RemoveDirectory { parent: root, name: Bytes::from_static(b"d") };
+    assert_eq!(one.one(operation::What::RemoveDirectory(remove.clone())).await, Err("ENOTEMPTY".into()));
+    one.one(operation::What::Unlink(Unlink {
+        parent: directory.inode,
+        name: Bytes::from_static(b"x"),
+        is_held: false,
+    }))
+    .await
+    .unwrap();
+    assert_eq!(world.keys().await, ["d/", "k"], "an emptied directory stays");
+    one.one(operation::What::RemoveDirectory(remove)).await.unwrap();
+    assert_eq!(world.keys().await, ["k"]);
+}
+
+/// A session's own numbers, attributes, extended attributes and locks are kept and told.
+#[tokio::test]
+async fn attributes_and_locks_hold_between_mounts() {
+    let world = World::start().await;
+    let (mut one, mut two) = (world.mount().await, world.mount().await);
+    let granted = one.opened.inodes.unwrap();
+    let numbered = Make { inode: granted.first + 5, ..make(one.root, "n", Kind::File) };
+    let made = one.one(operation::What::Make(numbered.clone())).await.unwrap().attributes.unwrap();
+    assert_eq!(made.inode, granted.first + 5);
+    let again = Make { name: Bytes::from_static(b"m"), ..numbered };
+    assert_eq!(one.one(operation::What::Make(again.clone())).await, Err("EINVAL".into()), "used");
+    let foreign = Make { inode: granted.first + 6, ..again };
+    assert_eq!(two.one(operation::What::Make(foreign)).await, Err("EINVAL".into()), "another session's");
+
+    let at = Time { seconds: -5, nanos: 999_999_999 };
+    let set = SetAttributes {
+        file: file(&made),
+        mode: Some(0o4755),
+        uid: Some(1000),
+        modified_at: Some(TimeToSet { to: Some(time_to_set::To::At(at)) }),
+        ..Default::default()
+    };
+    one.one(operation::What::SetAttributes(set)).await.unwrap();
+    let xattr = |name: &'static str, value: Option<&'static [u8]>, create_only| {
+        operation::What::SetXattr(SetXattr {
+            file: file(&made),
+            name: Bytes::from_static(name.as_bytes()),
+            value: value.map(Bytes::from_static),
+            create_only,
+            replace_only: false,
+        })
+    };
+    one.one(xattr("user.a", Some(b"1"), true)).await.unwrap();
+    assert_eq!(one.one(xattr("user.a", Some(b"2"), true)).await, Err("EEXIST".into()));
+    assert_eq!(one.one(xattr("user.b", None, false)).await, Err("ENODATA".into()));
+    let seen = two.lookup(&["n"]).await.unwrap();
+    assert_eq!((seen.mode, seen.uid, seen.gid, seen.modified_at), (0o4755, 1000, 8, Some(at)));
+    let request = GetXattrsRequest { bucket: BUCKET.into(), file: file(&made) };
+    let xattrs = two.client.get_xattrs(request).await.unwrap().into_inner().xattrs;
+    assert_eq!(xattrs, [Xattr { name: "user.a".into(), value: "1".into() }]);
+
+    let lock = |kind: LockType, start, end| Lock {
+        r#type: kind.into(),
+        owner: 1,
+        is_flock: false,
+        start,
+        end,
+        pid: 42,
+    };
+    let set = |lock| operation::What::SetLock(SetLock { file: file(&made), lock: Some(lock) });
+    one.one(set(lock(LockType::Write, 0, 99))).await.unwrap();
+    assert_eq!(two.one(set(lock(LockType::Read, 50, 60))).await, Err("EAGAIN".into()));
+    one.one(set(lock(LockType::Unlock, 40, 69))).await.unwrap();
+    two.one(set(lock(LockType::Read, 50, 60))).await.unwrap();
+    let wanted = GetLockRequest {
+        bucket: BUCKET.into(),
+        session: two.session,
+        file: file(&made),
+        lock: Some(lock(LockType::Write, 0, u64::MAX)),
+    };
+    let held = two.client.get_lock(wanted).await.unwrap().into_inner().held.unwrap();
+    assert_eq!((held.start, held.end, held.pid), (0, 39, 42));
+    let close = CloseSessionRequest { bucket: BUCKET.into(), session: one.session };
+    one.client.close_session(close).await.unwrap();
+    two.one(set(lock(LockType::Write, 0, u64::MAX))).await.unwrap();
+    let ended = ApplyRequest { bucket: BUCKET.into(), session: one.session, ..Default::default() };
+    let ended = one.client.apply(ended).await.unwrap_err();
+    assert_eq!(ended.metadata().get("makai-errno").unwrap(), "ESTALE");
+}
+
+/// A mount hears of what other mounts and S3 change, and not of its own changes.
+#[tokio::test]
+async fn changes_of_others_are_told() {
+    let world = World::start().await;
+    let (mut one, mut two) = (world.mount().await, world.mount().await);
+    let watch =
+        WatchRequest { bucket: BUCKET.into(), session: one.session, after_sequence: one.opened.sequence };
+    let mut changes = one.client.watch(watch).await.unwrap().into_inner();
+    one.make(one.root, "mine", Kind::File).await;
+    two.make(two.root, "theirs", Kind::File).await;
+    world.put("d/e/s3", Vec::new()).await;
+    let mut heard = BTreeMap::new();
+    let hear = async {
+        while heard.len() < 2 {
+            for event in changes.message().await.unwrap().unwrap().events {
+                if let Some(event::What::Entry(entry)) = event.what {
+                    heard.insert(String::from_utf8(entry.name.to_vec()).unwrap(), entry.parent);
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), hear).await.expect("changes are told in time");
+    assert_eq!(heard, BTreeMap::from([("theirs".to_owned(), one.root), ("d".to_owned(), one.root)]));
+}
+
+/// Another tenant, a forged token, a foreign inode and senseless requests get their errno, and nothing happens.
+#[tokio::test]
+async fn strangers_and_nonsense_are_turned_away() {
+    let world = World::start().await;
+    let mut mount = world.mount().await;
+    let made = mount.make(mount.root, "f", Kind::File).await;
+    let mut other = world.client(&world.pool.other_access_key, &world.pool.other_secret_key);
+    let request = OpenSessionRequest { bucket: BUCKET.into(), ..Default::default() };
+    let denied = other.open_session(request).await.unwrap_err();
+    assert_eq!(
+        (denied.code(), denied.metadata().get("makai-errno").unwrap().to_str().unwrap()),
+        (Code::PermissionDenied, "EACCES")
+    );
+    assert!(!denied.details().is_empty());
+    let mut nobody = world.client(&world.pool.access_key, "wrong");
+    let request = StatFsRequest { bucket: BUCKET.into() };
+    assert_eq!(nobody.stat_fs(request).await.unwrap_err().code(), Code::Unauthenticated);
+
+    // Another bucket's inodes are unknown here.
+    world.pool.objects.create_bucket(&world.caller, "other", None).await.unwrap();
+    let request = GetAttributesRequest { bucket: "other".into(), files: vec![file(&made).unwrap()] };
+    let answer = mount.client.get_attributes(request).await.unwrap().into_inner().answers.remove(0);
+    assert!(
+        matches!(answer.answer, Some(attributes_or_error::Answer::Error(error)) if error.name == "ESTALE")
+    );
+    let request =
+        ReadDirectoryRequest { bucket: "other".into(), directory: mount.root, ..Default::default() };
+    assert_eq!(
+        mount.client.read_directory(request).await.unwrap_err().metadata().get("makai-errno").unwrap(),
+        "ESTALE"
+    );
+
+    let stored = mount.store(vec![vec![1; 100]]).await;
+    let mut forged = stored.token.to_vec();
+    forged[40] ^= 1;
+    for (token, offset, length) in [(forged, 0, 100), (stored.token.to_vec(), 50, 51), (Vec::new(), 0, 1)] {
+        let pieces = vec![Piece { token: token.into(), offset, length }];
+        let bytes = makai_gateway::grpc::proto::file::v1::Bytes { data: Bytes::new(), pieces };
+        let failed = mount.one(edit(&made, vec![change::What::Append(bytes)])).await;
+        assert_eq!(failed, Err("EINVAL".into()));
+    }
+    for (name, errno) in [
+        ("", "EINVAL"),
+        (".", "EINVAL"),
+        ("..", "EINVAL"),
+        ("a/b", "EINVAL"),
+        ("a\0", "EINVAL"),
+        ("%~what", "EINVAL"),
+    ] {
+        let failed = mount.one(operation::What::Make(make(mount.root, name, Kind::File))).await;
+        assert_eq!(failed, Err(errno.into()), "{name:?}");
+    }
+    let long = "n".repeat(256);
+    let failed = mount.one(operation::What::Make(make(mount.root, &long, Kind::File))).await;
+    assert_eq!(failed, Err("ENAMETOOLONG".into()));
+    mount.make(mount.root, &long[1..], Kind::File).await;
+    let far = Write { offset: i64::MAX as u64, bytes: data(b"x") };
+    assert_eq!(mount.one(edit(&made, vec![change::What::Write(far)])).await, Err("EFBIG".into()));
+    assert_eq!(mount.apply(vec![]).await, []);
+    assert_eq!(world.keys().await.len(), 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    /// Any bytes that Linux takes as a name come back as they were, from a listing and by lookup.
+    #[test]
+    fn names_of_any_bytes_come_back(names in prop::collection::btree_set(prop::collection::vec(any::<u8>(), 1..40), 1..12)) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let world = World::start().await;
+            let mut mount = world.mount().await;
+            let is_name = |name: &Vec<u8>| {
+                !name.contains(&0) && !name.contains(&b'/') && !matches!(&name[..], b"." | b"..")
+                    && !name.windows(2).any(|pair| pair == b"%~")
+            };
+            let names: Vec<Vec<u8>> = names.into_iter().filter(is_name).collect();
+            let root = mount.root;
+            let makes = names.iter().map(|name| {
+                operation::What::Make(Make { name: name.clone().into(), ..make(root, "", Kind::File) })
+            });
+            let made = mount.apply(makes.collect()).await;
+            assert!(made.iter().all(Result::is_ok), "{made:?}");
+            let request = ReadDirectoryRequest { bucket: BUCKET.into(), directory: root, ..Default::default() };
+            let page = mount.client.read_directory(request).await.unwrap().into_inner();
+            let mut shown: Vec<Vec<u8>> = page.entries.iter().map(|entry| entry.name.to_vec()).collect();
+            shown.sort();
+            assert_eq!(shown, names);
+        });
+    }
+}
+
+/// Creates, writes and closes as many small files as it can in a moment; prints the rate.
+#[tokio::test]
+async fn small_files_come_in_batches() {
+    let world = World::start().await;
+    let mut mount = world.mount().await;
+    let root = mount.root;
+    let body = Bytes::from(pattern(4096, 7));
+    let since = tokio::time::Instant::now();
+    for batch in 0..4 {
+        let makes = (0..250).map(|number| {
+            let name = format!("f-{batch}-{number}");
+            operation::What::Make(Make { data: body.clone(), ..make(root, &name, Kind::File) })
+        });
+        let made = mount.apply(makes.collect()).await;
+        assert!(made.iter().all(Result::is_ok));
+    }
+    println!("1000 files of 4 KiB in {:?}", since.elapsed());
+    assert_eq!(mount.names(root, 300).await.len(), 1000);
+}
