@@ -84,6 +84,7 @@ pub fn ensure_hidden(draft: &mut Draft<'_>, name: &str, tenant: TenantId) -> Out
         lock: None,
         noncurrent_count: 0,
         noncurrent_bytes: 0,
+        mounts: 0,
     };
     draft.write(keys::bucket(name), &bucket)?;
     Ok(())
