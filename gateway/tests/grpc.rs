@@ -1,6 +1,5 @@
 //! The gRPC door as its clients see it.
 
-#[allow(dead_code, reason = "other tests use the rest of it")]
 mod pool;
 
 use std::net::SocketAddr;

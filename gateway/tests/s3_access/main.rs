@@ -5,7 +5,6 @@ mod client;
 mod cors;
 mod encryption;
 mod policy;
-#[allow(dead_code, reason = "shared with tests that close the door")]
 #[path = "../pool/mod.rs"]
 mod pool;
 mod post;
