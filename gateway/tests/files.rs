@@ -4,6 +4,7 @@ mod pool;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::result::Result;
 use std::time::Duration;
 
 use base64::Engine as _;

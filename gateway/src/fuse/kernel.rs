@@ -866,7 +866,7 @@ impl fuser::Filesystem for Kernel {
         self.serve(async move {
             let copied = async {
                 let (from, to) = (mount.file(from.0)?, mount.file(to.0)?);
-                let length = length.min(u64::from(u32::MAX & !(BLOCK_BYTES - 1)));
+                let length = length.min(u64::from(!(BLOCK_BYTES - 1)));
                 mount.copy_range((&*from, from_offset), (&*to, to_offset), length).await
             };
             match copied.await {

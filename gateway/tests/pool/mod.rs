@@ -125,6 +125,7 @@ pub struct Pool {
     pub other_access_key: String,
     pub other_secret_key: String,
     pub identity: Identity,
+    pub objects: Objects,
     pub shutdown: CancellationToken,
     facts: Arc<Facts>,
     /// Ends when the door has closed.
@@ -149,7 +150,7 @@ impl Pool {
         let peers = Arc::new(Disks { shards: Shards::default() });
         let options = ObjectsOptions::default();
         let objects = Objects::new(facts.clone(), peers, map, identity.clone(), Arc::new(now), options);
-        let door = S3Door::new(objects, identity.clone(), config).unwrap();
+        let door = S3Door::new(objects.clone(), identity.clone(), config).unwrap();
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -162,6 +163,7 @@ impl Pool {
             other_access_key: keys["two"].into(),
             other_secret_key: secret("two"),
             identity,
+            objects,
             shutdown,
             facts,
             served,
