@@ -306,7 +306,7 @@ async fn stream_logs(
     request: &mut LogsRequest,
     failures: &mut u32,
 ) -> Result<(), tonic::Status> {
-    let mut parts = client.jobs.logs(request.clone()).await?.into_inner();
+    let mut parts = client.jobs.logs(*request).await?.into_inner();
     while let Some(part) = parts.message().await? {
         let printed = if part.stream() == Stream::Stdout {
             std::io::stdout().write_all(&part.data).and_then(|()| std::io::stdout().flush())
