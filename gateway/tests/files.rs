@@ -484,9 +484,16 @@ async fn attributes_and_locks_hold_between_mounts() {
     let close = CloseSessionRequest { bucket: BUCKET.into(), session: one.session };
     one.client.close_session(close).await.unwrap();
     two.one(set(lock(LockType::Write, 0, u64::MAX))).await.unwrap();
-    let ended = ApplyRequest { bucket: BUCKET.into(), session: one.session, ..Default::default() };
-    let ended = one.client.apply(ended).await.unwrap_err();
-    assert_eq!(ended.metadata().get("makai-errno").unwrap(), "ESTALE");
+    let late = Operation { what: Some(operation::What::Make(make(one.root, "late", Kind::File))) };
+    let bucket = BUCKET.into();
+    let ended = ApplyRequest { bucket, session: one.session, operations: vec![late], ..Default::default() };
+    match one.client.apply(ended).await {
+        Err(ended) => assert_eq!(ended.metadata().get("makai-errno").unwrap(), "ESTALE"),
+        Ok(told) => match told.into_inner().results.remove(0).outcome.unwrap() {
+            result::Outcome::Error(error) => assert_eq!(error.name, "ESTALE"),
+            result::Outcome::Done(_) => panic!("an ended session changed something"),
+        },
+    }
 }
 
 /// A mount hears of what other mounts and S3 change, and not of its own changes.

@@ -325,8 +325,12 @@ fn refusal(error: &wire::FileError) -> Errno {
     errno_named(&error.name).unwrap_or(Errno::IO)
 }
 
+/// Seconds from 1970 that a file's time may lie away: 34,000 years.
+const TIME_SECONDS_MAX: u64 = 1 << 40;
+
 fn time(time: Option<wire::Time>) -> SystemTime {
-    let Some(time) = time else { return UNIX_EPOCH };
+    let is_sane = |time: &wire::Time| time.seconds.unsigned_abs() <= TIME_SECONDS_MAX;
+    let Some(time) = time.filter(is_sane) else { return UNIX_EPOCH };
     let nanos = Duration::from_nanos(time.nanos.min(999_999_999).into());
     let seconds = Duration::from_secs(time.seconds.unsigned_abs());
     let whole = match time.seconds < 0 {
