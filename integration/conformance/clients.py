@@ -589,10 +589,6 @@ def not_implemented(world):
     transition = {"ID": "t", "Status": "Enabled", "Filter": {}, "Transitions": [{"Days": 1, "StorageClass": "GLACIER"}]}
     refused("NotImplemented", 501, s3.put_bucket_lifecycle_configuration, Bucket=bucket,
             LifecycleConfiguration={"Rules": [transition]})
-    refused("NotImplemented", 501, s3.put_bucket_policy, Bucket=bucket, Policy="{}")
-    refused("NotImplemented", 501, world.put, key="kms", body=b"", ServerSideEncryption="aws:kms")
-    refused("NotImplemented", 501, world.put, key="ssec", body=b"", SSECustomerAlgorithm="AES256",
-            SSECustomerKey="k" * 32) if world.url.scheme == "https" else None
     refused("InvalidRequest", 400, world.put, key="lock", body=b"", ObjectLockLegalHoldStatus="ON")
     refused("InvalidStorageClass", 400, world.put, key="class", body=b"", StorageClass="GLACIER")
     refused("NoSuchBucketPolicy", 404, s3.get_bucket_policy, Bucket=bucket)
