@@ -10,6 +10,7 @@ mod cluster;
 mod daemon;
 mod dev;
 pub mod doctor;
+mod init;
 mod job;
 mod mount;
 mod node;
@@ -34,6 +35,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Dev(dev::Args),
+    Init(init::Args),
     Daemon(daemon::Args),
     Status(cluster::StatusArgs),
     Node(node::Args),
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
+            Command::Init(args) => init::run(args).await,
             Command::Daemon(args) => daemon::run(args).await,
             Command::Status(args) => cluster::status(args).await,
             Command::Node(args) => node::run(args).await,
