@@ -2,6 +2,7 @@
 //!
 //! | request                     | answers                                                        | needs the token |
 //! |-----------------------------|----------------------------------------------------------------|-----------------|
+//! | `GET /`                     | a page for people, which asks for the token and then the calls below | no        |
 //! | `GET /healthz`              | 200 once the node serves                                       | no              |
 //! | `GET /metrics`              | Prometheus text                                                | no              |
 //! | `GET /api/v1/status`        | [`Status`]                                                     | yes             |
@@ -12,10 +13,13 @@
 //! | `GET /api/v1/keys?tenant=`  | ids of its keys                                                | yes             |
 //! | `POST /api/v1/keys`         | [`KeyRequest`] -> [`KeyAnswer`]                                 | yes             |
 //! | `DELETE /api/v1/keys?id=`   |                                                                | yes             |
+//! | `/api/v1/buckets...`        | buckets of all tenants: [`buckets`]                             | yes             |
 //! | `/api/v1/accounts...`       | usage, earnings, claims, the ledger: [`crate::accounts::api`]   | yes             |
 //!
 //! The token is in `admin.token` of the node's folder and travels as `Authorization: Bearer`. The console speaks plain
 //! HTTP: it listens on loopback unless an operator puts it behind a proxy that adds TLS.
+
+pub mod buckets;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -60,6 +64,10 @@ const CONNECTIONS_MAX: usize = 64;
 /// A connection is closed after this, used or not.
 const CONNECTION_MAX: Duration = Duration::from_secs(300);
 const TOKEN_USES_MAX: u32 = 10_000;
+const PAGE: &str = include_str!("console/page.html");
+/// Nothing from elsewhere, and nobody may frame it: the page holds the operator's token.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                           connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// What a node says of itself and its cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -256,6 +264,21 @@ fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Failure> {
     Ok(response)
 }
 
+/// What a person sees; all it shows, it asks for with the token.
+fn page() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(Bytes::from_static(PAGE.as_bytes())));
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ] {
+        response.headers_mut().insert(name, header::HeaderValue::from_static(value));
+    }
+    response
+}
+
 /// The value of `name` in a query string of unescaped values.
 fn parameter<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {
     query?
@@ -268,6 +291,7 @@ impl Console {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let is_head_or_get = matches!(*request.method(), Method::GET | Method::HEAD);
         let answered = match request.uri().path() {
+            "/" if is_head_or_get => Ok(page()),
             "/healthz" if is_head_or_get => Ok(Response::new(Full::from("ok\n"))),
             "/metrics" if is_head_or_get => Ok(Response::new(Full::from(self.metrics_page()))),
             _ if !self.is_authorized(&request) => Err(failure(
@@ -310,6 +334,11 @@ impl Console {
             (&Method::POST, "/api/v1/keys") => json(&self.create_key(read(&body)?).await?),
             (&Method::DELETE, "/api/v1/keys") => json(&self.delete_key(parameter(query, "id")).await?),
             (&Method::PATCH, "/api/v1/keys") => json(&self.set_key(read(&body)?).await?),
+            (&Method::GET, "/api/v1/buckets") => json(&self.buckets().await?),
+            (&Method::POST, "/api/v1/buckets") => json(&self.create_bucket(read(&body)?).await?),
+            (&Method::DELETE, "/api/v1/buckets") => {
+                json(&self.delete_bucket(parameter(query, "name")).await?)
+            }
             (&Method::GET, "/api/v1/users") => json(&self.users(parameter(query, "tenant")).await?),
             (&Method::PUT, "/api/v1/users") => json(&self.put_user(read(&body)?).await?),
             (&Method::DELETE, "/api/v1/users") => json(&self.delete_user(read(&body)?).await?),

@@ -5,6 +5,7 @@
 
 mod accounts;
 pub mod bench;
+mod bucket;
 mod claims;
 mod cluster;
 mod daemon;
@@ -48,6 +49,7 @@ enum Command {
     Why(accounts::WhyArgs),
     Claim(claims::ClaimArgs),
     Ledger(claims::LedgerArgs),
+    Bucket(bucket::Args),
     User(users::Args),
     Job(job::Args),
     Bench(bench::Args),
@@ -86,6 +88,7 @@ pub fn main() -> ExitCode {
             Command::Why(args) => accounts::why(args).await,
             Command::Claim(args) => claims::claim(args).await,
             Command::Ledger(args) => claims::ledger(args).await,
+            Command::Bucket(args) => bucket::run(args).await,
             Command::User(args) => users::run(args).await,
             Command::Job(args) => job::run(args).await,
             Command::Bench(args) => bench::run(args).await,
