@@ -214,7 +214,7 @@ fn nest(a: &Path, b: &Path) -> bool {
 }
 
 fn numbers(config: &NodeConfig, faults: &mut Faults) {
-    let NodeConfig { peers, s3, grpc, storage, raft, limits, accounts, .. } = config;
+    let NodeConfig { node, peers, s3, grpc, storage, raft, limits, accounts, .. } = config;
     let mut within = |key: &str, value: u64, range: RangeInclusive<u64>| {
         if !range.contains(&value) {
             faults.push(key, format!("is {value}; write {} to {}", range.start(), range.end()));
@@ -232,6 +232,7 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("storage.reconcile_interval_ms", storage.reconcile_interval_ms, 10..=3_600_000);
     within("storage.lifecycle_interval_secs", storage.lifecycle_interval_secs, 1..=7 * DAY_SECS);
     within("storage.lifecycle_day_secs", storage.lifecycle_day_secs, 1..=DAY_SECS);
+    within("node.worker_threads", node.worker_threads.into(), 0..=1024);
     within("raft.heartbeat_interval_ms", raft.heartbeat_interval_ms, 10..=10_000);
     within("raft.election_timeout_min_ms", raft.election_timeout_min_ms, 30..=60_000);
     within("raft.election_timeout_max_ms", raft.election_timeout_max_ms, 60..=120_000);
@@ -245,6 +246,7 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("raft.store_cache_bytes", raft.store_cache_bytes, MIB..=1024 * GIB);
     within("limits.requests_in_flight_max", limits.requests_in_flight_max.into(), 1..=1_000_000);
     within("limits.uploads_in_flight_max", limits.uploads_in_flight_max.into(), 1..=100_000);
+    within("limits.read_cache_bytes", limits.read_cache_bytes, 0..=1024 * GIB);
     within("accounts.epoch_secs", accounts.epoch_secs, 2..=30 * DAY_SECS);
     within("accounts.challenge_secs", accounts.challenge_secs, 0..=30 * DAY_SECS);
     within("accounts.payout_cooldown_secs", accounts.payout_cooldown_secs, 0..=YEAR_SECS);

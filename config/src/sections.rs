@@ -89,6 +89,9 @@ pub struct NodeSection {
     pub roles: BTreeSet<Role>,
     /// A filter of the log as `tracing` reads it: a level, or `info,makai_raft=debug`.
     pub log: String,
+    /// Threads that serve requests; 0: one per core of the machine. Where several nodes share a machine, fewer for
+    /// each: threads that wake each other for cores they do not have cost a quarter of the work.
+    pub worker_threads: u16,
 }
 
 impl Default for NodeSection {
@@ -100,6 +103,7 @@ impl Default for NodeSection {
             site: String::new(),
             roles: BTreeSet::from([Role::Storage]),
             log: "info".to_owned(),
+            worker_threads: 0,
         }
     }
 }
@@ -359,11 +363,14 @@ pub struct LimitsConfig {
     pub requests_in_flight_max: u32,
     /// Uploads at once. Each holds a few stripes in memory, whatever the object's size.
     pub uploads_in_flight_max: u32,
+    /// Memory for what was read lately, so that a gateway need not fetch it from the disks again. Of objects of up to an
+    /// eighth of it; 0 turns it off.
+    pub read_cache_bytes: u64,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { requests_in_flight_max: 1_024, uploads_in_flight_max: 256 }
+        Self { requests_in_flight_max: 1_024, uploads_in_flight_max: 256, read_cache_bytes: 64 * MIB }
     }
 }
 

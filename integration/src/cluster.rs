@@ -151,6 +151,10 @@ impl Node {
         }
         config.storage.segment_bytes = 128 << 20;
         config.storage.reconcile_interval_ms = 500;
+        // Six nodes share the cores of one machine.
+        config.node.worker_threads = 1;
+        // What is read must come from the disks: they are what is tested.
+        config.limits.read_cache_bytes = 0;
         change(&mut config);
         let config_path = dir.join("makai.toml");
         let node =

@@ -20,6 +20,19 @@ pub struct Args {
     json: bool,
 }
 
+/// Sets up the process, before it has a second thread.
+pub fn prepare(args: &Args, runtime: &mut tokio::runtime::Builder) {
+    // The allocator's heaps are many and mostly sparse: huge pages would double the memory of a node at rest. A kernel
+    // without them refuses, and has what is wanted.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    // A configuration that does not hold is told by `run`.
+    if let Ok(config) = NodeConfig::load(&args.config)
+        && config.node.worker_threads > 0
+    {
+        runtime.worker_threads(config.node.worker_threads.into());
+    }
+}
+
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = NodeConfig::load(&args.config)?;
     start_log(&config.node.log, args.json);

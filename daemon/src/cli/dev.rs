@@ -192,6 +192,7 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
         .map_err(|faults| anyhow::anyhow!("the defaults of a node do not hold: {faults:?}"))?;
     let is_voter = usize::from(number) <= VOTERS_MAX.min(usize::from(args.nodes) | 1);
     config.node.name = name.into();
+    config.node.worker_threads = worker_threads(args.nodes);
     config.node.roles = [Role::Storage, Role::Gateway, Role::Compute]
         .into_iter()
         .chain(is_voter.then_some(Role::Voter))
@@ -210,6 +211,12 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
     config.disk =
         vec![DiskConfig { path: dir.join("disk0"), reserve_bytes: RESERVE_BYTES, capacity_bytes_max: 0 }];
     Ok(config)
+}
+
+/// Each node's part of the cores that all share.
+fn worker_threads(nodes: u16) -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u16::try_from(cores).unwrap_or(u16::MAX).div_ceil(nodes).max(1)
 }
 
 /// A UDP port that nobody has now.

@@ -65,7 +65,11 @@ pub fn main() -> ExitCode {
     if let Command::Worker(args) = &cli.command {
         return worker::run(args);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Daemon(args) = &cli.command {
+        daemon::prepare(args, &mut builder);
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("makai: the runtime does not start: {error}");

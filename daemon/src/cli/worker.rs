@@ -14,5 +14,7 @@ pub struct Args {
 
 /// Runs a worker. Must be called before this process starts a second thread.
 pub fn run(args: &Args) -> ExitCode {
+    // The daemon does without huge pages, and its children inherit that: a task's programs may want them.
+    let _ = rustix::thread::disable_transparent_huge_pages(false);
     makai_gpu_runtime::container::worker::main(&args.arguments)
 }

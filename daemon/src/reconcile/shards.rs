@@ -29,6 +29,8 @@ use crate::clock;
 use crate::members::{FILLED_MAX, Filled};
 
 const BATCH: u32 = 1000;
+/// Groups asked about at once.
+const ASKED_AT_ONCE: usize = 16;
 /// A shard that is missing may still be on its way: it is rebuilt only after this.
 const MISSING_FOR: Duration = Duration::from_secs(5);
 /// From the first blob again, this often.
@@ -145,15 +147,63 @@ fn is_sound(store: &ShardStore, key: ShardKey) -> bool {
 /// Notes what is missing among blobs not looked at yet; returns how many those were.
 async fn look(shell: &Shell, round: &mut Round) -> anyhow::Result<usize> {
     let map = shell.map.get();
+    let own = |disk: DiskId| shell.disks.iter().find(|(own, _)| **own == disk).map(|(_, store)| store);
+    let mut open: Vec<_> = map
+        .map
+        .groups
+        .iter()
+        .flat_map(|group| holdings(group).map(move |at| (group, at)))
+        .filter_map(|(group, at)| Some((group, at, own(at.disk)?)))
+        .collect();
     let mut found = 0;
-    for group in &map.map.groups {
-        for Holding { index, disk, is_move } in holdings(group) {
-            let Some((_, store)) = shell.disks.iter().find(|(own, _)| **own == disk) else { continue };
-            let at = Holding { index, disk, is_move };
-            found += look_at(shell, round, group, at, store).await?;
+    while !open.is_empty() {
+        let mut more = Vec::new();
+        for some in open.chunks(ASKED_AT_ONCE) {
+            if round.missing.len() >= PENDING_MAX {
+                return Ok(found);
+            }
+            // Together, so that the leader confirms once for all of them that it leads.
+            let asked = some.iter().map(|(group, at, _)| shell.facts.query(round.next_blobs(group, at.disk)));
+            for (&(group, at, store), answer) in some.iter().zip(futures::future::join_all(asked).await) {
+                let Answer::Blobs(blobs) = answer? else { continue };
+                found += blobs.len();
+                round.note(group, at, store, &blobs);
+                if blobs.len() == BATCH as usize {
+                    more.push((group, at, store));
+                }
+            }
         }
+        open = more;
     }
     Ok(found)
+}
+
+impl Round {
+    /// The last blob looked at, for a disk of a group as it is now.
+    fn cursor(&self, group: &Group, disk: DiskId) -> u64 {
+        let known = self.cursors.get(&(group.id, disk));
+        known.filter(|(version, _)| *version == group.version).map_or(0, |(_, sequence)| *sequence)
+    }
+
+    fn next_blobs(&self, group: &Group, disk: DiskId) -> Query {
+        let after_sequence = self.cursor(group, disk);
+        Query::BlobsOfGroup { pg: group.id, after_sequence, entries_max: BATCH }
+    }
+
+    fn note(&mut self, group: &Group, at: Holding, store: &ShardStore, blobs: &[Blob]) {
+        let Holding { index, disk, is_move } = at;
+        let mut after = self.cursor(group, disk);
+        for blob in blobs {
+            after = after.max(blob.sequence);
+            if !is_sound(store, ShardKey { blob: blob.id, index }) {
+                // What moves was written long ago elsewhere; only a missed write may still be on its way.
+                let wait = if is_move { Duration::ZERO } else { MISSING_FOR };
+                let missing = Missing { blob: blob.clone(), due: clock::instant() + wait, is_move };
+                self.missing.entry((blob.id, index, disk)).or_insert(missing);
+            }
+        }
+        self.cursors.insert((group.id, disk), (group.version, after));
+    }
 }
 
 /// A disk that should hold a slot's shards: its own, or the one that it moves to.
@@ -197,40 +247,6 @@ fn tell_filled(shell: &Shell, round: &Round, is_looked: bool) -> bool {
     filled.truncate(FILLED_MAX);
     shell.progress.set_filled(filled);
     is_filling
-}
-
-async fn look_at(
-    shell: &Shell,
-    round: &mut Round,
-    group: &Group,
-    at: Holding,
-    store: &ShardStore,
-) -> anyhow::Result<usize> {
-    let Holding { index, disk, is_move } = at;
-    let mut found = 0;
-    let (version, mut after) = round.cursors.get(&(group.id, disk)).copied().unwrap_or((group.version, 0));
-    if version != group.version {
-        after = 0;
-    }
-    while round.missing.len() < PENDING_MAX {
-        let query = Query::BlobsOfGroup { pg: group.id, after_sequence: after, entries_max: BATCH };
-        let Answer::Blobs(blobs) = shell.facts.query(query).await? else { break };
-        found += blobs.len();
-        for blob in &blobs {
-            after = after.max(blob.sequence);
-            if !is_sound(store, ShardKey { blob: blob.id, index }) {
-                // What moves was written long ago elsewhere; only a missed write may still be on its way.
-                let wait = if is_move { Duration::ZERO } else { MISSING_FOR };
-                let missing = Missing { blob: blob.clone(), due: clock::instant() + wait, is_move };
-                round.missing.entry((blob.id, index, disk)).or_insert(missing);
-            }
-        }
-        round.cursors.insert((group.id, disk), (group.version, after));
-        if blobs.len() < BATCH as usize {
-            break;
-        }
-    }
-    Ok(found)
 }
 
 /// What has been missing for long enough: shards of the groups with the fewest disks up first, copies for moves last.

@@ -268,22 +268,30 @@ impl RemoteSink {
 
 #[async_trait]
 impl ShardSink for RemoteSink {
-    async fn send(&mut self, mut bytes: Bytes) -> Result<(), PeerError> {
+    async fn send(&mut self, bytes: Bytes) -> Result<(), PeerError> {
+        self.send_all(vec![bytes]).await
+    }
+
+    async fn send_all(&mut self, pieces: Vec<Bytes>) -> Result<(), PeerError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        let Some(len_left) = self.len_left.checked_sub(bytes.len() as u64) else {
+        let len = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let Some(len_left) = self.len_left.checked_sub(len) else {
             let error = PeerError::Refused("the shard is longer than its header says".to_owned());
             self.failed = Some(error.clone());
             return Err(error);
         };
         self.len_left = len_left;
-        while !bytes.is_empty() {
-            let block = bytes.split_to(bytes.len().min(BLOCK_BYTES_MAX as usize));
-            let head = Bytes::copy_from_slice(&(block.len() as u32).to_be_bytes());
-            self.write(&mut [head, block]).await?;
+        let mut parts = Vec::with_capacity(2 * pieces.len());
+        for mut bytes in pieces {
+            while !bytes.is_empty() {
+                let block = bytes.split_to(bytes.len().min(BLOCK_BYTES_MAX as usize));
+                parts.push(Bytes::copy_from_slice(&(block.len() as u32).to_be_bytes()));
+                parts.push(block);
+            }
         }
-        Ok(())
+        self.write(&mut parts).await
     }
 
     async fn finish(mut self: Box<Self>, footer: ShardFooter) -> Result<(), PeerError> {

@@ -20,7 +20,8 @@ use super::segment::Room;
 use crate::layout::{BlobLayout, CELL_BYTES};
 use crate::stripe::{ShardFooter, ShardHeader};
 
-const PIECE_BYTES: u64 = 256 * 1024;
+/// A shard of an object of 1 MiB under 2+2 is one piece.
+const PIECE_BYTES: u64 = 576 * 1024;
 
 /// Counts one open writer.
 pub struct Permit(Arc<Core>);

@@ -107,6 +107,13 @@ pub fn blob_root(roots: &[Root]) -> Root {
 pub trait ShardSink: Send {
     /// Appends bytes; waits while the disk or the way to it is behind.
     async fn send(&mut self, bytes: Bytes) -> Result<(), PeerError>;
+    /// As [`send`](Self::send) of each, in order: what has a way to pay for pays for it once.
+    async fn send_all(&mut self, pieces: Vec<Bytes>) -> Result<(), PeerError> {
+        for bytes in pieces {
+            self.send(bytes).await?;
+        }
+        Ok(())
+    }
     /// Returns once the shard is durable.
     async fn finish(self: Box<Self>, footer: ShardFooter) -> Result<(), PeerError>;
 }

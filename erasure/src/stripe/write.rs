@@ -1,7 +1,8 @@
 //! Writes one blob: seals, codes and sends it stripe by stripe, and says when it is durable.
 //!
 //! [`Lanes`] decides (pure); [`BlobWriter`] carries out: one task a disk takes cells from a short queue, so that
-//! memory is a few stripes whatever the blob's size, and the slowest disk that still counts sets the pace.
+//! memory is a few stripes whatever the blob's size, and the slowest disk that still counts sets the pace. Small stripes
+//! go some at a time: a disk is woken, and its way paid for, once for all of them.
 
 use std::sync::Arc;
 
@@ -14,7 +15,9 @@ use crate::ids::{BlobId, DiskId, PgId, ShardKey};
 use crate::layout::{BLOB_BYTES_MAX, BlobLayout, CELL_BYTES, PAGE_BYTES, Scheme, TAG_BYTES};
 use crate::seal::{DataKey, PageSealer};
 
-/// Cells that wait for one disk.
+/// Stripes are handed on together up to this many bytes, parity included.
+const HANDED_BYTES: usize = 1 << 20;
+/// Steps that wait for one disk, where one is a single cell.
 const LANE_CELLS_MAX: usize = 2;
 
 /// What to write where.
@@ -96,9 +99,10 @@ impl Lanes {
     }
 }
 
-enum LaneStep {
-    Cell(Bytes),
-    Finish(ShardFooter),
+/// Cells of a shard, and its end after them.
+struct LaneStep {
+    cells: Vec<Bytes>,
+    footer: Option<ShardFooter>,
 }
 
 /// One blob on its way to its disks. Dropped before [`finish`](Self::finish), every disk forgets it.
@@ -113,6 +117,10 @@ pub struct BlobWriter {
     /// Lanes that failed because their disk takes no more.
     full: usize,
     hashers: Vec<blake3::Hasher>,
+    /// Coded stripes to be handed on, with the length of their cells.
+    coded: Vec<(Bytes, usize)>,
+    /// How many of them go at once.
+    handed_max: usize,
     /// Sealed pages of the stripe under way, then room for its parity.
     stripe: Vec<u8>,
     /// Plaintext bytes in the stripe under way, of which whole pages are sealed.
@@ -146,6 +154,8 @@ impl BlobWriter {
             .shard_len();
         let up: Vec<bool> = plan.disks.iter().map(|disk| peers.is_up(*disk)).collect();
         let try_all = up.iter().filter(|is_up| **is_up).count() < plan.write_quorum;
+        let handed_max = (HANDED_BYTES / (width * CELL_BYTES as usize)).max(1);
+        let waiting_max = if handed_max == 1 { LANE_CELLS_MAX } else { 1 };
         let (answer, answers) = mpsc::channel(width);
         let mut lanes = Lanes::new(width, data, plan.write_quorum);
         let mut queues = Vec::with_capacity(width);
@@ -162,7 +172,7 @@ impl BlobWriter {
                 len_max: shard_len_max,
                 opened_at_ms: plan.opened_at_ms,
             };
-            let (queue, steps) = mpsc::channel(LANE_CELLS_MAX);
+            let (queue, steps) = mpsc::channel(waiting_max);
             let (peers, disk, answer) = (Arc::clone(peers), *disk, answer.clone());
             tokio::spawn(async move {
                 if let Some(result) = run_lane(&*peers, disk, header, steps).await {
@@ -182,6 +192,8 @@ impl BlobWriter {
             last_failure: "none".into(),
             full: 0,
             hashers: vec![blake3::Hasher::new(); width],
+            coded: Vec::with_capacity(handed_max),
+            handed_max,
             stripe: Vec::new(),
             stripe_plain: 0,
             plain_len: 0,
@@ -232,7 +244,10 @@ impl BlobWriter {
                 self.seal_page();
             }
             if self.stripe_plain == self.stripe_plain_max() {
-                self.send_stripe(CELL_BYTES).await?;
+                self.code_stripe(CELL_BYTES)?;
+                if self.coded.len() == self.handed_max {
+                    self.hand_on(None).await?;
+                }
             }
         }
         Ok(())
@@ -247,8 +262,8 @@ impl BlobWriter {
         self.sealer.seal(page, &mut self.stripe[start..]);
     }
 
-    /// Codes the stripe under way into cells of `cell_len` and hands them to the lanes.
-    async fn send_stripe(&mut self, cell_len: u64) -> Result<(), StripeError> {
+    /// Codes the stripe under way into cells of `cell_len`.
+    fn code_stripe(&mut self, cell_len: u64) -> Result<(), StripeError> {
         let cell_len = cell_len as usize;
         let data = usize::from(self.plan.scheme.data);
         let mut stripe = std::mem::take(&mut self.stripe);
@@ -261,21 +276,24 @@ impl BlobWriter {
         for (hasher, cell) in self.hashers.iter_mut().zip(stripe.chunks_exact(cell_len)) {
             hasher.update(cell);
         }
-        let stripe = Bytes::from(stripe);
-        for index in 0..self.queues.len() {
-            self.hand(index, LaneStep::Cell(stripe.slice(index * cell_len..(index + 1) * cell_len))).await;
+        self.coded.push((Bytes::from(stripe), cell_len));
+        Ok(())
+    }
+
+    /// Hands what is coded to the lanes; with the footer, it is the end.
+    async fn hand_on(&mut self, footer: Option<&ShardFooter>) -> Result<(), StripeError> {
+        let coded = std::mem::replace(&mut self.coded, Vec::with_capacity(self.handed_max));
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            let Some(lane) = queue else { continue };
+            let cell = |(stripe, len): &(Bytes, usize)| stripe.slice(index * len..(index + 1) * len);
+            let step = LaneStep { cells: coded.iter().map(cell).collect(), footer: footer.cloned() };
+            if lane.send(step).await.is_err() {
+                // The lane has ended and its answer says why.
+                *queue = None;
+            }
         }
         self.take_answers();
         self.check_quorum()
-    }
-
-    async fn hand(&mut self, index: usize, step: LaneStep) {
-        if let Some(queue) = &self.queues[index]
-            && queue.send(step).await.is_err()
-        {
-            // The lane has ended and its answer says why.
-            self.queues[index] = None;
-        }
     }
 
     fn take_answers(&mut self) {
@@ -318,14 +336,12 @@ impl BlobWriter {
                 self.seal_page();
             }
             let tail = layout.stripe(layout.stripe_count() - 1);
-            self.send_stripe(tail.cell_len).await?;
+            self.code_stripe(tail.cell_len)?;
         }
         let roots: Vec<Root> = self.hashers.iter().map(|hasher| *hasher.finalize().as_bytes()).collect();
         let root = blob_root(&roots);
         let footer = ShardFooter { blob_plain_len: self.plain_len, roots };
-        for index in 0..self.queues.len() {
-            self.hand(index, LaneStep::Finish(footer.clone())).await;
-        }
+        self.hand_on(Some(&footer)).await?;
         while self.lanes.verdict() == Verdict::Wait {
             let Some((index, result)) = self.answers.recv().await else { break };
             self.on_answer(index, result);
@@ -353,13 +369,12 @@ async fn run_lane(
         Err(error) => return Some(Err(error)),
     };
     loop {
-        match steps.recv().await? {
-            LaneStep::Cell(bytes) => {
-                if let Err(error) = sink.send(bytes).await {
-                    return Some(Err(error));
-                }
-            }
-            LaneStep::Finish(footer) => return Some(sink.finish(footer).await),
+        let LaneStep { cells, footer } = steps.recv().await?;
+        if let Err(error) = sink.send_all(cells).await {
+            return Some(Err(error));
+        }
+        if let Some(footer) = footer {
+            return Some(sink.finish(footer).await);
         }
     }
 }

@@ -250,7 +250,22 @@ impl Objects {
         Ok(body)
     }
 
+    /// From memory, or from the disks.
     async fn read_window(&self, window: Window, key: DataKey) -> Result<Vec<Bytes>, ObjectsError> {
+        let cache = &self.inner.windows;
+        if let Some(pages) = cache.get(window.blob, &window.range) {
+            return Ok(pages);
+        }
+        let (blob, range) = (window.blob, window.range.clone());
+        let is_wanted = cache.wants(window.plain_len, &range);
+        let pages = self.fetch_window(window, key).await?;
+        if is_wanted {
+            cache.keep(blob, &range, &pages);
+        }
+        Ok(pages)
+    }
+
+    async fn fetch_window(&self, window: Window, key: DataKey) -> Result<Vec<Bytes>, ObjectsError> {
         let (mut version, mut is_read_anew) = (None, false);
         loop {
             let map = self.inner.map.get();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! put   body ─ MD5 ─> inline (<= 4 KiB) or blobs of 64 MiB ─> shards durable ─> one metadata proposal: visible
-//! get   metadata (linearizable) ─> extents ─> windows of 2 MiB, two under way ─> body
+//! get   metadata (linearizable) ─> extents ─> windows of 2 MiB, two under way, from memory or k disks ─> body
 //! ```
 //!
 //! | room          | holds                                                     |
@@ -10,6 +10,7 @@
 //! | [`upload`]    | a body into content: where blobs go, what happens when disks die under them |
 //! | [`sealing`]   | which key wraps an object's keys: the tenant's, a named one, the customer's |
 //! | [`download`]  | content into a body                                       |
+//! | `cache`       | windows of blobs that were read lately, in memory         |
 //! | [`documents`] | what decides about access to a bucket, kept for a lease   |
 //! | `pieces`      | what the file service needs: blobs not yet named, ranges of extents |
 //! | [`multipart`] | uploads in parts, copies                                  |
@@ -18,6 +19,7 @@
 //! Always: nothing is visible before it is durable; a failed upload leaves only shards that no fact names, which the
 //! orphan scan collects; memory per request is a few stripes or windows; a caller sees only its own tenant's buckets.
 
+mod cache;
 pub mod documents;
 mod download;
 mod multipart;
@@ -159,11 +161,13 @@ pub struct ObjectsOptions {
     pub uploads_in_flight_max: usize,
     /// How long an upload waits for room among them.
     pub upload_wait: Duration,
+    /// Plaintext of blobs read lately that is kept in memory; 0: none.
+    pub read_cache_bytes: u64,
 }
 
 impl Default for ObjectsOptions {
     fn default() -> Self {
-        Self { uploads_in_flight_max: 512, upload_wait: Duration::from_secs(5) }
+        Self { uploads_in_flight_max: 512, upload_wait: Duration::from_secs(5), read_cache_bytes: 0 }
     }
 }
 
@@ -186,6 +190,7 @@ struct Inner {
     codecs: Mutex<HashMap<Scheme, Codec>>,
     buckets: Mutex<HashMap<String, (Instant, Bucket)>>,
     access: Mutex<documents::Known>,
+    windows: cache::WindowCache,
     lifecycles: Mutex<HashMap<String, (Instant, Option<Arc<Rules>>)>>,
 }
 
@@ -227,6 +232,7 @@ impl Objects {
         let uploads = Arc::new(Semaphore::new(options.uploads_in_flight_max));
         let (codecs, buckets, access) = (Mutex::default(), Mutex::default(), Mutex::default());
         let lifecycles = Mutex::default();
+        let windows = cache::WindowCache::new(options.read_cache_bytes);
         Self {
             inner: Arc::new(Inner {
                 metadata,
@@ -239,6 +245,7 @@ impl Objects {
                 codecs,
                 buckets,
                 access,
+                windows,
                 lifecycles,
             }),
             sealing: sealing::Sealing::Tenant,

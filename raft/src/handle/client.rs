@@ -279,7 +279,21 @@ impl Shared {
             };
         }
         let message = wire::encode(Kind::Propose as u8, self.config.group, &envelopes)?;
-        let answer = self.peers.request(to, message, timeout).await;
+        // A leader that is gone answers nobody, and is missed only after a while: the voter here may hear of its
+        // successor before. The command may have been applied; it keeps its serial.
+        let succeeded = async {
+            match &self.local {
+                Some(local) => {
+                    local.led_anew(to).await;
+                    local.leader()
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let answer = tokio::select! {
+            answer = self.peers.request(to, message, timeout) => answer,
+            leader = succeeded => return Err(Trouble::NotLeader(leader)),
+        };
         wire::decode_answer(Kind::Propose, &answer.map_err(|error| Trouble::Unavailable(error.to_string()))?)
     }
 

@@ -339,8 +339,13 @@ impl MetaNode {
             Some(leader) if leader != self.0.config.node => {
                 let message = wire::encode(Kind::ReadIndex as u8, self.0.config.group, &())?;
                 let timeout = Duration::from_millis(self.0.config.request_timeout_ms);
-                let answer = self.0.peers.request(leader, message, timeout).await.map_err(unavailable)?;
-                wire::decode_answer(Kind::ReadIndex, &answer)
+                // One that is gone answers nobody, and is missed only after a while.
+                tokio::select! {
+                    answer = self.0.peers.request(leader, message, timeout) => {
+                        wire::decode_answer(Kind::ReadIndex, &answer.map_err(unavailable)?)
+                    }
+                    () = self.led_anew(leader) => Err(Trouble::NotLeader(self.leader())),
+                }
             }
             Some(_) => self.leader_read_index().await,
             None => Err(Trouble::NotLeader(None)),
@@ -382,6 +387,22 @@ impl MetaNode {
     pub fn leader(&self) -> Option<NodeId> {
         let leader = self.0.raft.server_metrics().borrow_watched().current_leader;
         leader_key(&self.0.raft, leader)
+    }
+
+    /// Resolves once this node hears of a leader that is not `leader` and was not known here when this was called.
+    pub(super) async fn led_anew(&self, leader: NodeId) {
+        let known = self.leader();
+        let mut metrics = self.0.raft.server_metrics();
+        loop {
+            let current = metrics.borrow_and_update().current_leader;
+            let current = leader_key(&self.0.raft, current);
+            if current.is_some() && current != known && current != Some(leader) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     #[must_use]

@@ -22,6 +22,9 @@ const FRAME_BYTES_MAX: usize = 4 << 20;
 /// What one submission holds at most, if it holds more than one entry.
 const SUBMISSION_BYTES_MAX: usize = 1 << 20;
 const ZEROES_PER_WRITE_BYTES: usize = 1 << 20;
+/// Segments no longer needed are kept as spares up to this: a snapshot lets go of several at once, and one that is used
+/// again saves the zeroing of another.
+const SPARE_BYTES_MAX: u64 = 64 << 20;
 
 /// The log of one node. Clones share it; the last one dropped writes what is queued and stops the flusher.
 #[derive(Clone)]
@@ -252,7 +255,11 @@ impl Log {
             spares: Arc::new(Spares {
                 disk: disk.clone(),
                 config: config.clone(),
-                state: Mutex::new(SpareState { ready: spares, made_count: 0, is_making: false }),
+                state: Mutex::new(SpareState {
+                    made_count: spares.iter().filter_map(|path| spare_number(path)).max().unwrap_or(0),
+                    ready: spares,
+                    is_making: false,
+                }),
             }),
             disk,
             config,
@@ -659,6 +666,12 @@ impl Writer {
     }
 }
 
+/// The number in a spare's name; no two spares share one.
+fn spare_number(path: &Path) -> Option<u64> {
+    let stem = path.file_stem()?.to_str()?;
+    u64::from_str_radix(stem.rsplit('-').next()?, 16).ok()
+}
+
 /// Files for segments to come.
 struct Spares {
     disk: Arc<dyn Disk>,
@@ -668,6 +681,7 @@ struct Spares {
 
 struct SpareState {
     ready: Vec<PathBuf>,
+    /// The highest number in the name of any spare so far.
     made_count: u64,
     is_making: bool,
 }
@@ -709,9 +723,10 @@ impl Spares {
         Ok(path)
     }
 
-    /// Takes back a segment's file: to be used again, or to be removed if there is a spare.
+    /// Takes back a segment's file: to be used again, or to be removed if there are spares enough.
     fn give(&self, path: &Path, is_unread: bool) -> io::Result<()> {
-        let is_wanted = is_unread && self.lock().ready.is_empty();
+        let spare_bytes = self.lock().ready.len() as u64 * self.config.segment_bytes;
+        let is_wanted = is_unread && spare_bytes < SPARE_BYTES_MAX;
         if !is_wanted {
             self.disk.remove(path)?;
             return self.disk.sync_dir(&self.config.dir);

@@ -197,8 +197,8 @@ impl<'a> Draft<'a> {
     pub fn commit(self) -> Result<(), KvError> {
         for (key, change) in self.changes {
             match change {
-                Some(value) => self.base.put(&key, &value)?,
-                None => self.base.delete(&key)?,
+                Some(value) => self.base.put(key, value)?,
+                None => self.base.delete(key)?,
             }
         }
         Ok(())

@@ -22,8 +22,8 @@ pub trait View {
 
 /// A view that can be changed; the shell commits it whole or not at all.
 pub trait Edit: View {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), KvError>;
-    fn delete(&mut self, key: &[u8]) -> Result<(), KvError>;
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), KvError>;
+    fn delete(&mut self, key: Vec<u8>) -> Result<(), KvError>;
 }
 
 /// Facts in memory: for simulations, and for a log replayed without a disk.
@@ -56,13 +56,13 @@ impl View for MemKv {
 }
 
 impl Edit for MemKv {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), KvError> {
-        self.entries.insert(key.to_vec(), value.to_vec());
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), KvError> {
+        self.entries.insert(key, value);
         Ok(())
     }
 
-    fn delete(&mut self, key: &[u8]) -> Result<(), KvError> {
-        self.entries.remove(key);
+    fn delete(&mut self, key: Vec<u8>) -> Result<(), KvError> {
+        self.entries.remove(&key);
         Ok(())
     }
 }

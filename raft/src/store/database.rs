@@ -1,16 +1,27 @@
-//! Transactions, views and installs.
+//! What is applied, views of it, and what makes it durable.
+//!
+//! ```text
+//! entries ─ machine ─> delta, in memory ─ fold: one transaction for many batches ─> database
+//! view    ─> delta over database, as of one moment
+//! ```
+//!
+//! Always: a fold brings the facts of one position, and that position, in one transaction; a view that was taken between a
+//! fold's commit and the moment when the delta forgets what was folded sees the same facts from both.
 
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use bytes::Bytes;
 use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::backend::Backend;
+use super::delta::{Delta, Layer, Merged, Visit};
 use super::snapshot;
 use crate::facts::Timestamp;
 use crate::facts::command::Batch;
@@ -31,6 +42,10 @@ const DATABASE_FILE: &str = "state.redb";
 const NEW_DATABASE_FILE: &str = "state-new.redb";
 /// A snapshot is installed in transactions of about this much.
 const INSTALL_TRANSACTION_BYTES: usize = 16 << 20;
+/// Changes in memory from which on they are folded into the database, while others are applied.
+const FOLD_BYTES: usize = 4 << 20;
+/// Changes in memory at which applying waits for the database.
+const DELTA_BYTES_MAX: usize = 4 * FOLD_BYTES;
 
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
@@ -72,11 +87,58 @@ struct Shared {
     disk: Arc<dyn Disk>,
     config: StoreConfig,
     /// `None` once closed.
-    database: RwLock<Option<Arc<Database>>>,
+    current: RwLock<Option<Current>>,
     /// Index after the last applied entry.
     applied: watch::Sender<u64>,
-    /// Held by whoever commits.
+    /// Held by whoever applies or installs.
     writing: Mutex<()>,
+    /// Held by whoever changes the database. Taken after `writing` where both are.
+    folding: Mutex<()>,
+    /// Whether a thread folds, or is about to.
+    is_folding: AtomicBool,
+    /// Why the database takes no more.
+    failed: OnceLock<String>,
+}
+
+/// The facts as they are.
+struct Current {
+    database: Arc<Database>,
+    base: Arc<Base>,
+    /// Over `base`.
+    delta: Arc<Delta>,
+    /// Of both together.
+    position: Arc<Position>,
+}
+
+/// A view of the database alone.
+struct Base {
+    facts: ReadOnlyTable<&'static [u8], &'static [u8]>,
+}
+
+impl Base {
+    /// Of the last commit, and the position that it reflects.
+    fn of(database: &Database) -> Result<(Self, Position), KvError> {
+        let transaction = database.begin_read().map_err(kv)?;
+        let facts = transaction.open_table(FACTS).map_err(kv)?;
+        let position = read_position(&transaction.open_table(META).map_err(kv)?)?;
+        Ok((Self { facts }, position))
+    }
+}
+
+impl Current {
+    fn begin(database: Database) -> Result<Self, KvError> {
+        let (base, position) = Base::of(&database)?;
+        Ok(Self {
+            database: Arc::new(database),
+            base: Arc::new(base),
+            delta: Arc::default(),
+            position: Arc::new(position),
+        })
+    }
+
+    fn frozen(&self) -> Frozen {
+        Frozen { base: self.base.clone(), delta: self.delta.clone(), position: self.position.clone() }
+    }
 }
 
 impl fmt::Debug for MetaStore {
@@ -84,9 +146,6 @@ impl fmt::Debug for MetaStore {
         write!(f, "MetaStore({:?})", self.0.config.dir)
     }
 }
-
-/// What a scan hands pairs to.
-type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
 fn kv(error: impl fmt::Display) -> KvError {
     KvError(error.to_string())
@@ -112,27 +171,25 @@ impl MetaStore {
         let path = config.dir.join(DATABASE_FILE);
         let database = open_database(&*disk, &path, config.cache_bytes)?;
         disk.sync_dir(&config.dir).map_err(io(&config.dir))?;
-        let store = Self(Arc::new(Shared {
+        let current =
+            Current::begin(database).map_err(|error| StoreError::Database { path, why: error.0 })?;
+        let next = next_index(&current.position);
+        Ok(Self(Arc::new(Shared {
             disk,
             config,
-            database: RwLock::new(Some(Arc::new(database))),
-            applied: watch::Sender::new(0),
+            current: RwLock::new(Some(current)),
+            applied: watch::Sender::new(next),
             writing: Mutex::new(()),
-        }));
-        let position = store.frozen().and_then(|view| view.position());
-        let position = position.map_err(|error| StoreError::Database { path, why: error.0 })?;
-        store.publish(&position);
-        Ok(store)
+            folding: Mutex::new(()),
+            is_folding: AtomicBool::new(false),
+            failed: OnceLock::new(),
+        })))
     }
 
-    fn publish(&self, position: &Position) {
-        let next = position.applied.as_ref().map_or(0, |applied| applied.index + 1);
-        self.0.applied.send_replace(next);
-    }
-
-    fn database(&self) -> Result<Arc<Database>, KvError> {
-        let database = self.0.database.read().unwrap_or_else(PoisonError::into_inner);
-        database.clone().ok_or_else(|| KvError("it is closed".into()))
+    /// Reads or changes the facts as they are.
+    fn with_current<T>(&self, work: impl FnOnce(&mut Current) -> T) -> Result<T, KvError> {
+        let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
+        current.as_mut().map(work).ok_or_else(closed)
     }
 
     /// Changes whenever entries have been applied: the index after the last one.
@@ -146,10 +203,8 @@ impl MetaStore {
     /// # Errors
     /// The store failed or is closed.
     pub fn frozen(&self) -> Result<Frozen, KvError> {
-        let transaction = self.database()?.begin_read().map_err(kv)?;
-        let facts = transaction.open_table(FACTS).map_err(kv)?;
-        let meta = transaction.open_table(META).map_err(kv)?;
-        Ok(Frozen { facts, meta })
+        let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map(Current::frozen).ok_or_else(closed)
     }
 
     /// # Errors
@@ -158,28 +213,38 @@ impl MetaStore {
         machine::query(&self.frozen()?, query)
     }
 
-    /// Applies consecutive entries in one transaction, seen by views on return but not yet durable.
+    /// Applies consecutive entries, all or none, seen by views on return but not yet durable.
     ///
     /// # Errors
     /// The store failed or is closed; nothing has changed.
     pub fn apply(&self, entries: &[Entry]) -> Result<Vec<Replies>, KvError> {
         let _writing = self.writing();
-        let database = self.database()?;
-        let mut transaction = database.begin_write().map_err(kv)?;
-        transaction.set_durability(Durability::None).map_err(kv)?;
+        if let Some(why) = self.0.failed.get() {
+            return Err(KvError(why.clone()));
+        }
+        let view = self.frozen()?;
+        let mut position = Position::clone(&view.position);
+        let mut facts = FactsEdit { view, fresh: Layer::new() };
         let mut out = Vec::with_capacity(entries.len());
-        let position = {
-            let mut meta = transaction.open_table(META).map_err(kv)?;
-            let mut position = read_position(&meta)?;
-            let mut facts = FactsEdit(transaction.open_table(FACTS).map_err(kv)?);
-            for entry in entries {
-                out.push(apply_one(&mut facts, &mut position, entry)?);
-            }
-            write_position(&mut meta, &position)?;
-            position
-        };
-        transaction.commit().map_err(kv)?;
-        self.publish(&position);
+        for entry in entries {
+            out.push(apply_one(&mut facts, &mut position, entry)?);
+        }
+        // The view goes first, so that its layers can be merged where they are.
+        let fresh = facts.fresh;
+        drop(facts.view);
+        let next = next_index(&position);
+        let bytes = self.with_current(|current| {
+            let delta = Arc::make_mut(&mut current.delta);
+            delta.push(fresh);
+            current.position = Arc::new(position);
+            delta.bytes()
+        })?;
+        self.0.applied.send_replace(next);
+        if bytes >= DELTA_BYTES_MAX {
+            self.fold(Durability::None)?;
+        } else if bytes >= FOLD_BYTES {
+            self.fold_aside();
+        }
         Ok(out)
     }
 
@@ -187,18 +252,74 @@ impl MetaStore {
         self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Folds on a thread of its own, if none does. A failure is told by the next apply.
+    fn fold_aside(&self) {
+        if self.0.is_folding.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let store = self.clone();
+        let thread = std::thread::Builder::new().name("facts-fold".into()).spawn(move || {
+            // Of a store that was closed meanwhile there is nothing to fold.
+            drop(store.fold(Durability::None));
+            store.0.is_folding.store(false, Ordering::Release);
+        });
+        if thread.is_err() {
+            // Applying folds once there is too much.
+            self.0.is_folding.store(false, Ordering::Release);
+        }
+    }
+
+    /// Brings the database to the position that is applied now; returns the view of exactly that. Applying goes on.
+    fn fold(&self, durability: Durability) -> Result<Frozen, KvError> {
+        let _folding = self.0.folding.lock().unwrap_or_else(PoisonError::into_inner);
+        let folded = self.fold_locked(durability);
+        if let Err(error) = &folded
+            && self.frozen().is_ok()
+        {
+            // What the database holds then, nobody knows: a restart reads it anew.
+            drop(self.0.failed.set(error.0.clone()));
+        }
+        folded
+    }
+
+    fn fold_locked(&self, durability: Durability) -> Result<Frozen, KvError> {
+        if let Some(why) = self.0.failed.get() {
+            return Err(KvError(why.clone()));
+        }
+        let (database, delta, position) = self.with_current(|current| {
+            let delta = Arc::make_mut(&mut current.delta).begin_fold();
+            (current.database.clone(), delta, current.position.clone())
+        })?;
+        let mut transaction = database.begin_write().map_err(kv)?;
+        transaction.set_durability(durability).map_err(kv)?;
+        // Without it a crash makes the next start walk the whole file.
+        transaction.set_quick_repair(matches!(durability, Durability::Immediate));
+        {
+            let mut facts = transaction.open_table(FACTS).map_err(kv)?;
+            for (key, change) in Merged::new(delta.layers(), Bound::Unbounded, Bound::Unbounded) {
+                match change {
+                    Some(value) => drop(facts.insert(key, &**value).map_err(kv)?),
+                    None => drop(facts.remove(key).map_err(kv)?),
+                }
+            }
+            write_position(&mut transaction.open_table(META).map_err(kv)?, &position)?;
+        }
+        transaction.commit().map_err(kv)?;
+        let base = Arc::new(Base::of(&database)?.0);
+        drop(delta);
+        self.with_current(|current| {
+            current.base = base.clone();
+            Arc::make_mut(&mut current.delta).end_fold();
+        })?;
+        Ok(Frozen { base, delta: Arc::default(), position })
+    }
+
     /// Makes all that is applied durable, and returns the view of exactly that.
     ///
     /// # Errors
     /// The store failed or is closed.
     pub fn commit_durably(&self) -> Result<Frozen, KvError> {
-        let _writing = self.writing();
-        let mut transaction = self.database()?.begin_write().map_err(kv)?;
-        transaction.set_durability(Durability::Immediate).map_err(kv)?;
-        // Without it a crash makes the next start walk the whole file.
-        transaction.set_quick_repair(true);
-        transaction.commit().map_err(kv)?;
-        self.frozen()
+        self.fold(Durability::Immediate)
     }
 
     /// Puts facts from elsewhere in force, durably.
@@ -245,14 +366,16 @@ impl MetaStore {
         drop(database);
 
         let _writing = self.writing();
-        let mut current = self.0.database.write().unwrap_or_else(PoisonError::into_inner);
+        let _folding = self.0.folding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
         let in_force = self.0.config.dir.join(DATABASE_FILE);
         self.0.disk.rename(&path, &in_force).map_err(io)?;
         self.0.disk.sync_dir(&self.0.config.dir).map_err(io)?;
         // Views of the replaced facts keep its file until they are dropped.
-        *current = Some(Arc::new(open_database(&*self.0.disk, &in_force, self.0.config.cache_bytes)?));
+        let installed = open_database(&*self.0.disk, &in_force, self.0.config.cache_bytes)?;
+        *current = Some(Current::begin(installed).map_err(|error| failed(error.0))?);
         drop(current);
-        self.publish(&position);
+        self.0.applied.send_replace(next_index(&position));
         Ok(())
     }
 
@@ -261,10 +384,21 @@ impl MetaStore {
     /// # Errors
     /// The store failed or was closed before.
     pub fn close(&self) -> Result<(), KvError> {
+        let _writing = self.writing();
         let committed = self.commit_durably();
-        *self.0.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let _folding = self.0.folding.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = None;
         committed.map(|_| ())
     }
+}
+
+fn closed() -> KvError {
+    KvError("it is closed".into())
+}
+
+/// Index after the last applied entry.
+fn next_index(position: &Position) -> u64 {
+    position.applied.as_ref().map_or(0, |applied| applied.index + 1)
 }
 
 fn open_database(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
@@ -316,7 +450,7 @@ fn write_position(
     Ok(())
 }
 
-fn apply_one(facts: &mut FactsEdit<'_>, position: &mut Position, entry: &Entry) -> Result<Replies, KvError> {
+fn apply_one(facts: &mut FactsEdit, position: &mut Position, entry: &Entry) -> Result<Replies, KvError> {
     let log_id = entry.log_id;
     let replies = match &entry.payload {
         openraft::EntryPayload::Blank => Vec::new(),
@@ -379,72 +513,114 @@ impl Filling<'_> {
 }
 
 /// One consistent view of the facts and of the position they reflect.
+#[derive(Clone)]
 pub struct Frozen {
-    facts: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    meta: ReadOnlyTable<&'static str, &'static [u8]>,
+    base: Arc<Base>,
+    delta: Arc<Delta>,
+    position: Arc<Position>,
 }
 
 impl Frozen {
     /// # Errors
-    /// The store failed.
+    /// None: it is known.
     pub fn position(&self) -> Result<Position, KvError> {
-        read_position(&self.meta)
+        Ok(Position::clone(&self.position))
     }
 
     pub(crate) fn for_each_pair(&self, visit: &mut Visit<'_>) -> Result<(), KvError> {
-        visit_range(self.facts.iter().map_err(kv)?, visit)
+        let all = Merged::new(self.delta.layers(), Bound::Unbounded, Bound::Unbounded);
+        visit_merged(all, self.base.facts.iter().map_err(kv)?, visit)
     }
 }
 
 impl View for Frozen {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-        Ok(self.facts.get(key).map_err(kv)?.map(|value| value.value().to_vec()))
+        match self.delta.get(key) {
+            Some(change) => Ok(change.map(|value| value.to_vec())),
+            None => Ok(self.base.facts.get(key).map_err(kv)?.map(|value| value.value().to_vec())),
+        }
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), KvError> {
-        if from >= to {
-            return Ok(());
-        }
-        visit_range(self.facts.range(from..to).map_err(kv)?, visit)
+        self.scan_under(None, from, to, visit)
     }
 }
 
-fn visit_range(
-    range: redb::Range<'_, &'static [u8], &'static [u8]>,
+impl Frozen {
+    /// As [`View::scan`], of this view with newer changes over it.
+    fn scan_under(
+        &self,
+        newer: Option<&Layer>,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut Visit<'_>,
+    ) -> Result<(), KvError> {
+        if from >= to {
+            return Ok(());
+        }
+        let layers = newer.into_iter().chain(self.delta.layers());
+        let changes = Merged::new(layers, Bound::Included(from), Bound::Excluded(to));
+        visit_merged(changes, self.base.facts.range(from..to).map_err(kv)?, visit)
+    }
+}
+
+/// Walks a range of the database with changes over it.
+fn visit_merged(
+    mut changes: Merged<'_>,
+    mut base: redb::Range<'_, &'static [u8], &'static [u8]>,
     visit: &mut Visit<'_>,
 ) -> Result<(), KvError> {
-    for pair in range {
-        let (key, value) = pair.map_err(kv)?;
-        if visit(key.value(), value.value()).is_break() {
-            break;
+    let mut stored = base.next().transpose().map_err(kv)?;
+    loop {
+        let flow = match (&stored, changes.peek()) {
+            (None, None) => return Ok(()),
+            (Some((key, value)), next) if next.is_none_or(|(changed, _)| key.value() < changed) => {
+                let flow = visit(key.value(), value.value());
+                stored = base.next().transpose().map_err(kv)?;
+                flow
+            }
+            (_, Some((key, change))) => {
+                if stored.as_ref().is_some_and(|(stored, _)| stored.value() == key) {
+                    stored = base.next().transpose().map_err(kv)?;
+                }
+                changes.pass(key);
+                change.map_or(ControlFlow::Continue(()), |value| visit(key, value))
+            }
+            (Some(_), None) => unreachable!("a stored key comes before no change"),
+        };
+        if flow.is_break() {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
-struct FactsEdit<'txn>(Table<'txn, &'static [u8], &'static [u8]>);
+/// A view, and what is changed in it.
+struct FactsEdit {
+    view: Frozen,
+    fresh: Layer,
+}
 
-impl View for FactsEdit<'_> {
+impl View for FactsEdit {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-        Ok(self.0.get(key).map_err(kv)?.map(|value| value.value().to_vec()))
+        match self.fresh.get(key) {
+            Some(change) => Ok(change.as_ref().map(|value| value.to_vec())),
+            None => self.view.get(key),
+        }
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), KvError> {
-        if from >= to {
-            return Ok(());
-        }
-        visit_range(self.0.range(from..to).map_err(kv)?, visit)
+        self.view.scan_under(Some(&self.fresh), from, to, visit)
     }
 }
 
-impl Edit for FactsEdit<'_> {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), KvError> {
-        self.0.insert(key, value).map_err(kv)?;
+impl Edit for FactsEdit {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), KvError> {
+        self.fresh.insert(key, Some(Bytes::from(value)));
         Ok(())
     }
 
-    fn delete(&mut self, key: &[u8]) -> Result<(), KvError> {
-        self.0.remove(key).map_err(kv)?;
+    fn delete(&mut self, key: Vec<u8>) -> Result<(), KvError> {
+        self.fresh.insert(key, None);
         Ok(())
     }
 }

@@ -1,14 +1,16 @@
 //! The key-value store of the machine, on redb, and its snapshots.
 //!
 //! ```text
-//! apply      entries ─ machine ─> one transaction, position included, not yet synced ─> replies
-//! keep       every so often one synced commit; only then may the log forget
+//! apply      entries ─ machine ─> a delta in memory, seen by every view ─> replies
+//! fold       many batches of the delta, position included ─> one transaction, not yet synced
+//! keep       every so often a synced one; only then may the log forget
 //! snapshot   frozen view ─ stream ─> peer's file ─ checked ─> new database ─ rename ─> in force
 //! ```
 //!
 //! | file           | holds                                        |
 //! |----------------|----------------------------------------------|
 //! | `database`     | [`MetaStore`]: transactions, views, installs |
+//! | `delta`        | changes that the database does not hold yet  |
 //! | `backend`      | redb on the port [`Disk`]                    |
 //! | [`snapshot`]   | a snapshot as a stream of bytes              |
 //! | `raft_machine` | openraft's traits                            |
@@ -20,6 +22,7 @@
 
 mod backend;
 mod database;
+mod delta;
 mod raft_machine;
 pub mod snapshot;
 

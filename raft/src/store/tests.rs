@@ -15,6 +15,7 @@ use crate::facts::command::{Batch, Command, Envelope};
 use crate::log::disk::{Disk, DiskFile};
 use crate::log::testing::SimDisk;
 use crate::log::types::{Entry, LogId, Proposal, SnapshotMeta};
+use crate::machine::kv::MemKv;
 
 type Facts = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -24,12 +25,24 @@ fn open(disk: &SimDisk, dir: &str) -> MetaStore {
 }
 
 fn entry(index: u64, at: u64) -> Entry {
-    let command = Command::CreateTenant {
-        name: format!("tenant-{index}"),
-        wrapped_key: vec![index as u8; 5000].into(),
-        quota_bytes: None,
+    entry_of(index, at, 1)
+}
+
+fn big_entry(index: u64, commands: u64) -> Entry {
+    entry_of(index, index, commands)
+}
+
+fn entry_of(index: u64, at: u64, commands: u64) -> Entry {
+    let envelope = |serial: u64| {
+        let command = Command::CreateTenant {
+            name: format!("tenant-{serial}"),
+            wrapped_key: vec![serial as u8; 5000].into(),
+            quota_bytes: None,
+        };
+        // Replies are forgotten soon after they were kept, as with a client that is answered.
+        Envelope { session: 1, serial, answered_below: serial.saturating_sub(30), command }
     };
-    let envelopes = vec![Envelope { session: 1, serial: index, answered_below: 0, command }];
+    let envelopes = (index * commands..(index + 1) * commands).map(envelope).collect();
     let batch = Batch { at: Timestamp(at), envelopes };
     let log_id = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
     Entry { log_id, payload: openraft::EntryPayload::Normal(Proposal::new(batch)) }
@@ -37,13 +50,17 @@ fn entry(index: u64, at: u64) -> Entry {
 
 fn facts(store: &MetaStore) -> (Facts, Position) {
     let view = store.frozen().unwrap();
+    (pairs(&view), view.position().unwrap())
+}
+
+fn pairs(view: &Frozen) -> Facts {
     let mut out = Facts::new();
     view.for_each_pair(&mut |key, value| {
         out.insert(key.to_vec(), value.to_vec());
         ControlFlow::Continue(())
     })
     .unwrap();
-    (out, view.position().unwrap())
+    out
 }
 
 /// A snapshot of `store` in a file, with the position it is announced with.
@@ -89,12 +106,47 @@ fn a_power_cut_goes_back_to_a_whole_position() {
     }
 }
 
+/// What is seen is what the machine makes of the log, whatever has been folded into the database when, and by which
+/// thread; an older view goes on seeing what it saw; all of it is there after a durable commit and a power cut.
+#[test]
+fn folds_change_nothing_that_is_seen() {
+    let mut random = StdRng::seed_from_u64(1);
+    let disk = SimDisk::default();
+    let store = open(&disk, "/store");
+    let mut model = MemKv::default();
+    let mut old = None;
+    for index in 0..60 {
+        // 60 times 25 commands of 5 kB: the delta goes over its bound more than once.
+        let entry = big_entry(index, 25);
+        let openraft::EntryPayload::Normal(proposal) = &entry.payload else {
+            unreachable!("it is a command")
+        };
+        crate::machine::apply(&mut model, index, proposal.batch()).unwrap();
+        store.apply(&[entry]).unwrap();
+        match random.next_u32() % 8 {
+            0 => drop(store.commit_durably().unwrap()),
+            1 => old = Some((store.frozen().unwrap(), model.entries.clone())),
+            _ => {}
+        }
+        assert_eq!(facts(&store).0, model.entries, "after entry {index}");
+    }
+    let (view, then) = old.expect("one of sixty takes a view");
+    assert_eq!(pairs(&view), then);
+    store.close().unwrap();
+    assert!(store.frozen().is_err() && store.apply(&[entry(99, 99)]).is_err(), "it is closed");
+    disk.crash(|| false);
+    assert_eq!(facts(&open(&disk, "/store")).0, model.entries);
+}
+
 /// An installed snapshot is the same facts at the same position, at once and after a power cut.
 #[test]
 fn an_installed_snapshot_is_its_source() {
     let disk = SimDisk::default();
     let source = open(&disk, "/source");
-    source.apply(&(0..500).map(|index| entry(index, index)).collect::<Vec<_>>()).unwrap();
+    for first in [0, 500, 1000] {
+        let entries: Vec<_> = (first..first + 500).map(|index| entry(index, index)).collect();
+        source.apply(&entries).unwrap();
+    }
     let (meta, file) = snapshot_file(&disk, &source);
     let target = open(&disk, "/target");
     target.apply(&[entry(7, 7)]).unwrap();

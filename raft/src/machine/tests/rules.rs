@@ -427,12 +427,12 @@ impl View for Failing {
 }
 
 impl Edit for Failing {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), KvError> {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), KvError> {
         self.writes_left = self.writes_left.checked_sub(1).ok_or_else(|| KvError("full".to_owned()))?;
         self.kv.put(key, value)
     }
 
-    fn delete(&mut self, key: &[u8]) -> Result<(), KvError> {
+    fn delete(&mut self, key: Vec<u8>) -> Result<(), KvError> {
         self.kv.delete(key)
     }
 }
