@@ -188,6 +188,8 @@ fn task(attempt: u32) -> AssignedTask {
             time_limit_ms: 1000,
             deadline: None,
             site: String::new(),
+            after: Vec::new(),
+            is_gang: false,
         },
     }
 }
