@@ -8,6 +8,7 @@ use bytes::Bytes;
 use makai_erasure::NodeId;
 use makai_gateway::jobs::{Capacity, JobNodes};
 use makai_gpu_runtime::agent::{Agent, AgentOptions, Pool, module_of};
+use makai_gpu_runtime::card::host::Host;
 use makai_gpu_runtime::inventory::{self, Bounds, Inventory};
 use makai_gpu_runtime::module;
 use makai_gpu_runtime::runner::Runner;
@@ -67,7 +68,7 @@ pub fn start(shell: &Shell, key: &NodeIdentity, runner: Arc<dyn Runner>) -> anyh
 }
 
 /// Follows the facts until the node stops; offers this machine only while it does.
-pub async fn run(shell: Shell, agent: Arc<Agent>) {
+pub async fn run(shell: Shell, agent: Arc<Agent>, cards: Option<Arc<Host>>) {
     let (offer, offered) = watch::channel(None);
     let _ = shell.jobs.current.set(offered);
     let (stop, stopping) = watch::channel(false);
@@ -85,7 +86,7 @@ pub async fn run(shell: Shell, agent: Arc<Agent>) {
         let mut next = clock::instant();
         loop {
             if clock::instant() >= next {
-                let found = look(&shell).await.map(|mut found| {
+                let found = look(&shell, cards.as_ref()).await.map(|mut found| {
                     found.cpu.ptx_mips = speed;
                     found
                 });
@@ -122,7 +123,7 @@ fn measure() -> u32 {
     u32::try_from(u128::from(instructions) / micros).unwrap_or(u32::MAX).max(1)
 }
 
-async fn look(shell: &Shell) -> Option<Inventory> {
+async fn look(shell: &Shell, cards: Option<&Arc<Host>>) -> Option<Inventory> {
     let compute = &shell.config.compute;
     let bounds = Bounds {
         cpu_millis_max: compute.cpu_millis_max,
@@ -130,7 +131,9 @@ async fn look(shell: &Shell) -> Option<Inventory> {
         scratch_bytes_max: compute.scratch_bytes_max,
     };
     let dir = shell.config.node.dir.clone();
-    match tokio::task::spawn_blocking(move || inventory::look(&dir, bounds)).await {
+    let cards = cards.cloned();
+    let look = move || inventory::look(&dir, bounds, cards.map_or_else(Vec::new, |cards| cards.list()));
+    match tokio::task::spawn_blocking(look).await {
         Ok(Ok(found)) => Some(found),
         Ok(Err(error)) => {
             tracing::warn!(%error, "this machine does not say what it has; no jobs run here");

@@ -112,7 +112,7 @@ fn plan(queue: &[QueuedJob], rooms: &mut BTreeMap<NodeId, Room>, now_ms: u64) ->
         for task in ready {
             // Its other tasks want the same.
             let Some(node) = place(job, task, rooms) else { break };
-            assignments.push(Assignment { job: job.job, index: task.index, node });
+            assignments.push(Assignment { job: job.job, index: task.index, node, gpus: Vec::new() });
         }
     }
     assignments
@@ -136,7 +136,7 @@ fn place_gang(job: &QueuedJob, rooms: &mut BTreeMap<NodeId, Room>, assignments: 
         .iter()
         .map(|task| {
             let node = place(job, task, &mut left)?;
-            Some(Assignment { job: job.job, index: task.index, node })
+            Some(Assignment { job: job.job, index: task.index, node, gpus: Vec::new() })
         })
         .collect();
     if let Some(placed) = placed {

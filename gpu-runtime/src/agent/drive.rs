@@ -244,7 +244,7 @@ fn usage_of(outcome: &Outcome, bytes_in: u64) -> jobs::Usage {
     jobs::Usage {
         wall_ms: used.wall_ms,
         cpu_ms: used.cpu_ms,
-        gpu_busy_ns: 0,
+        gpu_busy_ns: used.gpu_busy_ns,
         memory_peak_bytes: used.memory_peak_bytes,
         memory_byte_seconds: used.memory_byte_seconds,
         bytes_in,

@@ -100,7 +100,7 @@ struct Machine {
 struct FakeRunner(Arc<Machine>);
 
 fn enforcement() -> Enforcement {
-    Enforcement { level: Level::Strict, weaknesses: Vec::new() }
+    Enforcement { level: Level::Strict, weaknesses: Vec::new(), gpu: None }
 }
 
 #[async_trait]
@@ -194,6 +194,7 @@ fn task(attempt: u32) -> AssignedTask {
             after: Vec::new(),
             is_gang: false,
         },
+        gpus: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use makai_raft::facts::jobs::{self, AssignedTask, AttemptId, ModuleFill, Work, of_task};
+use makai_raft::facts::jobs::{self, AssignedTask, AttemptId, GpuShare, ModuleFill, Work, of_task};
 
 use super::name_of;
 use super::stage::Code;
@@ -11,10 +11,12 @@ use crate::runner::{
     self, Argument, ContainerWork, Fill, Limits, ModuleBuffer, ModuleStep, ModuleWork, Network, RunError,
     TaskSpec,
 };
+use crate::slice::{Kind, Level, SM_MILLIS_WHOLE, Slice};
 
 /// An attempt's task, with its folders.
 pub fn spec_of(task: &AssignedTask, code: Code, input: &Path, output: &Path) -> Result<TaskSpec, RunError> {
     let resources = &task.spec.resources;
+    let gpus = task.gpus.iter().zip(resources.gpu.iter().cycle()).map(|(uuid, share)| slice_of(uuid, share));
     Ok(TaskSpec {
         attempt: runner::AttemptId::new(name_of(task.attempt))?,
         work: work_of(task, code)?,
@@ -27,7 +29,21 @@ pub fn spec_of(task: &AssignedTask, code: Code, input: &Path, output: &Path) -> 
         },
         input: Some(input.to_owned()),
         output: Some(output.to_owned()),
+        gpus: gpus.collect(),
     })
+}
+
+/// A share of a card as this machine's runner takes it; what keeps it there is the runner's to choose.
+fn slice_of(uuid: &str, share: &GpuShare) -> Slice {
+    let is_whole = share.cards > 0;
+    Slice {
+        gpu_uuid: uuid.to_owned(),
+        memory_mib: share.memory_mib,
+        sm_millis: if is_whole { SM_MILLIS_WHOLE } else { share.sm_millis },
+        is_hard_cap: false,
+        kind: if is_whole { Kind::Whole } else { Kind::Shared },
+        enforcement: Level::Advisory,
+    }
 }
 
 fn work_of(task: &AssignedTask, code: Code) -> Result<runner::Work, RunError> {

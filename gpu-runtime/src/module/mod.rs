@@ -9,11 +9,13 @@
 //! |---------|---------------------------------------------------------------|
 //! | [`ptx`] | PTX read and executed on this machine's CPU                    |
 //! | [`bench`] | kernels that tell how fast it does                           |
+//! | [`on_card`] | the same task on a card, through its driver                |
 //!
 //! What always holds: the task gives device code alone, so nothing of it runs as a program of this machine; arguments are
 //! laid out by the kernel's own declaration; a buffer is as large as the task says, and no access leaves it.
 
 pub mod bench;
+pub mod on_card;
 pub mod ptx;
 
 use std::fs::File;
@@ -22,6 +24,7 @@ use std::path::{Component, Path};
 
 use ptx::code::{Code, Module, Type};
 use ptx::run::{Buffers, Launch, RunFault, address_of};
+use ptx::text::Parameter;
 
 use crate::runner::{Argument, Fill, ModuleWork};
 
@@ -41,6 +44,9 @@ pub enum ModuleError {
     /// A kernel faulted.
     #[error("{0}")]
     Fault(String),
+    /// The card or its driver fails, not the task.
+    #[error("{0}")]
+    Card(String),
     /// Its time is over.
     #[error("ended after {steps} instructions")]
     Stopped { steps: u64 },
@@ -63,10 +69,29 @@ pub struct Ran {
 pub fn check(work: &ModuleWork, memory_bytes: u64) -> Result<Module, ModuleError> {
     let bad = |text: String| Err(ModuleError::Bad(text));
     let module = ptx::load(&work.ptx).map_err(|error| ModuleError::Bad(format!("the module: {error}")))?;
+    let own = module.globals.iter().map(|global| global.bytes).fold(0u64, u64::saturating_add);
+    let total = check_buffers(work, own)?;
+    if total > memory_bytes {
+        return bad(format!("the buffers take {total} bytes; limits.memory_bytes is {memory_bytes}"));
+    }
+    for (index, step) in work.steps.iter().enumerate() {
+        let launch = launch_of(work, &module, index)?;
+        let code = kernel(&module, &step.kernel)?;
+        ptx::run::check(code, &launch).map_err(|fault| ModuleError::Bad(format!("step {index}: {fault}")))?;
+        if step.repeat == 0 {
+            return bad(format!("step {index} is repeated 0 times"));
+        }
+    }
+    Ok(module)
+}
+
+/// Holds buffers and steps against their bounds; answers the bytes that the buffers and `own` take.
+fn check_buffers(work: &ModuleWork, own: u64) -> Result<u64, ModuleError> {
+    let bad = |text: String| Err(ModuleError::Bad(text));
     if work.buffers.len() > BUFFERS_MAX || work.steps.len() > STEPS_MAX || work.steps.is_empty() {
         return bad(format!("a module task has at most {BUFFERS_MAX} buffers and 1 to {STEPS_MAX} steps"));
     }
-    let mut total = module.globals.iter().map(|global| global.bytes).fold(0u64, u64::saturating_add);
+    let mut total = own;
     for (index, buffer) in work.buffers.iter().enumerate() {
         total = total.saturating_add(buffer.bytes);
         if work.buffers[..index].iter().any(|other| other.name == buffer.name) {
@@ -85,18 +110,7 @@ pub fn check(work: &ModuleWork, memory_bytes: u64) -> Result<Module, ModuleError
             plain_name(file)?;
         }
     }
-    if total > memory_bytes {
-        return bad(format!("the buffers take {total} bytes; limits.memory_bytes is {memory_bytes}"));
-    }
-    for (index, step) in work.steps.iter().enumerate() {
-        let launch = launch_of(work, &module, index)?;
-        let code = kernel(&module, &step.kernel)?;
-        ptx::run::check(code, &launch).map_err(|fault| ModuleError::Bad(format!("step {index}: {fault}")))?;
-        if step.repeat == 0 {
-            return bad(format!("step {index} is repeated 0 times"));
-        }
-    }
-    Ok(module)
+    Ok(total)
 }
 
 /// Runs a task on this machine's CPU. `is_over` is asked about every million instructions.
@@ -160,17 +174,39 @@ fn kernel<'a>(module: &'a Module, name: &str) -> Result<&'a Code, ModuleError> {
 fn launch_of(work: &ModuleWork, module: &Module, index: usize) -> Result<Launch, ModuleError> {
     let step = &work.steps[index];
     let code = kernel(module, &step.kernel)?;
+    let address = |buffer: usize| Some(address_of(module.globals.len() + buffer));
+    let parameters = launch_parameters(work, index, &code.parameters, &address)?;
+    Ok(Launch { grid: step.grid, block: step.block, dynamic_shared_bytes: step.shared_bytes, parameters })
+}
+
+/// The type of a declared parameter, as far as it decides which argument it takes.
+fn kind_of(parameter: &Parameter) -> Type {
+    match parameter.kind.as_str() {
+        "f32" => Type::F32,
+        "f64" => Type::F64,
+        _ => Type::U8,
+    }
+}
+
+/// A step's arguments, laid out as declared: type, offset and bytes of each parameter. `address`: of a buffer, by its place.
+fn launch_parameters(
+    work: &ModuleWork,
+    index: usize,
+    declared: &[(Type, u32, u64)],
+    address: &dyn Fn(usize) -> Option<u64>,
+) -> Result<Vec<u8>, ModuleError> {
+    let step = &work.steps[index];
     let bad = |text: String| ModuleError::Bad(format!("step {index}: {}: {text}", step.kernel));
-    if step.arguments.len() != code.parameters.len() {
-        return Err(bad(format!("{} arguments; it takes {}", step.arguments.len(), code.parameters.len())));
+    if step.arguments.len() != declared.len() {
+        return Err(bad(format!("{} arguments; it takes {}", step.arguments.len(), declared.len())));
     }
     let mut parameters = Vec::new();
-    for (number, (argument, (kind, at, bytes))) in step.arguments.iter().zip(&code.parameters).enumerate() {
+    for (number, (argument, (kind, at, bytes))) in step.arguments.iter().zip(declared).enumerate() {
         let value = match argument {
             Argument::Buffer { name } if !kind.is_float() => {
                 let found = work.buffers.iter().position(|buffer| &buffer.name == name);
-                let found = found.ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
-                Some(address_of(module.globals.len() + found).to_le_bytes().to_vec())
+                let found = found.and_then(address).ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
+                Some(found.to_le_bytes().to_vec())
             }
             other => value_of(other, *kind, *bytes),
         };
@@ -182,7 +218,7 @@ fn launch_of(work: &ModuleWork, module: &Module, index: usize) -> Result<Launch,
         parameters.resize(*at as usize, 0);
         parameters.extend(value);
     }
-    Ok(Launch { grid: step.grid, block: step.block, dynamic_shared_bytes: step.shared_bytes, parameters })
+    Ok(parameters)
 }
 
 /// A number's bytes as a parameter of this type takes them; `None`: it takes no such number.
@@ -232,19 +268,8 @@ fn filled(name: &str, bytes: u64, fill: &Fill, input: &Path) -> Result<Vec<u8>, 
         Fill::Zero => {}
         Fill::Inline { bytes } => buffer[..bytes.len()].copy_from_slice(bytes),
         Fill::Input { file, offset } => {
+            let mut source = input_file(input, file, name, *offset, bytes)?;
             let reading = |source| ModuleError::Io { doing: format!("read the input {file:?}"), source };
-            let mut source = File::open(input.join(file)).map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    ModuleError::Bad(format!("there is no input {file:?} for {name:?}"))
-                }
-                _ => reading(error),
-            })?;
-            let length = source.metadata().map_err(reading)?.len();
-            if length.saturating_sub(*offset) < bytes {
-                return Err(ModuleError::Bad(format!(
-                    "the input {file:?} has {length} bytes; the buffer {name:?} wants {bytes} from byte {offset}"
-                )));
-            }
             source
                 .seek(SeekFrom::Start(*offset))
                 .and_then(|_| source.read_exact(&mut buffer))
@@ -252,4 +277,21 @@ fn filled(name: &str, bytes: u64, fill: &Fill, input: &Path) -> Result<Vec<u8>, 
         }
     }
     Ok(buffer)
+}
+
+/// An input that holds `bytes` from `offset` on.
+fn input_file(input: &Path, file: &str, name: &str, offset: u64, bytes: u64) -> Result<File, ModuleError> {
+    plain_name(file)?;
+    let reading = |source| ModuleError::Io { doing: format!("read the input {file:?}"), source };
+    let source = File::open(input.join(file)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => ModuleError::Bad(format!("there is no input {file:?} for {name:?}")),
+        _ => reading(error),
+    })?;
+    let length = source.metadata().map_err(reading)?.len();
+    if length.saturating_sub(offset) < bytes {
+        return Err(ModuleError::Bad(format!(
+            "the input {file:?} has {length} bytes; the buffer {name:?} wants {bytes} from byte {offset}"
+        )));
+    }
+    Ok(source)
 }

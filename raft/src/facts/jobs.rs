@@ -38,6 +38,8 @@ pub const WORDS_MAX: usize = 1024;
 /// Encoded bytes of a whole specification, a module's text and inline bytes included: those of all attempts of a node
 /// travel in one message. What is larger is an object.
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
+/// Cards of one attempt.
+pub const GPUS_MAX: usize = 64;
 /// Bytes of a name, a token, a reason.
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Time that one attempt may be given: 30 days.
@@ -272,7 +274,7 @@ impl JobSpec {
         within("memory_bytes", resources.memory_bytes, 1 << 20, 1 << 50)?;
         within("scratch_bytes", resources.scratch_bytes, 0, 1 << 50)?;
         if let Some(gpu) = &resources.gpu {
-            within("gpu.cards", gpu.cards.into(), 0, 64)?;
+            within("gpu.cards", gpu.cards.into(), 0, GPUS_MAX as u64)?;
             within("gpu.sm_millis", gpu.sm_millis.into(), u64::from(gpu.cards == 0), 1000)?;
             within("gpu.memory_mib", gpu.memory_mib, 0, 1 << 30)?;
             bound("gpu.model: bytes", gpu.model.len(), TEXT_BYTES_MAX)?;
@@ -604,6 +606,9 @@ pub struct Assignment {
     pub job: JobId,
     pub index: u32,
     pub node: NodeId,
+    /// Cards of that node that it gets, or gets its share of, by the driver's names.
+    #[serde(default)]
+    pub gpus: Vec<String>,
 }
 
 #[allow(clippy::large_enum_variant, reason = "moved a few times per request, never kept in numbers")]
@@ -709,6 +714,9 @@ pub struct ActiveAttempt {
     pub assigned_at: Timestamp,
     pub time_limit_ms: u64,
     pub resources: Resources,
+    pub tenant: TenantId,
+    pub priority: u8,
+    pub gpus: Vec<String>,
 }
 
 /// What a node is to do.
@@ -718,6 +726,9 @@ pub struct AssignedTask {
     pub tenant: TenantId,
     pub is_running: bool,
     pub spec: JobSpec,
+    /// Cards that it gets, or gets its share of.
+    #[serde(default)]
+    pub gpus: Vec<String>,
 }
 
 /// Bucket of a tenant in which the logs of its jobs are kept. No door makes a bucket of such a name.

@@ -13,9 +13,9 @@ use super::{Active, Waiting, find, keys, settle_job};
 use crate::facts::Timestamp;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
 use crate::facts::jobs::{
-    Assignment, AttemptId, BACKOFF_MS_MAX, End, HISTORY_MAX, Job, JobId, JobPhase, JobState, JobsReply,
-    LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, Receipt, Statement, TEXT_BYTES_MAX, Task,
-    TaskPhase, Verdict, log_bucket, log_key,
+    Assignment, AttemptId, BACKOFF_MS_MAX, End, GPUS_MAX, HISTORY_MAX, Job, JobId, JobPhase, JobState,
+    JobsReply, LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, Receipt, Statement, TEXT_BYTES_MAX,
+    Task, TaskPhase, Verdict, log_bucket, log_key,
 };
 use crate::facts::object::ObjectHeaders;
 
@@ -59,7 +59,10 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
     check_count(assignments.len())?;
     let mut touched = Touched::default();
     let mut assigned = Vec::new();
-    for Assignment { job: id, index, node } in assignments {
+    for Assignment { job: id, index, node, gpus } in assignments {
+        if gpus.len() > GPUS_MAX || gpus.iter().any(|uuid| uuid.len() > TEXT_BYTES_MAX) {
+            return Err(Refusal::Invalid(format!("an attempt has at most {GPUS_MAX} cards")).into());
+        }
         let Some((job, state)) = touched.get(draft, *id)? else { continue };
         let queued = keys::queued(job.spec.priority, *id, *index);
         let mut task = if draft.get(&queued)?.is_some() {
@@ -88,6 +91,9 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
             assigned_at: draft.now,
             time_limit_ms: job.spec.time_limit_ms,
             resources: job.spec.resources.clone(),
+            tenant: job.tenant.0,
+            priority: job.spec.priority,
+            gpus: gpus.clone(),
         };
         draft.write(keys::active_task(node, *id, *index), &active)?;
         draft.write(keys::task(*id, *index), &task)?;

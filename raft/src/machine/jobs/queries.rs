@@ -143,6 +143,9 @@ fn entry(node: NodeId, job: JobId, index: u32, record: Active) -> ActiveAttempt 
         assigned_at: record.assigned_at,
         time_limit_ms: record.time_limit_ms,
         resources: record.resources,
+        tenant: TenantId(record.tenant),
+        priority: record.priority,
+        gpus: record.gpus,
     }
 }
 
@@ -167,6 +170,7 @@ fn assigned(view: &dyn View, entry: &ActiveAttempt) -> Outcome<AssignedTask> {
         tenant: job.tenant,
         is_running: entry.is_running,
         spec: job.spec,
+        gpus: entry.gpus.clone(),
     })
 }
 

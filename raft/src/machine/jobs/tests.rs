@@ -62,7 +62,7 @@ impl World {
     }
 
     fn assign(&mut self, job: JobId, index: u32, node: u8) -> Option<AttemptId> {
-        let assignments = vec![Assignment { job, index, node: NodeId([node; 32]) }];
+        let assignments = vec![Assignment { job, index, node: NodeId([node; 32]), gpus: Vec::new() }];
         match self.jobs(JobsCommand::Assign { assignments }).unwrap() {
             Reply::Jobs(JobsReply::Assigned(assigned)) => assigned.into_iter().next(),
             other => panic!("{other:?}"),
