@@ -15,13 +15,13 @@ use makai_gpu_runtime::runner::Runner;
 use makai_raft::facts::cluster::{Node, Role, Standing};
 use makai_raft::facts::desk::{Reply, Request};
 use makai_raft::facts::joblog::LogPart;
-use makai_raft::facts::jobs::{AttemptId, JobSpec, ModuleWork, STATEMENT_PURPOSE};
+use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources, STATEMENT_PURPOSE};
 use tokio::sync::watch;
 
 use super::{Shell, schedule};
 use crate::clock;
 use crate::identity::NodeIdentity;
-use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, decode, encode};
+use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, WHY, decode, encode};
 
 /// A gateway may wait for disks and for the leader.
 const DESK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -223,11 +223,30 @@ impl JobNodes for Nodes {
         decode(&answer.map_err(|error| error.to_string())?)
     }
 
-    async fn check_module(&self, work: ModuleWork, ptx: String, memory_bytes: u64) -> Result<(), String> {
-        let check = move || module::check(&module_of(&work, ptx, 0), memory_bytes).map(drop);
+    async fn check_module(&self, work: ModuleWork, ptx: String, resources: Resources) -> Result<(), String> {
+        let check = move || {
+            let work = module_of(&work, ptx, 0);
+            match &resources.gpu {
+                // What a share without an amount holds is its card's to say.
+                Some(share) if share.memory_mib == 0 => module::on_card::check(&work, u64::MAX).map(drop),
+                Some(share) => {
+                    module::on_card::check(&work, share.memory_mib.saturating_mul(1 << 20)).map(drop)
+                }
+                None => module::check(&work, resources.memory_bytes).map(drop),
+            }
+        };
         // Large texts take a while.
         let checked = tokio::task::spawn_blocking(check).await;
         checked.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
+    async fn why(&self, job: JobId) -> Result<Vec<String>, String> {
+        if self.shell.is_leader() {
+            return Ok(self.shell.members.explained.why(job));
+        }
+        let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
+        let answer = self.shell.transport.request(leader, WHY, encode(&job)?, LOG_TIMEOUT).await;
+        decode(&answer.map_err(|error| error.to_string())?)
     }
 
     fn wake(&self) {

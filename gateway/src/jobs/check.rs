@@ -37,8 +37,8 @@ impl JobsService {
             ModuleCode::Object(object) => self.text(caller, spec, object).await?,
         };
         if let Some(ptx) = ptx {
-            let memory_bytes = spec.resources.memory_bytes;
-            let checked = self.options.nodes.check_module(work.clone(), ptx, memory_bytes).await;
+            let resources = spec.resources.clone();
+            let checked = self.options.nodes.check_module(work.clone(), ptx, resources).await;
             checked.map_err(Status::invalid_argument)?;
         }
         self.check_ranges(caller, spec, work).await

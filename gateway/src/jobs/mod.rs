@@ -25,7 +25,7 @@ mod words;
 use async_trait::async_trait;
 use makai_erasure::NodeId;
 use makai_raft::facts::joblog::LogPart;
-use makai_raft::facts::jobs::{AttemptId, JobSpec, ModuleWork};
+use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources};
 
 pub use service::{JobsOptions, JobsService};
 
@@ -50,12 +50,18 @@ pub trait JobNodes: Send + Sync + 'static {
     /// The leader does not answer.
     async fn capacity(&self, spec: &JobSpec) -> Result<Capacity, String>;
 
-    /// Holds a module's launches against its code, `ptx`: kernels, arguments, sizes, shapes. `memory_bytes`: what its
-    /// buffers may take.
+    /// Holds a module's launches against its code, `ptx`: kernels, arguments, sizes, shapes. `resources`: what its
+    /// buffers may take, and whether a card runs it.
     ///
     /// # Errors
     /// What must change.
-    async fn check_module(&self, work: ModuleWork, ptx: String, memory_bytes: u64) -> Result<(), String>;
+    async fn check_module(&self, work: ModuleWork, ptx: String, resources: Resources) -> Result<(), String>;
+
+    /// Why a job's tasks stand where they do, a line each.
+    ///
+    /// # Errors
+    /// The leader does not answer.
+    async fn why(&self, job: JobId) -> Result<Vec<String>, String>;
 
     /// Tells the leader that there is something to schedule. A hint: it looks by itself too.
     fn wake(&self);

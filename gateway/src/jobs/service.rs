@@ -18,7 +18,8 @@ use super::{JobNodes, logs, words};
 use crate::grpc::proto::jobs::v1::jobs_server::{Jobs, JobsServer};
 use crate::grpc::proto::jobs::v1::{
     CancelRequest, GetRequest, Job, ListRequest, ListResponse, ListTasksRequest, ListTasksResponse,
-    LogsRequest, LogsResponse, SubmitRequest, SubmitResponse, WaitRequest, WatchRequest,
+    LogsRequest, LogsResponse, SubmitRequest, SubmitResponse, WaitRequest, WatchRequest, WhyRequest,
+    WhyResponse,
 };
 use crate::grpc::{Admitted, Gate};
 use crate::objects::Objects;
@@ -177,6 +178,13 @@ impl Jobs for JobsService {
         let admitted = self.gate.admit(request.metadata()).await?;
         let (job, state) = self.job(admitted.caller.tenant, request.get_ref().job_id).await?;
         Ok(Response::new(words::job(job, &state)))
+    }
+
+    async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyResponse>, Status> {
+        let admitted = self.gate.admit(request.metadata()).await?;
+        let (job, _) = self.job(admitted.caller.tenant, request.get_ref().job_id).await?;
+        let lines = self.options.nodes.why(job.id).await.map_err(Status::unavailable)?;
+        Ok(Response::new(WhyResponse { lines }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {

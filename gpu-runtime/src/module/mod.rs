@@ -205,7 +205,8 @@ fn launch_parameters(
         let value = match argument {
             Argument::Buffer { name } if !kind.is_float() => {
                 let found = work.buffers.iter().position(|buffer| &buffer.name == name);
-                let found = found.and_then(address).ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
+                let found =
+                    found.and_then(address).ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
                 Some(found.to_le_bytes().to_vec())
             }
             other => value_of(other, *kind, *bytes),

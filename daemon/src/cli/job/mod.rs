@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use makai_gateway::grpc::proto::jobs::v1::logs_response::Stream;
 use makai_gateway::grpc::proto::jobs::v1::{
     CancelRequest, Counts, GetRequest, Job, ListRequest, ListTasksRequest, LogsRequest, Phase, SubmitRequest,
-    SubmitResponse, Task, TaskPhase, WaitRequest, WatchRequest,
+    SubmitResponse, Task, TaskPhase, WaitRequest, WatchRequest, WhyRequest,
 };
 use serde_json::json;
 
@@ -69,6 +69,9 @@ enum JobCommand {
     /// A job and its tasks
     Show {
         id: u64,
+        /// Say why its tasks wait, and why those that run are where they are
+        #[arg(long)]
+        why: bool,
         #[command(flatten)]
         target: Target,
     },
@@ -116,7 +119,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             submit(*spec, token, dry_run, wait, &target).await
         }
         JobCommand::Ls { phase, limit, target } => list(phase, limit, &target).await,
-        JobCommand::Show { id, target } => show(id, &target).await,
+        JobCommand::Show { id, why, target } => show(id, why, &target).await,
         JobCommand::Logs { id, index, attempt, follow, target } => {
             let mut client = Client::open(&target)?;
             let request = LogsRequest { job_id: id, index, attempt, offset: 0, follow };
@@ -288,13 +291,20 @@ async fn list(phases: Vec<Phase>, limit: u32, target: &Target) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(id: u64, target: &Target) -> anyhow::Result<ExitCode> {
+async fn show(id: u64, why: bool, target: &Target) -> anyhow::Result<ExitCode> {
     let mut client = Client::open(target)?;
     let job = client.jobs.get(GetRequest { job_id: id }).await?.into_inner();
     let request = ListTasksRequest { job_id: id, from_index: 0, page_size: TASKS_SHOWN_MAX };
     let tasks = client.jobs.list_tasks(request).await?.into_inner().tasks;
+    let why = match why {
+        true => Some(client.jobs.why(WhyRequest { job_id: id }).await?.into_inner().lines),
+        false => None,
+    };
     if target.json {
         let mut shown = job_json(&job);
+        if let Some(why) = why {
+            shown["why"] = why.into();
+        }
         shown["tasks_tried"] = tasks.iter().map(task_json).collect();
         print_json(&shown)?;
         return Ok(ExitCode::SUCCESS);
@@ -308,6 +318,13 @@ async fn show(id: u64, target: &Target) -> anyhow::Result<ExitCode> {
         let node: String = task.node.chars().take(12).collect();
         let phase = task_phase(&task);
         println!("  {:>6}  {phase:<10} attempt {}  {node:<12}  {last}", task.index, task.attempt);
+    }
+    if let Some(why) = why {
+        println!("why:");
+        if why.is_empty() {
+            println!("  nothing waits, and what was placed was placed by an earlier leader");
+        }
+        why.iter().for_each(|line| println!("  {line}"));
     }
     Ok(ExitCode::SUCCESS)
 }
