@@ -298,11 +298,27 @@ pub struct ComputeConfig {
     pub scratch_bytes_max: u64,
     /// Images and inputs kept for the next job that wants them.
     pub cache_bytes_max: u64,
+    /// Whether jobs may have shares of this machine's cards, where it has any.
+    pub gpus: bool,
+    /// Memory of each card that stays with the machine's desktop.
+    pub gpu_reserve_mib: u64,
+    /// The driver's libraries, where the system does not find them by itself; empty: it does.
+    pub cuda_library: String,
+    pub nvml_library: String,
 }
 
 impl Default for ComputeConfig {
     fn default() -> Self {
-        Self { cpu_millis_max: 0, memory_bytes_max: 0, scratch_bytes_max: 0, cache_bytes_max: 10 * GIB }
+        Self {
+            cpu_millis_max: 0,
+            memory_bytes_max: 0,
+            scratch_bytes_max: 0,
+            cache_bytes_max: 10 * GIB,
+            gpus: true,
+            gpu_reserve_mib: 0,
+            cuda_library: String::new(),
+            nvml_library: String::new(),
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! | 6    | job log   | voters, gateways  | attempt, offset -> a part of its log                |
 //! | 7    | wake      | voters, gateways  | nothing: jobs have changed                          |
 //! | 8    | capacity  | voters, gateways  | a job's specification -> where it could run         |
+//! | 9    | why       | voters, gateways  | a job -> why its tasks stand where they do, in lines |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //!
@@ -45,6 +46,7 @@ use tokio::sync::Notify;
 use crate::accounts::audits::{self, AuditRequest};
 use crate::clock;
 use crate::disks::LocalDisks;
+use crate::reconcile::plan::Explained;
 use crate::reconcile::schedule;
 use crate::reconcile::shards::ProgressNow;
 use crate::state::KnownPeer;
@@ -59,6 +61,7 @@ pub const ATTEMPTS: u16 = 5;
 pub const JOB_LOG: u16 = 6;
 pub const WAKE: u16 = 7;
 pub const CAPACITY: u16 = 8;
+pub const WHY: u16 = 9;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
 
@@ -171,6 +174,8 @@ pub struct Members {
     agent: OnceLock<Arc<Agent>>,
     /// Told when there may be something to schedule.
     pub jobs_changed: Notify,
+    /// On the leader: why tasks stand where they do.
+    pub explained: Explained,
 }
 
 impl Members {
@@ -190,6 +195,7 @@ impl Members {
             desk: OnceLock::new(),
             agent: OnceLock::new(),
             jobs_changed: Notify::new(),
+            explained: Explained::default(),
         })
     }
 
@@ -455,7 +461,8 @@ impl PeerHandler for Members {
             CAPACITY if self.has_role(from, &TRUSTED) => {
                 encode(&schedule::capacity(&self.heard(), &decode(&body)?))
             }
-            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT | ATTEMPTS | JOB_LOG | WAKE | CAPACITY => {
+            WHY if self.has_role(from, &TRUSTED) => encode(&self.explained.why(decode(&body)?)),
+            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT | ATTEMPTS | JOB_LOG | WAKE | CAPACITY | WHY => {
                 Err(format!("node {from} may not ask this (kind {kind})"))
             }
             _ => Err(format!("kind {kind} is unknown to this release")),

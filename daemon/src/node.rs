@@ -23,6 +23,7 @@ use makai_gateway::identity::{self, Identity};
 use makai_gateway::jobs::JobsOptions;
 use makai_gateway::jobs::desk::Desk;
 use makai_gateway::objects::{Objects, ObjectsOptions};
+use makai_gpu_runtime::card::host::{Host, HostConfig};
 use makai_gpu_runtime::container::{Bounds as ImageBounds, ContainerConfig, ContainerRunner};
 use makai_gpu_runtime::runner::Level;
 use makai_ops::metering::{Purpose, ServedMeter};
@@ -651,6 +652,7 @@ fn metered(
 
 /// Starts what runs jobs. A machine that cannot confine them says so and does the rest of its work.
 async fn start_jobs(shell: &Shell, key: &NodeIdentity, tasks: &TaskTracker) -> anyhow::Result<()> {
+    let cards = cards(shell)?;
     let runner = ContainerRunner::open(ContainerConfig {
         state: shell.config.node.dir.join("containers"),
         // This very program, also when its file was replaced by the next release.
@@ -659,15 +661,34 @@ async fn start_jobs(shell: &Shell, key: &NodeIdentity, tasks: &TaskTracker) -> a
         level_min: Level::Watched,
         allow_host_network: false,
         use_cgroups: true,
+        cards: cards.clone(),
     });
     match runner.await {
         Ok(runner) => {
             let agent = reconcile::agent::start(shell, key, Arc::new(runner))?;
-            tasks.spawn(reconcile::agent::run(shell.clone(), agent));
+            tasks.spawn(reconcile::agent::run(shell.clone(), agent, cards));
         }
         Err(error) => tracing::error!(%error, "this machine runs no jobs"),
     }
     Ok(())
+}
+
+/// This machine's cards, where its owner offers them.
+fn cards(shell: &Shell) -> anyhow::Result<Option<Arc<Host>>> {
+    let compute = &shell.config.compute;
+    if !compute.gpus {
+        return Ok(None);
+    }
+    let library = |path: &String| (!path.is_empty()).then(|| PathBuf::from(path));
+    let host = Host::open(HostConfig {
+        cuda_library: library(&compute.cuda_library),
+        nvml_library: library(&compute.nvml_library),
+        reserve_mib: compute.gpu_reserve_mib,
+        desk: shell.config.node.dir.join("gpu-desk"),
+    });
+    let host = Arc::new(host.context("the desk of this machine's cards cannot be opened")?);
+    Host::watch(&host).context("the health of this machine's cards cannot be watched")?;
+    Ok(Some(host))
 }
 
 fn objects(shell: &Shell, identity: Identity) -> Objects {

@@ -20,6 +20,9 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use crate::slice::Level as GpuLevel;
+use crate::slice::Slice;
+
 /// Runs attempts on this machine.
 #[async_trait]
 pub trait Runner: Send + Sync + fmt::Debug {
@@ -185,6 +188,9 @@ pub struct TaskSpec {
     /// An empty folder for results (`/out` in a container). Links and special files that a task leaves in it
     /// are removed before the outcome is written: what stands there afterwards is files and folders alone.
     pub output: Option<PathBuf>,
+    /// Shares of cards; a module takes at most one. The enforcement that each names is the least that will do.
+    #[serde(default)]
+    pub gpus: Vec<Slice>,
 }
 
 /// What runs.
@@ -264,13 +270,43 @@ pub struct ModuleStep {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Argument {
-    Buffer { name: String },
-    U32 { value: u32 },
-    I32 { value: i32 },
-    U64 { value: u64 },
-    I64 { value: i64 },
-    F32 { value: f32 },
-    F64 { value: f64 },
+    Buffer {
+        name: String,
+    },
+    U32 {
+        value: u32,
+    },
+    I32 {
+        value: i32,
+    },
+    U64 {
+        value: u64,
+    },
+    I64 {
+        value: i64,
+    },
+    F32 {
+        value: f32,
+    },
+    F64 {
+        value: f64,
+    },
+    /// As wide as the kernel declares it; refused where it does not fit.
+    Integer {
+        value: i64,
+    },
+    /// As above, for numbers beyond 2^63.
+    Unsigned {
+        value: u64,
+    },
+    /// Single or double, as the kernel declares it.
+    Real {
+        value: f64,
+    },
+    /// As they lie in memory: a structure by value.
+    Bytes {
+        bytes: Vec<u8>,
+    },
 }
 
 /// A file holding an OCI image layout or a `docker save` archive (tar), or a root file system (tar); each plain or gzip.
@@ -402,6 +438,13 @@ pub struct Usage {
     pub output_bytes: u64,
     pub log_bytes: u64,
     pub log_bytes_dropped: u64,
+    /// Time of its launches on the card, as measured there.
+    #[serde(default)]
+    pub gpu_busy_ns: u64,
+    #[serde(default)]
+    pub gpu_launches: u64,
+    #[serde(default)]
+    pub gpu_memory_peak_bytes: u64,
 }
 
 /// How well this machine keeps a task to its place and its limits.
@@ -411,6 +454,9 @@ pub struct Enforcement {
     pub level: Level,
     /// One line per part that is weaker than strict: what is missing and what to do about it.
     pub weaknesses: Vec<String>,
+    /// What keeps it to its share of a card, where it has one.
+    #[serde(default)]
+    pub gpu: Option<GpuLevel>,
 }
 
 /// Ordered: a customer may ask for a least one. Whatever the level, a task runs in namespaces of its own, without

@@ -11,6 +11,7 @@ mod cluster;
 mod daemon;
 mod dev;
 pub mod doctor;
+mod gpu;
 mod init;
 mod job;
 mod mount;
@@ -52,6 +53,7 @@ enum Command {
     Bucket(bucket::Args),
     User(users::Args),
     Job(job::Args),
+    Gpu(gpu::Args),
     Bench(bench::Args),
     Mount(mount::Args),
     Doctor(doctor::Args),
@@ -95,6 +97,7 @@ pub fn main() -> ExitCode {
             Command::Bucket(args) => bucket::run(args).await,
             Command::User(args) => users::run(args).await,
             Command::Job(args) => job::run(args).await,
+            Command::Gpu(args) => gpu::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Mount(args) => mount::run(args).await,
             Command::Worker(_) => unreachable!("a worker has no runtime"),

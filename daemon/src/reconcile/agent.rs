@@ -7,25 +7,29 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::NodeId;
 use makai_gateway::jobs::{Capacity, JobNodes};
-use makai_gpu_runtime::agent::{Agent, AgentOptions, Pool};
+use makai_gpu_runtime::agent::{Agent, AgentOptions, Pool, module_of};
+use makai_gpu_runtime::card::host::Host;
 use makai_gpu_runtime::inventory::{self, Bounds, Inventory};
+use makai_gpu_runtime::module;
 use makai_gpu_runtime::runner::Runner;
 use makai_raft::facts::cluster::{Node, Role, Standing};
 use makai_raft::facts::desk::{Reply, Request};
 use makai_raft::facts::joblog::LogPart;
-use makai_raft::facts::jobs::{AttemptId, JobSpec, STATEMENT_PURPOSE};
+use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources, STATEMENT_PURPOSE};
 use tokio::sync::watch;
 
 use super::{Shell, schedule};
 use crate::clock;
 use crate::identity::NodeIdentity;
-use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, decode, encode};
+use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, WHY, decode, encode};
 
 /// A gateway may wait for disks and for the leader.
 const DESK_TIMEOUT: Duration = Duration::from_secs(30);
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often this machine is looked at anew: disks fill.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long this machine's speed is measured when the node begins.
+const MEASURED_FOR: Duration = Duration::from_millis(200);
 /// Pause before an agent that could not go on is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 
@@ -64,7 +68,7 @@ pub fn start(shell: &Shell, key: &NodeIdentity, runner: Arc<dyn Runner>) -> anyh
 }
 
 /// Follows the facts until the node stops; offers this machine only while it does.
-pub async fn run(shell: Shell, agent: Arc<Agent>) {
+pub async fn run(shell: Shell, agent: Arc<Agent>, cards: Option<Arc<Host>>) {
     let (offer, offered) = watch::channel(None);
     let _ = shell.jobs.current.set(offered);
     let (stop, stopping) = watch::channel(false);
@@ -78,10 +82,19 @@ pub async fn run(shell: Shell, agent: Arc<Agent>) {
         }
     };
     let look = async {
+        let mut speed = 0;
         let mut next = clock::instant();
         loop {
             if clock::instant() >= next {
-                offer.send_replace(look(&shell).await);
+                let found = look(&shell, cards.as_ref()).await.map(|mut found| {
+                    found.cpu.ptx_mips = speed;
+                    found
+                });
+                offer.send_replace(found);
+                if speed == 0 {
+                    speed = tokio::task::spawn_blocking(measure).await.unwrap_or(0);
+                    continue;
+                }
                 next = clock::instant() + LOOK_EVERY;
             }
             if !shell.pause(next.saturating_duration_since(clock::instant())).await {
@@ -93,7 +106,24 @@ pub async fn run(shell: Shell, agent: Arc<Agent>) {
     tokio::join!(follow, look);
 }
 
-async fn look(shell: &Shell) -> Option<Inventory> {
+/// Millions of PTX instructions per second of one core, at least 1.
+fn measure() -> u32 {
+    let begun = clock::instant();
+    let mut instructions = 0;
+    while begun.elapsed() < MEASURED_FOR {
+        match module::bench::run(module::bench::Kind::Integers) {
+            Ok(ran) => instructions += ran.instructions,
+            Err(error) => {
+                tracing::warn!(%error, "this machine's speed could not be measured");
+                return 1;
+            }
+        }
+    }
+    let micros = begun.elapsed().as_micros().max(1);
+    u32::try_from(u128::from(instructions) / micros).unwrap_or(u32::MAX).max(1)
+}
+
+async fn look(shell: &Shell, cards: Option<&Arc<Host>>) -> Option<Inventory> {
     let compute = &shell.config.compute;
     let bounds = Bounds {
         cpu_millis_max: compute.cpu_millis_max,
@@ -101,7 +131,9 @@ async fn look(shell: &Shell) -> Option<Inventory> {
         scratch_bytes_max: compute.scratch_bytes_max,
     };
     let dir = shell.config.node.dir.clone();
-    match tokio::task::spawn_blocking(move || inventory::look(&dir, bounds)).await {
+    let cards = cards.cloned();
+    let look = move || inventory::look(&dir, bounds, cards.map_or_else(Vec::new, |cards| cards.list()));
+    match tokio::task::spawn_blocking(look).await {
         Ok(Ok(found)) => Some(found),
         Ok(Err(error)) => {
             tracing::warn!(%error, "this machine does not say what it has; no jobs run here");
@@ -188,6 +220,32 @@ impl JobNodes for Nodes {
         }
         let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
         let answer = self.shell.transport.request(leader, CAPACITY, encode(spec)?, LOG_TIMEOUT).await;
+        decode(&answer.map_err(|error| error.to_string())?)
+    }
+
+    async fn check_module(&self, work: ModuleWork, ptx: String, resources: Resources) -> Result<(), String> {
+        let check = move || {
+            let work = module_of(&work, ptx, 0);
+            match &resources.gpu {
+                // What a share without an amount holds is its card's to say.
+                Some(share) if share.memory_mib == 0 => module::on_card::check(&work, u64::MAX).map(drop),
+                Some(share) => {
+                    module::on_card::check(&work, share.memory_mib.saturating_mul(1 << 20)).map(drop)
+                }
+                None => module::check(&work, resources.memory_bytes).map(drop),
+            }
+        };
+        // Large texts take a while.
+        let checked = tokio::task::spawn_blocking(check).await;
+        checked.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
+    async fn why(&self, job: JobId) -> Result<Vec<String>, String> {
+        if self.shell.is_leader() {
+            return Ok(self.shell.members.explained.why(job));
+        }
+        let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
+        let answer = self.shell.transport.request(leader, WHY, encode(&job)?, LOG_TIMEOUT).await;
         decode(&answer.map_err(|error| error.to_string())?)
     }
 

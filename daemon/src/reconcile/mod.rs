@@ -38,6 +38,7 @@ pub mod map;
 pub mod orphans;
 pub mod payout;
 pub mod placement;
+pub mod plan;
 pub mod schedule;
 pub mod scrub;
 pub mod sessions;

@@ -2,12 +2,12 @@
 //! gateways pass on to it that something has changed.
 //!
 //! ```text
-//! facts: queue, current attempts ┐
-//! heartbeats: what nodes offer   ┴─ plan ─> assignments ─> one proposal ─> the nodes are woken
+//! facts: queue, current attempts, receipts ┐
+//! heartbeats: what nodes offer             ┴─ plan ─> stops, assignments ─> proposals ─> the nodes are woken
 //! ```
 //!
 //! Always: what attempts hold of a node never sums to more than it offers, as far as the leader has heard; nothing is kept
-//! here: a new leader plans from the same facts.
+//! here that is not read from the facts again by a new leader: predictions are a fold over receipts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -15,18 +15,20 @@ use std::time::Duration;
 use makai_erasure::NodeId;
 use makai_gateway::jobs::Capacity;
 use makai_gpu_runtime::inventory::Inventory;
-use makai_raft::facts::cluster::{ClusterMap, Node, Role, Standing};
+use makai_gpu_runtime::scheduler::predict::{History, Needed};
+use makai_raft::facts::cluster::{ClusterMap, Standing};
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::jobs::{
-    ActiveAttempt, Assignment, AttemptId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, JobsReply, QueuedJob,
-    Resources,
+    ActiveAttempt, AttemptId, JobId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, JobsReply, Statement,
+    Verdict, Work,
 };
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::MetaError;
 
 use super::Shell;
+use super::plan::{self, Facts, Known, Planned};
 use crate::clock;
-use crate::members::{Heard, WAKE};
+use crate::members::{Heard, WAKE, encode};
 
 /// A look without a hint: nodes come, pauses end, deadlines pass.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -34,8 +36,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(2);
 /// Tasks of the queue that one plan looks at.
 const TASKS_AT_ONCE: u32 = 2000;
-/// Attempts of one node at a time.
-const NODE_ATTEMPTS_MAX: usize = 200;
 /// A node that has offered nothing for so long runs nothing any more.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Jobs that are over, and receipts, are kept for a week.
@@ -45,78 +45,73 @@ const REPORT_WITHIN_MS: u64 = 6 * 60 * 60 * 1000;
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 const WAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is left of a node.
-#[derive(Debug, Clone)]
-struct Room {
-    site: String,
-    free: Inventory,
-    attempts: usize,
+/// Receipts read at once, and pages of them in one look.
+const RECEIPTS_AT_ONCE: u32 = 1000;
+const RECEIPT_PAGES_MAX: u32 = 10;
+/// Jobs whose specification one look asks for.
+const JOBS_ASKED_MAX: usize = 500;
+/// Jobs that are remembered, and tasks that can be explained.
+const KNOWN_MAX: usize = 20_000;
+
+/// What a leader has read of the facts so far.
+#[derive(Default)]
+struct Memory {
+    history: History,
+    /// Receipts up to this one are in the history.
+    receipt: u64,
+    known: BTreeMap<JobId, Known>,
 }
 
-impl Room {
-    fn has(&self, wanted: &Resources, site: &str) -> bool {
-        self.attempts < NODE_ATTEMPTS_MAX
-            && (site.is_empty() || site == self.site)
-            && u64::from(wanted.cpu_millis) <= self.free.cpu_millis
-            && wanted.memory_bytes <= self.free.memory_bytes
-            && wanted.scratch_bytes <= self.free.scratch_bytes
-            // Shares of cards are not handed out: nothing here runs on one yet.
-            && wanted.gpu.is_none()
-    }
-
-    fn take(&mut self, wanted: &Resources) {
-        self.attempts += 1;
-        self.free.cpu_millis = self.free.cpu_millis.saturating_sub(wanted.cpu_millis.into());
-        self.free.memory_bytes = self.free.memory_bytes.saturating_sub(wanted.memory_bytes);
-        self.free.scratch_bytes = self.free.scratch_bytes.saturating_sub(wanted.scratch_bytes);
-    }
-}
-
-fn may_run(node: &Node) -> bool {
-    node.is_up && node.standing == Standing::Active && node.roles.contains(&Role::Compute)
-}
-
-/// Nodes that take tasks, with what attempts leave of them. Pure.
-fn rooms(
-    map: &ClusterMap,
-    offers: &HashMap<NodeId, Inventory>,
-    active: &[ActiveAttempt],
-) -> BTreeMap<NodeId, Room> {
-    let open = map.nodes.iter().filter(|node| may_run(node));
-    let mut rooms: BTreeMap<NodeId, Room> = open
-        .filter_map(|node| {
-            let free = offers.get(&node.id)?.clone();
-            Some((node.id, Room { site: node.site.clone(), free, attempts: 0 }))
-        })
-        .collect();
-    for attempt in active {
-        if let Some(room) = rooms.get_mut(&attempt.node) {
-            room.take(&attempt.resources);
-        }
-    }
-    rooms
-}
-
-/// Places tasks in the order of the queue, each on the node with most processor left; one that was tried before goes to
-/// another node if there is one. Pure.
-fn plan(queue: &[QueuedJob], rooms: &mut BTreeMap<NodeId, Room>, now_ms: u64) -> Vec<Assignment> {
-    let mut assignments = Vec::new();
-    for job in queue {
-        for task in job.tasks.iter().filter(|task| task.not_before.0 <= now_ms) {
-            let best = rooms
-                .iter()
-                .filter(|(_, room)| room.has(&job.resources, &job.site))
-                .max_by_key(|(id, room)| (Some(**id) != task.last_node, room.free.cpu_millis))
-                .map(|(id, _)| *id);
-            // Its other tasks want the same.
-            let Some(node) = best else { break };
-            if let Some(room) = rooms.get_mut(&node) {
-                room.take(&job.resources);
+impl Memory {
+    /// Learns from what ended since the last look.
+    async fn learn(&mut self, shell: &Shell) -> Result<(), MetaError> {
+        for _ in 0..RECEIPT_PAGES_MAX {
+            let query = JobsQuery::Receipts { after: self.receipt, entries_max: RECEIPTS_AT_ONCE };
+            let JobsAnswer::Receipts(receipts) = ask(shell, query).await? else { return Ok(()) };
+            let Some(last) = receipts.last() else { return Ok(()) };
+            let last = last.sequence;
+            self.ask_for(shell, receipts.iter().map(|receipt| receipt.statement.attempt.job)).await?;
+            for receipt in &receipts {
+                let Statement { attempt, end, usage, .. } = &receipt.statement;
+                if end.verdict() != Verdict::Success {
+                    continue;
+                }
+                let known = self.known.get(&attempt.job).copied().unwrap_or_default();
+                let needed = Needed {
+                    runtime_ms: usage.wall_ms,
+                    memory_peak_mib: usage.memory_peak_bytes >> 20,
+                    gpu_ms: usage.gpu_busy_ns / 1_000_000,
+                };
+                self.history.observe(&plan::subject(known, receipt.tenant.0, &receipt.resources), &needed);
             }
-            assignments.push(Assignment { job: job.job, index: task.index, node });
+            self.receipt = last;
         }
+        Ok(())
     }
-    assignments
+
+    /// Learns what these jobs run; some of them at a time.
+    async fn ask_for(&mut self, shell: &Shell, jobs: impl Iterator<Item = JobId>) -> Result<(), MetaError> {
+        let unknown: BTreeSet<JobId> = jobs.filter(|job| !self.known.contains_key(job)).collect();
+        for id in unknown.into_iter().take(JOBS_ASKED_MAX) {
+            let known = match ask(shell, JobsQuery::Job { tenant: None, job: id }).await {
+                Ok(JobsAnswer::Job(job, _)) => known(&job.spec),
+                Ok(_) | Err(MetaError::Refused(_)) => Known::default(),
+                Err(error) => return Err(error),
+            };
+            self.known.insert(id, known);
+        }
+        while self.known.len() > KNOWN_MAX {
+            self.known.pop_first();
+        }
+        Ok(())
+    }
+}
+
+/// What the scheduler must know of a specification.
+fn known(spec: &JobSpec) -> Known {
+    let bytes = encode(&spec.work).unwrap_or_default();
+    let work = blake3::hash(&bytes).as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+    Known { work, is_module: matches!(spec.work, Work::Module(_)) }
 }
 
 /// Current attempts that their nodes will not end. Pure.
@@ -152,14 +147,10 @@ fn lost(
 /// Where tasks of `spec` could run if nothing else did.
 #[must_use]
 pub fn capacity(heard: &HashMap<NodeId, Heard>, spec: &JobSpec) -> Capacity {
+    let demand = plan::demand(&spec.resources, &spec.site, known(spec).is_module);
     let mut capacity = Capacity::default();
     for offer in heard.values().filter_map(|heard| heard.compute.as_ref()) {
-        let mut room = Room { site: spec.site.clone(), free: offer.clone(), attempts: 0 };
-        let mut tasks = 0;
-        while room.has(&spec.resources, &spec.site) {
-            room.take(&spec.resources);
-            tasks += 1;
-        }
+        let tasks = plan::fits(offer, &demand);
         capacity.nodes += u32::from(tasks > 0);
         capacity.tasks_at_once += tasks;
     }
@@ -170,6 +161,7 @@ pub async fn run(shell: Shell) {
     // Since when a node that is up has offered nothing.
     let mut silent_since: BTreeMap<NodeId, std::time::Instant> = BTreeMap::new();
     let mut forgotten_at = clock::instant();
+    let mut memory = Memory::default();
     loop {
         let is_hint = tokio::select! {
             () = shell.members.jobs_changed.notified() => true,
@@ -178,6 +170,7 @@ pub async fn run(shell: Shell) {
         };
         if !shell.is_leader() {
             silent_since.clear();
+            memory = Memory::default();
             if is_hint {
                 wake(&shell, shell.members.leader().filter(|leader| *leader != shell.id));
             }
@@ -186,7 +179,7 @@ pub async fn run(shell: Shell) {
         if is_hint {
             tokio::time::sleep(GATHER).await;
         }
-        if let Err(error) = step(&shell, &mut silent_since).await {
+        if let Err(error) = step(&shell, &mut silent_since, &mut memory).await {
             tracing::debug!(%error, "nothing was scheduled; trying again");
         }
         if forgotten_at.elapsed() > FORGET_EVERY {
@@ -220,6 +213,7 @@ async fn ask(shell: &Shell, query: JobsQuery) -> Result<JobsAnswer, MetaError> {
 async fn step(
     shell: &Shell,
     silent_since: &mut BTreeMap<NodeId, std::time::Instant>,
+    memory: &mut Memory,
 ) -> Result<(), MetaError> {
     let now_ms = clock::now().0;
     if let JobsAnswer::Due(due) = ask(shell, JobsQuery::Due { now_ms }).await? {
@@ -245,12 +239,37 @@ async fn step(
     let JobsAnswer::Queue(queue) = ask(shell, JobsQuery::Queue { tasks_max: TASKS_AT_ONCE }).await? else {
         return Ok(());
     };
+    memory.learn(shell).await?;
     if queue.is_empty() {
+        shell.members.explained.explain(BTreeMap::new());
         return Ok(());
     }
-    let offers = heard.into_iter().filter_map(|(node, heard)| Some((node, heard.compute?))).collect();
-    let mut rooms = rooms(&map.map, &offers, &active);
-    let assignments = plan(&queue, &mut rooms, now_ms);
+    let jobs = queue.iter().map(|job| job.job).chain(active.iter().map(|attempt| attempt.attempt.job));
+    memory.ask_for(shell, jobs).await?;
+    let offers: HashMap<NodeId, Inventory> =
+        heard.into_iter().filter_map(|(node, heard)| Some((node, heard.compute?))).collect();
+    let (known, history) = (memory.known.clone(), std::mem::take(&mut memory.history));
+    // Thousands of tasks take a while to plan: not on a thread that others wait for.
+    let planning = move || {
+        let facts = Facts {
+            map: &map.map,
+            offers: &offers,
+            active: &active,
+            queue: &queue,
+            known: &known,
+            history: &history,
+            now_ms,
+        };
+        (plan::plan(&facts), history)
+    };
+    let Ok((planned, history)) = tokio::task::spawn_blocking(planning).await else { return Ok(()) };
+    memory.history = history;
+    let Planned { preempted, assignments, why } = planned;
+    shell.members.explained.explain(why);
+    if !preempted.is_empty() {
+        tracing::info!(attempts = preempted.len(), "attempts make room for what is worth more");
+        shell.facts.propose(Command::Jobs(JobsCommand::Lose { attempts: preempted })).await?;
+    }
     if assignments.is_empty() {
         return Ok(());
     }
@@ -274,66 +293,5 @@ fn note_silent(heard: &HashMap<NodeId, Heard>, silent_since: &mut BTreeMap<NodeI
     silent_since.retain(|node, _| heard.get(node).is_some_and(|heard| heard.compute.is_none()));
     for (node, _) in heard.iter().filter(|(_, heard)| heard.compute.is_none()) {
         silent_since.entry(*node).or_insert(now);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use makai_raft::facts::Timestamp;
-    use makai_raft::facts::jobs::{JobId, QueuedTask};
-    use makai_raft::facts::tenant::TenantId;
-
-    use super::*;
-
-    fn room(cpu_millis: u64) -> Room {
-        let free = Inventory { cpu_millis, memory_bytes: 1 << 30, scratch_bytes: 1 << 30, gpus: Vec::new() };
-        Room { site: "here".into(), free, attempts: 0 }
-    }
-
-    fn job(id: u64, cpu_millis: u32, tasks: u32) -> QueuedJob {
-        let task = |index| QueuedTask { index, not_before: Timestamp(0), last_node: None };
-        QueuedJob {
-            job: JobId(id),
-            tenant: TenantId(1),
-            priority: 50,
-            submitted_at: Timestamp(0),
-            deadline: None,
-            time_limit_ms: 1,
-            resources: Resources { cpu_millis, memory_bytes: 1, scratch_bytes: 1, gpu: None },
-            site: String::new(),
-            tasks: (0..tasks).map(task).collect(),
-        }
-    }
-
-    fn id(number: u8) -> NodeId {
-        NodeId([number; 32])
-    }
-
-    /// Nothing is given twice, and nothing that has room waits.
-    #[test]
-    fn rooms_are_filled_and_never_beyond() {
-        let mut rooms = BTreeMap::from([(id(1), room(2000)), (id(2), room(1000))]);
-        let queue = [job(1, 1500, 2), job(2, 500, 9)];
-        let planned = plan(&queue, &mut rooms, 0);
-        let used = |node| {
-            let of = planned.iter().filter(|assignment| assignment.node == node);
-            of.map(|assignment| if assignment.job == JobId(1) { 1500 } else { 500 }).sum::<u64>()
-        };
-        assert_eq!((used(id(1)), used(id(2))), (2000, 1000));
-        assert_eq!(planned.iter().filter(|assignment| assignment.job == JobId(1)).count(), 1);
-    }
-
-    #[test]
-    fn a_task_waits_its_time_and_goes_elsewhere_then() {
-        let mut wanted = job(1, 100, 1);
-        wanted.tasks[0].not_before = Timestamp(10);
-        wanted.tasks[0].last_node = Some(id(1));
-        let rooms = BTreeMap::from([(id(1), room(9000)), (id(2), room(1000))]);
-        assert!(plan(&[wanted.clone()], &mut rooms.clone(), 9).is_empty());
-        assert_eq!(plan(&[wanted.clone()], &mut rooms.clone(), 10)[0].node, id(2));
-        let mut alone = BTreeMap::from([(id(1), room(9000))]);
-        assert_eq!(plan(&[wanted.clone()], &mut alone, 10)[0].node, id(1), "better there than nowhere");
-        wanted.site = "elsewhere".into();
-        assert!(plan(&[wanted], &mut rooms.clone(), 10).is_empty());
     }
 }

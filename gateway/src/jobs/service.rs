@@ -18,7 +18,8 @@ use super::{JobNodes, logs, words};
 use crate::grpc::proto::jobs::v1::jobs_server::{Jobs, JobsServer};
 use crate::grpc::proto::jobs::v1::{
     CancelRequest, GetRequest, Job, ListRequest, ListResponse, ListTasksRequest, ListTasksResponse,
-    LogsRequest, LogsResponse, SubmitRequest, SubmitResponse, WaitRequest, WatchRequest,
+    LogsRequest, LogsResponse, SubmitRequest, SubmitResponse, WaitRequest, WatchRequest, WhyRequest,
+    WhyResponse,
 };
 use crate::grpc::{Admitted, Gate};
 use crate::objects::Objects;
@@ -72,6 +73,13 @@ impl JobsService {
     pub(super) async fn job(&self, tenant: TenantId, id: u64) -> Result<(JobFact, JobState), Status> {
         match self.ask(JobsQuery::Job { tenant: Some(tenant), job: JobId(id) }).await? {
             JobsAnswer::Job(job, state) => Ok((job, state)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn submitted_as(&self, tenant: TenantId, token: &str) -> Result<Option<JobId>, Status> {
+        match self.ask(JobsQuery::Submitted { tenant, client_token: token.to_owned() }).await? {
+            JobsAnswer::Submitted(job) => Ok(job),
             _ => Err(unexpected()),
         }
     }
@@ -141,6 +149,14 @@ impl Jobs for JobsService {
         let admitted = self.gate.admit(request.metadata()).await?;
         let SubmitRequest { spec, client_token, dry_run } = request.into_inner();
         let spec = words::spec(spec.ok_or_else(|| Status::invalid_argument("spec is missing"))?)?;
+        if !client_token.is_empty()
+            && !dry_run
+            && let Some(job) = self.submitted_as(admitted.caller.tenant, &client_token).await?
+        {
+            // Checked then; its inputs may be gone by now.
+            return Ok(Response::new(SubmitResponse { job_id: job.0, existed: true, ..Default::default() }));
+        }
+        self.check(&admitted.caller, &spec).await?;
         if dry_run {
             return Ok(Response::new(self.dry_run(spec).await?));
         }
@@ -162,6 +178,13 @@ impl Jobs for JobsService {
         let admitted = self.gate.admit(request.metadata()).await?;
         let (job, state) = self.job(admitted.caller.tenant, request.get_ref().job_id).await?;
         Ok(Response::new(words::job(job, &state)))
+    }
+
+    async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyResponse>, Status> {
+        let admitted = self.gate.admit(request.metadata()).await?;
+        let (job, _) = self.job(admitted.caller.tenant, request.get_ref().job_id).await?;
+        let lines = self.options.nodes.why(job.id).await.map_err(Status::unavailable)?;
+        Ok(Response::new(WhyResponse { lines }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {

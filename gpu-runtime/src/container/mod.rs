@@ -35,15 +35,20 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use ring::rand::SecureRandom as _;
 
+use crate::card::host::Host;
+use crate::module::on_card;
 use crate::runner::{
-    Attempt, AttemptId, ContainerWork, ContentId, Enforcement, Level, Network, RunError, Runner, TaskSpec,
-    Work,
+    Attempt, AttemptId, ContainerWork, ContentId, Enforcement, GpuLevel, Level, Network, RunError, Runner,
+    TaskSpec, Work,
 };
+use crate::slice::ladder::Program;
+use crate::slice::pace::Pass;
 use attempt::ContainerAttempt;
 pub use image::Bounds;
 use image::Store;
-use state::{AttemptFolder, Task};
+use state::{AttemptFolder, CardAccess, Task};
 use worker::{Confinement, Ids};
 
 /// A task is handed over through arguments and environment: what the kernel takes in one start.
@@ -69,6 +74,8 @@ pub struct ContainerConfig {
     pub allow_host_network: bool,
     /// Whether to use cgroups where they can be had. Without, limits are watched.
     pub use_cgroups: bool,
+    /// This machine's cards.
+    pub cards: Option<Arc<Host>>,
 }
 
 /// Runs containers on this machine.
@@ -81,6 +88,7 @@ struct Inner {
     config: ContainerConfig,
     confinement: Confinement,
     store: Store,
+    starting: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for ContainerRunner {
@@ -118,11 +126,84 @@ impl ContainerRunner {
         }
         let images = config.state.join("images");
         let store = Store::open(&images, config.bounds).map_err(machine(format!("open {images:?}")))?;
-        let runner = Self { inner: Arc::new(Inner { config, confinement, store }) };
+        let runner = Self {
+            inner: Arc::new(Inner { config, confinement, store, starting: tokio::sync::Mutex::default() }),
+        };
         for attempt in runner.known()? {
             attempt.settle_if_lost()?;
         }
+        for task in runner.on_cards()? {
+            runner.let_in(&task);
+        }
         Ok(runner)
+    }
+
+    /// Tasks of attempts that hold shares of cards now.
+    fn on_cards(&self) -> Result<Vec<Task>, RunError> {
+        let mut found = Vec::new();
+        for attempt in self.known()? {
+            // An attempt that ended, or whose folder is on its way out, holds nothing.
+            let is_over = attempt.folder().outcome().map_or(true, |outcome| outcome.is_some());
+            match attempt.folder().task() {
+                Ok(task) if !is_over && task.card.is_some() => found.push(task),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lets an attempt take its turns.
+    fn let_in(&self, task: &Task) {
+        let desk = self.inner.config.cards.as_ref().and_then(|cards| cards.desk());
+        if let (Some(desk), Some(access), Some(slice)) = (desk, &task.card, task.spec.gpus.first()) {
+            desk.admit(&slice.gpu_uuid, &access.pass, slice.is_hard_cap);
+        }
+    }
+
+    /// The way to its share of a card; the share is then what keeps it there.
+    fn card_access(&self, spec: &mut TaskSpec) -> Result<Option<CardAccess>, RunError> {
+        if spec.gpus.is_empty() {
+            return Ok(None);
+        }
+        let refused = |why: String| RunError::Refused(why);
+        let Some(cards) = &self.inner.config.cards else {
+            return Err(refused("this machine offers no card".into()));
+        };
+        let program = match spec.work {
+            Work::Module(_) if spec.gpus.len() > 1 => {
+                return Err(RunError::Invalid("a module runs on one card".into()));
+            }
+            Work::Module(_) => Program::Module,
+            Work::Container(_) => Program::Container,
+        };
+        let mut held: Vec<_> = self.on_cards()?.into_iter().flat_map(|task| task.spec.gpus).collect();
+        let mut minors = Vec::new();
+        for slice in &mut spec.gpus {
+            let admitted = cards.admit(slice, program, &held).map_err(refused)?;
+            let level = admitted.slice.enforcement;
+            if program == Program::Container && level != GpuLevel::Exclusive {
+                return Err(refused(format!("a container gets whole cards here, and this would be {level}")));
+            }
+            let (attempt, why) = (&spec.attempt, &admitted.why);
+            tracing::info!(%attempt, slice = ?admitted.slice, why, "a share of a card");
+            minors.push(admitted.minor);
+            held.push(admitted.slice.clone());
+            *slice = admitted.slice;
+        }
+        let sm_millis = spec.gpus.first().map_or(0, |slice| slice.sm_millis);
+        let desk = cards.desk().ok_or_else(|| refused("this machine has no desk for cards".into()))?;
+        let mut secret = [0; 8];
+        ring::rand::SystemRandom::new()
+            .fill(&mut secret)
+            .map_err(|_| refused("this machine gives no random numbers".into()))?;
+        let number = blake3::hash(spec.attempt.as_str().as_bytes());
+        let pass = Pass {
+            slice: number.as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first)),
+            secret: u64::from_le_bytes(secret),
+            sm_millis,
+        };
+        let library = cards.cuda_library().map(Path::to_owned);
+        Ok(Some(CardAccess { library, desk: desk.folder().to_owned(), pass, minors }))
     }
 
     fn known(&self) -> Result<Vec<ContainerAttempt>, RunError> {
@@ -167,9 +248,16 @@ impl ContainerRunner {
         } else {
             return match &spec.work {
                 Work::Container(work) => self.check_container(work),
-                Work::Module(work) => crate::module::check(work, limits.memory_bytes)
-                    .map(drop)
-                    .map_err(|error| RunError::Invalid(error.to_string())),
+                Work::Module(work) => {
+                    let checked = match spec.gpus.first() {
+                        Some(slice) if slice.memory_mib == 0 => on_card::check(work, u64::MAX).map(drop),
+                        Some(slice) => {
+                            on_card::check(work, slice.memory_mib.saturating_mul(1 << 20)).map(drop)
+                        }
+                        None => crate::module::check(work, limits.memory_bytes).map(drop),
+                    };
+                    checked.map_err(|error| RunError::Invalid(error.to_string()))
+                }
             };
         };
         Err(RunError::Invalid(fault))
@@ -193,22 +281,16 @@ impl ContainerRunner {
     }
 
     /// Makes the attempt's folder whole before it gets its name, so that a start cut short leaves no half of one.
-    fn make_folder(&self, spec: &TaskSpec) -> io::Result<Option<std::os::fd::OwnedFd>> {
+    fn make_folder(&self, task: &Task) -> io::Result<Option<std::os::fd::OwnedFd>> {
+        let spec = &task.spec;
         let attempts = self.attempts();
         let part = attempts.join(format!("{PART_PREFIX}{}-{}", spec.attempt, std::process::id()));
         if part.exists() {
             fs::remove_dir_all(&part)?;
         }
         fs::create_dir(&part)?;
-        let task = Task {
-            spec: spec.clone(),
-            confinement: self.inner.confinement.clone(),
-            images: self.inner.config.state.join("images"),
-            ids: self.inner.config.state.join("ids"),
-            bounds: self.inner.config.bounds,
-        };
         let folder = AttemptFolder::new(&part);
-        folder.write_task(&task).map_err(io::Error::other)?;
+        folder.write_task(task).map_err(io::Error::other)?;
         // Held from before anyone can see the attempt until its last process has ended.
         let lock = folder.try_lock().map_err(io::Error::other)?;
         match fs::rename(&part, attempts.join(spec.attempt.as_str())) {
@@ -239,16 +321,41 @@ impl Runner for ContainerRunner {
         let starting =
             |source| RunError::Machine { doing: format!("start the attempt {}", spec.attempt), source };
         let attempt = self.attempt(spec.attempt.clone());
-        let Some(lock) = self.make_folder(spec).map_err(starting)? else {
+        // One at a time, so that two do not take the same room on a card.
+        let _one = self.inner.starting.lock().await;
+        if attempt.folder().path().is_dir() {
+            return Ok(Box::new(attempt));
+        }
+        let mut own = spec.clone();
+        let card = self.card_access(&mut own)?;
+        let task = Task {
+            spec: own,
+            confinement: self.inner.confinement.clone(),
+            images: self.inner.config.state.join("images"),
+            ids: self.inner.config.state.join("ids"),
+            bounds: self.inner.config.bounds,
+            card,
+        };
+        let Some(lock) = self.make_folder(&task).map_err(starting)? else {
             return Ok(Box::new(attempt));
         };
+        self.let_in(&task);
         let mut worker = command(&self.inner.config.worker)?;
         worker.arg("run").arg(attempt.folder().path()).stdin(Stdio::from(lock));
         worker.stdout(Stdio::null()).stderr(Stdio::null());
         match worker.spawn() {
             Ok(mut worker) => {
                 // Only so that no zombie is left; who wants to know waits by the attempt's folder.
-                tokio::spawn(async move { worker.wait().await });
+                let cards = self.inner.config.cards.clone();
+                tokio::spawn(async move {
+                    // Whatever it says, it is gone.
+                    let _ = worker.wait().await;
+                    if let (Some(desk), Some(access)) =
+                        (cards.as_ref().and_then(|cards| cards.desk()), &task.card)
+                    {
+                        desk.dismiss(access.pass.slice);
+                    }
+                });
                 Ok(Box::new(attempt))
             }
             Err(error) => {
@@ -331,5 +438,5 @@ fn enforcement(confinement: &Confinement) -> Enforcement {
         weaknesses.push("the daemon's user may write to the daemon's program: install it as root".into());
     }
     let level = if weaknesses.is_empty() { Level::Strict } else { Level::Watched };
-    Enforcement { level, weaknesses }
+    Enforcement { level, weaknesses, gpu: None }
 }

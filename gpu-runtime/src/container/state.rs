@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::image::Bounds;
 use super::worker::Confinement;
 use crate::runner::{AttemptId, Outcome, RunError, TaskSpec, Usage};
+use crate::slice::pace::Pass;
 
 /// Magic and version of every file here.
 const FORMAT: &str = "makai-attempt-1";
@@ -42,6 +43,21 @@ pub struct Task {
     /// Where ranges of user ids are given out.
     pub ids: PathBuf,
     pub bounds: Bounds,
+    /// How it reaches its share of a card.
+    #[serde(default)]
+    pub card: Option<CardAccess>,
+}
+
+/// What an attempt needs for its share of a card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardAccess {
+    /// The driver's library where the owner names one.
+    pub library: Option<PathBuf>,
+    /// Folder of the node's desk.
+    pub desk: PathBuf,
+    pub pass: Pass,
+    /// Numbers of its cards' device nodes.
+    pub minors: Vec<u32>,
 }
 
 /// The process that looks after an attempt.

@@ -8,10 +8,14 @@
 //! | room    | holds                                                         |
 //! |---------|---------------------------------------------------------------|
 //! | [`ptx`] | PTX read and executed on this machine's CPU                    |
+//! | [`bench`] | kernels that tell how fast it does                           |
+//! | [`on_card`] | the same task on a card, through its driver                |
 //!
 //! What always holds: the task gives device code alone, so nothing of it runs as a program of this machine; arguments are
 //! laid out by the kernel's own declaration; a buffer is as large as the task says, and no access leaves it.
 
+pub mod bench;
+pub mod on_card;
 pub mod ptx;
 
 use std::fs::File;
@@ -20,6 +24,7 @@ use std::path::{Component, Path};
 
 use ptx::code::{Code, Module, Type};
 use ptx::run::{Buffers, Launch, RunFault, address_of};
+use ptx::text::Parameter;
 
 use crate::runner::{Argument, Fill, ModuleWork};
 
@@ -39,6 +44,9 @@ pub enum ModuleError {
     /// A kernel faulted.
     #[error("{0}")]
     Fault(String),
+    /// The card or its driver fails, not the task.
+    #[error("{0}")]
+    Card(String),
     /// Its time is over.
     #[error("ended after {steps} instructions")]
     Stopped { steps: u64 },
@@ -61,10 +69,29 @@ pub struct Ran {
 pub fn check(work: &ModuleWork, memory_bytes: u64) -> Result<Module, ModuleError> {
     let bad = |text: String| Err(ModuleError::Bad(text));
     let module = ptx::load(&work.ptx).map_err(|error| ModuleError::Bad(format!("the module: {error}")))?;
+    let own = module.globals.iter().map(|global| global.bytes).fold(0u64, u64::saturating_add);
+    let total = check_buffers(work, own)?;
+    if total > memory_bytes {
+        return bad(format!("the buffers take {total} bytes; limits.memory_bytes is {memory_bytes}"));
+    }
+    for (index, step) in work.steps.iter().enumerate() {
+        let launch = launch_of(work, &module, index)?;
+        let code = kernel(&module, &step.kernel)?;
+        ptx::run::check(code, &launch).map_err(|fault| ModuleError::Bad(format!("step {index}: {fault}")))?;
+        if step.repeat == 0 {
+            return bad(format!("step {index} is repeated 0 times"));
+        }
+    }
+    Ok(module)
+}
+
+/// Holds buffers and steps against their bounds; answers the bytes that the buffers and `own` take.
+fn check_buffers(work: &ModuleWork, own: u64) -> Result<u64, ModuleError> {
+    let bad = |text: String| Err(ModuleError::Bad(text));
     if work.buffers.len() > BUFFERS_MAX || work.steps.len() > STEPS_MAX || work.steps.is_empty() {
         return bad(format!("a module task has at most {BUFFERS_MAX} buffers and 1 to {STEPS_MAX} steps"));
     }
-    let mut total = module.globals.iter().map(|global| global.bytes).fold(0u64, u64::saturating_add);
+    let mut total = own;
     for (index, buffer) in work.buffers.iter().enumerate() {
         total = total.saturating_add(buffer.bytes);
         if work.buffers[..index].iter().any(|other| other.name == buffer.name) {
@@ -83,18 +110,7 @@ pub fn check(work: &ModuleWork, memory_bytes: u64) -> Result<Module, ModuleError
             plain_name(file)?;
         }
     }
-    if total > memory_bytes {
-        return bad(format!("the buffers take {total} bytes; limits.memory_bytes is {memory_bytes}"));
-    }
-    for (index, step) in work.steps.iter().enumerate() {
-        let launch = launch_of(work, &module, index)?;
-        let code = kernel(&module, &step.kernel)?;
-        ptx::run::check(code, &launch).map_err(|fault| ModuleError::Bad(format!("step {index}: {fault}")))?;
-        if step.repeat == 0 {
-            return bad(format!("step {index} is repeated 0 times"));
-        }
-    }
-    Ok(module)
+    Ok(total)
 }
 
 /// Runs a task on this machine's CPU. `is_over` is asked about every million instructions.
@@ -158,35 +174,80 @@ fn kernel<'a>(module: &'a Module, name: &str) -> Result<&'a Code, ModuleError> {
 fn launch_of(work: &ModuleWork, module: &Module, index: usize) -> Result<Launch, ModuleError> {
     let step = &work.steps[index];
     let code = kernel(module, &step.kernel)?;
+    let address = |buffer: usize| Some(address_of(module.globals.len() + buffer));
+    let parameters = launch_parameters(work, index, &code.parameters, &address)?;
+    Ok(Launch { grid: step.grid, block: step.block, dynamic_shared_bytes: step.shared_bytes, parameters })
+}
+
+/// The type of a declared parameter, as far as it decides which argument it takes.
+fn kind_of(parameter: &Parameter) -> Type {
+    match parameter.kind.as_str() {
+        "f32" => Type::F32,
+        "f64" => Type::F64,
+        _ => Type::U8,
+    }
+}
+
+/// A step's arguments, laid out as declared: type, offset and bytes of each parameter. `address`: of a buffer, by its place.
+fn launch_parameters(
+    work: &ModuleWork,
+    index: usize,
+    declared: &[(Type, u32, u64)],
+    address: &dyn Fn(usize) -> Option<u64>,
+) -> Result<Vec<u8>, ModuleError> {
+    let step = &work.steps[index];
     let bad = |text: String| ModuleError::Bad(format!("step {index}: {}: {text}", step.kernel));
-    if step.arguments.len() != code.parameters.len() {
-        return Err(bad(format!("{} arguments; it takes {}", step.arguments.len(), code.parameters.len())));
+    if step.arguments.len() != declared.len() {
+        return Err(bad(format!("{} arguments; it takes {}", step.arguments.len(), declared.len())));
     }
     let mut parameters = Vec::new();
-    for (number, (argument, (kind, at, bytes))) in step.arguments.iter().zip(&code.parameters).enumerate() {
-        let value: Vec<u8> = match argument {
-            Argument::Buffer { name } => {
+    for (number, (argument, (kind, at, bytes))) in step.arguments.iter().zip(declared).enumerate() {
+        let value = match argument {
+            Argument::Buffer { name } if !kind.is_float() => {
                 let found = work.buffers.iter().position(|buffer| &buffer.name == name);
-                let found = found.ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
-                address_of(module.globals.len() + found).to_le_bytes().into()
+                let found =
+                    found.and_then(address).ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
+                Some(found.to_le_bytes().to_vec())
             }
-            Argument::U32 { value } => value.to_le_bytes().into(),
-            Argument::I32 { value } => value.to_le_bytes().into(),
-            Argument::U64 { value } => value.to_le_bytes().into(),
-            Argument::I64 { value } => value.to_le_bytes().into(),
-            Argument::F32 { value } => value.to_le_bytes().into(),
-            Argument::F64 { value } => value.to_le_bytes().into(),
+            other => value_of(other, *kind, *bytes),
         };
-        let is_float = matches!(argument, Argument::F32 { .. } | Argument::F64 { .. });
-        if value.len() as u64 != *bytes || is_float != matches!(kind, Type::F32 | Type::F64) {
+        let Some(value) = value.filter(|value| value.len() as u64 == *bytes) else {
             return Err(bad(format!(
                 "argument {number} is {argument:?}; the kernel takes {bytes} bytes of type {kind:?}"
             )));
-        }
+        };
         parameters.resize(*at as usize, 0);
         parameters.extend(value);
     }
-    Ok(Launch { grid: step.grid, block: step.block, dynamic_shared_bytes: step.shared_bytes, parameters })
+    Ok(parameters)
+}
+
+/// A number's bytes as a parameter of this type takes them; `None`: it takes no such number.
+fn value_of(argument: &Argument, kind: Type, bytes: u64) -> Option<Vec<u8>> {
+    let is_float = matches!(kind, Type::F32 | Type::F64);
+    let integer = |value: i128, bytes: u64| {
+        let bits = bytes.saturating_mul(8).clamp(8, 64) as u32;
+        // What the text declares as unsigned may well be signed in the source.
+        let fits = (-(1i128 << (bits - 1))..1i128 << bits).contains(&value);
+        (fits && !is_float).then(|| value.to_le_bytes()[..(bits / 8) as usize].to_vec())
+    };
+    match argument {
+        Argument::Buffer { .. } => None,
+        Argument::U32 { value } => integer((*value).into(), 4),
+        Argument::I32 { value } => integer((*value).into(), 4),
+        Argument::U64 { value } => integer((*value).into(), 8),
+        Argument::I64 { value } => integer((*value).into(), 8),
+        Argument::Integer { value } if is_float => {
+            value_of(&Argument::Real { value: *value as f64 }, kind, bytes)
+        }
+        Argument::Integer { value } => integer((*value).into(), bytes),
+        Argument::Unsigned { value } => integer((*value).into(), bytes),
+        Argument::F32 { value } => (kind == Type::F32).then(|| value.to_le_bytes().into()),
+        Argument::F64 { value } => (kind == Type::F64).then(|| value.to_le_bytes().into()),
+        Argument::Real { value } if kind == Type::F32 => Some((*value as f32).to_le_bytes().into()),
+        Argument::Real { value } => (kind == Type::F64).then(|| value.to_le_bytes().into()),
+        Argument::Bytes { bytes } => Some(bytes.clone()),
+    }
 }
 
 /// A file directly in a folder: the task names it, so it may name nothing else.
@@ -208,19 +269,8 @@ fn filled(name: &str, bytes: u64, fill: &Fill, input: &Path) -> Result<Vec<u8>, 
         Fill::Zero => {}
         Fill::Inline { bytes } => buffer[..bytes.len()].copy_from_slice(bytes),
         Fill::Input { file, offset } => {
+            let mut source = input_file(input, file, name, *offset, bytes)?;
             let reading = |source| ModuleError::Io { doing: format!("read the input {file:?}"), source };
-            let mut source = File::open(input.join(file)).map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    ModuleError::Bad(format!("there is no input {file:?} for {name:?}"))
-                }
-                _ => reading(error),
-            })?;
-            let length = source.metadata().map_err(reading)?.len();
-            if length.saturating_sub(*offset) < bytes {
-                return Err(ModuleError::Bad(format!(
-                    "the input {file:?} has {length} bytes; the buffer {name:?} wants {bytes} from byte {offset}"
-                )));
-            }
             source
                 .seek(SeekFrom::Start(*offset))
                 .and_then(|_| source.read_exact(&mut buffer))
@@ -228,4 +278,21 @@ fn filled(name: &str, bytes: u64, fill: &Fill, input: &Path) -> Result<Vec<u8>, 
         }
     }
     Ok(buffer)
+}
+
+/// An input that holds `bytes` from `offset` on.
+fn input_file(input: &Path, file: &str, name: &str, offset: u64, bytes: u64) -> Result<File, ModuleError> {
+    plain_name(file)?;
+    let reading = |source| ModuleError::Io { doing: format!("read the input {file:?}"), source };
+    let source = File::open(input.join(file)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => ModuleError::Bad(format!("there is no input {file:?} for {name:?}")),
+        _ => reading(error),
+    })?;
+    let length = source.metadata().map_err(reading)?.len();
+    if length.saturating_sub(offset) < bytes {
+        return Err(ModuleError::Bad(format!(
+            "the input {file:?} has {length} bytes; the buffer {name:?} wants {bytes} from byte {offset}"
+        )));
+    }
+    Ok(source)
 }

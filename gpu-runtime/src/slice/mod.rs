@@ -5,6 +5,8 @@
 //! | (here)      | what is a slice, and does one more fit on the card                  |
 //! | [`ladder`]  | how strictly are its limits enforced, for this job on this card     |
 //! | [`arbiter`] | whose launch is next, so that each gets its share of measured time  |
+//! | [`desk`]    | the arbiters of this node, behind a socket                          |
+//! | [`pace`]    | how a worker asks there                                             |
 //!
 //! What always holds: the slices of a card never hold more memory than it has, nor more than all of its multiprocessors under
 //! hard caps; a MIG card and a shared one are never mixed; all arithmetic is checked.
@@ -12,7 +14,9 @@
 pub mod arbiter;
 #[cfg(test)]
 mod arbiter_model;
+pub mod desk;
 pub mod ladder;
+pub mod pace;
 
 use std::collections::BTreeMap;
 

@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Kit {
     pub runner: ContainerRunner,
     pub folder: tempfile::TempDir,
+    /// Libraries of a driver, where a test has one.
+    pub driver: Option<tempfile::TempDir>,
 }
 
 /// The static program of `task.c`, built once.
@@ -75,7 +77,7 @@ impl Kit {
         let mut config = config(folder.path());
         change(&mut config);
         match ContainerRunner::open(config).await {
-            Ok(runner) => Some(Self { runner, folder }),
+            Ok(runner) => Some(Self { runner, folder, driver: None }),
             Err(RunError::Refused(why))
                 if std::env::var("MAKAI_TEST_CONTAINERS").as_deref() != Ok("require") =>
             {
@@ -84,6 +86,11 @@ impl Kit {
             }
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// A library of this kit's driver.
+    pub fn driver_file(&self, name: &str) -> PathBuf {
+        self.driver.as_ref().expect("a kit with cards").path().join("driver").join(name)
     }
 
     /// Writes an image file and names it.
@@ -120,6 +127,7 @@ impl Kit {
             },
             input: Some(folder.join("in")),
             output: Some(folder.join("out")),
+            gpus: Vec::new(),
         }
     }
 
@@ -147,6 +155,7 @@ pub fn config(folder: &Path) -> ContainerConfig {
         level_min: Level::Watched,
         allow_host_network: false,
         use_cgroups: true,
+        cards: None,
     }
 }
 

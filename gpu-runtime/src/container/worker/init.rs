@@ -15,12 +15,17 @@ use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::{DumpableBehavior, Pid, Resource, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
+use super::mounts::CardFiles;
 use super::sys::{self, Fork};
 use super::{mounts, seccomp, user};
+use crate::card::cuda::{Cuda, CudaContext};
 use crate::container::image::ImageConfig;
 use crate::container::state::Task;
+use crate::module::on_card::CardUse;
 use crate::module::{self, ModuleError};
 use crate::runner::{ContainerWork, ModuleWork, Network, Work};
+use crate::slice::Level;
+use crate::slice::pace::{DeskPace, FreePace, Pace};
 
 /// What a shell looks through when nobody said otherwise.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -39,6 +44,8 @@ pub struct Setup<'a> {
     /// Lowest first.
     pub layers: &'a [PathBuf],
     pub config: &'a ImageConfig,
+    /// The driver's library, open where this program is to use it, and what else a share of a card takes.
+    pub card: Option<&'a (Option<Cuda>, CardFiles)>,
     /// A byte when it is in its cgroup, one when its ids are mapped; the end when the supervisor is gone.
     pub lifeline: OwnedFd,
     pub status: OwnedFd,
@@ -89,7 +96,8 @@ fn start(setup: &Setup<'_>) -> Result<i32, Failure> {
         namespaces |= UnshareFlags::NEWNET;
     }
     sys::unshare(namespaces).map_err(at("leave the machine's namespaces"))?;
-    mounts::enter(setup.layers, &setup.task.spec)?;
+    let card = setup.task.card.as_ref().zip(setup.card.map(|(_, files)| files));
+    mounts::enter(setup.layers, &setup.task.spec, card)?;
     rustix::system::sethostname(b"makai").map_err(io::Error::from).map_err(at("set the host name"))?;
     if network == Network::None {
         sys::loopback_up().map_err(at("switch loopback on"))?;
@@ -158,9 +166,9 @@ fn command(setup: &Setup<'_>, report: OwnedFd) -> ! {
         Work::Container(work) => become_command(setup, work),
         Work::Module(work) => match become_executor(setup) {
             Err(failure) => failure,
-            Ok(()) => {
+            Ok(card) => {
                 drop(report);
-                execute(setup, work)
+                execute(setup, work, card)
             }
         },
     };
@@ -172,34 +180,48 @@ fn command(setup: &Setup<'_>, report: OwnedFd) -> ! {
     sys::exit(127)
 }
 
-/// As a command, but for starting a program: what runs is this one, and of the task only what the executor interprets.
-fn become_executor(setup: &Setup<'_>) -> Result<(), Failure> {
+/// As a command, but for starting a program: what runs is this one, and of the task only what the executor interprets or a card
+/// runs. The driver is started before the last walls stand, as it opens devices; the task's module is compiled behind them.
+fn become_executor(setup: &Setup<'_>) -> Result<Option<CudaContext>, Failure> {
     _ = std::fs::write("/proc/self/oom_score_adj", COMMAND_OOM_SCORE);
     rustix::process::setsid().map_err(io::Error::from)?;
     rustix::stdio::dup2_stdout(&setup.stdout).map_err(io::Error::from)?;
     rustix::stdio::dup2_stderr(&setup.stderr).map_err(io::Error::from)?;
     give_up_bounding_set();
     resource_limits(setup)?;
+    let card = match (setup.card, setup.task.spec.gpus.first()) {
+        (Some((Some(cuda), _)), Some(slice)) => {
+            let context = cuda.context(&slice.gpu_uuid);
+            Some(context.map_err(|error| Failure::Machine(error.to_string()))?)
+        }
+        _ => None,
+    };
     give_up_rights(CapabilitySet::empty())?;
     sys::reset_signals();
-    Ok(seccomp::confine()?)
+    seccomp::confine()?;
+    Ok(card)
 }
 
 /// Runs a module; its faults go to the supervisor by the status lines, as there is no exit code for them.
-fn execute(setup: &Setup<'_>, work: &ModuleWork) -> ! {
+fn execute(setup: &Setup<'_>, work: &ModuleWork, card: Option<CudaContext>) -> ! {
     let memory_bytes = setup.task.spec.limits.memory_bytes;
+    let (input, output) = (Path::new("/in"), Path::new("/out"));
     // The supervisor holds the time limit; this process ends with a signal like any command.
-    let done = module::run(work, memory_bytes, Path::new("/in"), Path::new("/out"), &mut || false);
+    let done = match card {
+        None => module::run(work, memory_bytes, input, output, &mut || false)
+            .map(|ran| format!("{} launches, {} instructions", ran.launches, ran.instructions)),
+        Some(mut card) => on_card(setup, work, input, output, &mut card),
+    };
     match done {
-        Ok(ran) => {
-            println!("{} launches, {} instructions", ran.launches, ran.instructions);
+        Ok(said) => {
+            println!("{said}");
             sys::exit(0)
         }
         Err(error) => {
             let kind = match &error {
                 ModuleError::Bad(_) => "bad-module",
                 ModuleError::Fault(_) | ModuleError::Stopped { .. } => "module-fault",
-                ModuleError::Io { .. } => "fault",
+                ModuleError::Io { .. } | ModuleError::Card(_) => "fault",
             };
             let source =
                 std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
@@ -208,6 +230,29 @@ fn execute(setup: &Setup<'_>, work: &ModuleWork) -> ! {
             sys::exit(1)
         }
     }
+}
+
+/// Runs a module on its share of a card; what it uses goes to the supervisor by the status lines.
+fn on_card(
+    setup: &Setup<'_>,
+    work: &ModuleWork,
+    input: &Path,
+    output: &Path,
+    card: &mut CudaContext,
+) -> Result<String, ModuleError> {
+    let (Some(access), Some(slice)) = (&setup.task.card, setup.task.spec.gpus.first()) else {
+        return Err(ModuleError::Card("no share of a card was given".into()));
+    };
+    let mut tell = |used: &CardUse| {
+        say(setup, &format!("gpu {} {} {}", used.busy_ns, used.launches, used.memory_bytes));
+    };
+    let mut free = FreePace::default();
+    let mut desk = DeskPace::new(mounts::DESK.into(), access.pass.clone());
+    let is_alone = matches!(slice.enforcement, Level::Exclusive | Level::Hardware);
+    let pace: &mut dyn Pace = if is_alone { &mut free } else { &mut desk };
+    let memory_bytes = slice.memory_mib << 20;
+    let used = module::on_card::run(work, memory_bytes, input, output, card, pace, &mut tell)?;
+    Ok(format!("{} launches, {} us on the card", used.launches, used.busy_ns / 1000))
 }
 
 fn give_up_bounding_set() {
@@ -225,7 +270,7 @@ fn become_command(setup: &Setup<'_>, work: &ContainerWork) -> Failure {
         if !setup.task.confinement.ids.has_many() {
             (user.uid, user.gid) = (0, 0);
         }
-        let environment = environment(work, setup.config, &user.home);
+        let environment = environment(work, setup, &user.home);
         let arguments = arguments(work, setup.config)?;
         _ = std::fs::write("/proc/self/oom_score_adj", COMMAND_OOM_SCORE);
         rustix::process::setsid().map_err(io::Error::from)?;
@@ -305,10 +350,17 @@ fn arguments(work: &ContainerWork, config: &ImageConfig) -> Result<Vec<String>, 
     }
 }
 
-fn environment(work: &ContainerWork, config: &ImageConfig, home: &str) -> Vec<String> {
+fn environment(work: &ContainerWork, setup: &Setup<'_>, home: &str) -> Vec<String> {
+    let config = setup.config;
     let mut environment: BTreeMap<&str, &str> = BTreeMap::from([("PATH", DEFAULT_PATH), ("HOME", home)]);
     environment.extend(config.env.iter().filter_map(|entry| entry.split_once('=')));
     environment.extend(work.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let cards: Vec<&str> = setup.task.spec.gpus.iter().map(|slice| slice.gpu_uuid.as_str()).collect();
+    let (cards, mut libraries) = (cards.join(","), mounts::DRIVER.to_owned());
+    if !cards.is_empty() {
+        libraries.extend(environment.get("LD_LIBRARY_PATH").into_iter().flat_map(|path| [":", path]));
+        environment.extend([("LD_LIBRARY_PATH", libraries.as_str()), ("CUDA_VISIBLE_DEVICES", &cards)]);
+    }
     environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 

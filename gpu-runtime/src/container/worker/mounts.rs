@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
+use crate::container::state::CardAccess;
 use crate::runner::{Network, TaskSpec, Work};
 
 /// Where an attempt's image is mounted, in its folder, for the time that it takes to move into it.
@@ -35,8 +36,22 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// `/run` and `/dev/shm` beside a `/tmp` of half the task's memory.
 const RUN_BYTES: u64 = 16 << 20;
 
+/// Where a task with a share of a card sees the node's desk.
+pub const DESK: &str = "/desk";
+/// Where a container with cards sees the driver's libraries.
+pub const DRIVER: &str = "/usr/local/nvidia/lib64";
+
+/// What of the machine a task with a share of a card sees.
+#[derive(Debug, Default)]
+pub struct CardFiles {
+    /// Names under `/dev`.
+    pub devices: Vec<String>,
+    /// Files of the machine, and where they are seen.
+    pub files: Vec<(std::path::PathBuf, std::path::PathBuf)>,
+}
+
 /// Fills the layer that lies over the image: mount points, and what `/etc` must say of this container.
-pub fn make_skeleton(folder: &Path, spec: &TaskSpec) -> io::Result<()> {
+pub fn make_skeleton(folder: &Path, spec: &TaskSpec, card: Option<&CardFiles>) -> io::Result<()> {
     let skeleton = folder.join(SKELETON);
     fs::create_dir_all(folder.join(ROOT))?;
     fs::create_dir_all(folder.join(EMPTY))?;
@@ -48,6 +63,16 @@ pub fn make_skeleton(folder: &Path, spec: &TaskSpec) -> io::Result<()> {
     }
     if spec.output.is_some() {
         fs::create_dir_all(skeleton.join("out"))?;
+    }
+    if let Some(card) = card {
+        fs::create_dir_all(skeleton.join(DESK.trim_start_matches('/')))?;
+        for (_, inside) in &card.files {
+            let inside = skeleton.join(inside.strip_prefix("/").unwrap_or(inside));
+            if let Some(folder) = inside.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            fs::write(inside, "")?;
+        }
     }
     fs::write(skeleton.join("etc/hostname"), "makai\n")?;
     fs::write(skeleton.join("etc/hosts"), "127.0.0.1 localhost makai\n::1 localhost\n")?;
@@ -61,7 +86,11 @@ pub fn make_skeleton(folder: &Path, spec: &TaskSpec) -> io::Result<()> {
 }
 
 /// Builds the task's file system and moves into it. The working folder must be the attempt's; the mount namespace new.
-pub fn enter(layers: &[std::path::PathBuf], spec: &TaskSpec) -> io::Result<()> {
+pub fn enter(
+    layers: &[std::path::PathBuf],
+    spec: &TaskSpec,
+    card: Option<(&CardAccess, &CardFiles)>,
+) -> io::Result<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(doing("leave the machine's mounts"))?;
     overlay(layers).map_err(|error| io::Error::new(error.kind(), format!("mount the image: {error}")))?;
@@ -70,7 +99,16 @@ pub fn enter(layers: &[std::path::PathBuf], spec: &TaskSpec) -> io::Result<()> {
     let scratch = spec.limits.memory_bytes / 2;
     mount("tmpfs", "root/tmp", "tmpfs", inert, &format!("mode=1777,size={scratch}"))?;
     mount("tmpfs", "root/run", "tmpfs", inert, &format!("mode=1777,size={RUN_BYTES}"))?;
-    devices(scratch)?;
+    let own = card.map_or(&[][..], |(_, files)| files.devices.as_slice());
+    devices(scratch, own)?;
+    if let Some((access, files)) = card {
+        bind(&access.desk, "root/desk", inert | MountFlags::RDONLY | MountFlags::NOEXEC)?;
+        for (file, inside) in &files.files {
+            let inside = Path::new("root").join(inside.strip_prefix("/").unwrap_or(inside));
+            let inside = inside.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+            bind(file, inside, inert | MountFlags::RDONLY)?;
+        }
+    }
     if let Some(input) = &spec.input {
         bind(input, "root/in", inert | MountFlags::RDONLY)?;
     }
@@ -78,7 +116,7 @@ pub fn enter(layers: &[std::path::PathBuf], spec: &TaskSpec) -> io::Result<()> {
         bind(output, "root/out", inert)?;
     }
     move_into_root()?;
-    mask()
+    mask(card.is_some())
 }
 
 fn overlay(layers: &[std::path::PathBuf]) -> io::Result<()> {
@@ -97,10 +135,10 @@ fn overlay(layers: &[std::path::PathBuf]) -> io::Result<()> {
     mount("overlay", "root", "overlay", MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, &options)
 }
 
-fn devices(shared_memory_bytes: u64) -> io::Result<()> {
+fn devices(shared_memory_bytes: u64, own: &[String]) -> io::Result<()> {
     let inert = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount("tmpfs", "root/dev", "tmpfs", inert, "mode=755,size=64k")?;
-    for name in DEVICES {
+    for name in DEVICES.into_iter().chain(own.iter().map(String::as_str)) {
         fs::write(format!("root/dev/{name}"), "")?;
         rustix::mount::mount_bind(format!("/dev/{name}"), format!("root/dev/{name}"))
             .map_err(doing(format!("bind /dev/{name}")))?;
@@ -124,14 +162,15 @@ fn move_into_root() -> io::Result<()> {
     rustix::process::chdir("/").map_err(doing("enter the image"))
 }
 
-fn mask() -> io::Result<()> {
+fn mask(has_card: bool) -> io::Result<()> {
     for path in HIDDEN_FILES {
         if Path::new(path).exists() {
             rustix::mount::mount_bind("/dev/null", path).map_err(doing(format!("hide {path}")))?;
         }
     }
     for path in HIDDEN_FOLDERS {
-        if Path::new(path).is_dir() {
+        // The driver's library reads its parameters there.
+        if Path::new(path).is_dir() && !(has_card && path == "/proc/driver") {
             mount("tmpfs", path, "tmpfs", MountFlags::RDONLY | MountFlags::NOSUID, "size=4k")?;
         }
     }

@@ -18,14 +18,17 @@ use rustix::fs::{FlockOperation, Mode, OFlags, Timespec};
 use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
+use super::mounts::CardFiles;
 use super::sys::{self, Ended, Fork};
 use super::{Ids, clock, init, mounts, watch};
+use crate::card::cuda::Cuda;
+use crate::card::files;
 use crate::container::cgroup::{self, Group, GroupLimits};
 use crate::container::enforcement;
 use crate::container::image::{ImageError, Prepared, Store};
 use crate::container::log::LogWriter;
 use crate::container::state::{AttemptFolder, Task};
-use crate::runner::{End, LogStream, Outcome, RunError, Usage, Work};
+use crate::runner::{End, Enforcement, LogStream, Outcome, RunError, Usage, Work};
 
 /// How often limits are looked at.
 const TICK_MS: u64 = 100;
@@ -63,6 +66,7 @@ pub fn run(folder: &AttemptFolder) -> Result<(), RunError> {
         signals,
         log,
         group: None,
+        card: None,
         usage: Usage::default(),
         end: None,
         kill_at_ms: None,
@@ -94,6 +98,8 @@ struct Attempt<'a> {
     signals: OwnedFd,
     log: LogWriter,
     group: Option<Group>,
+    /// The driver's library and what else its share of a card takes.
+    card: Option<(Option<Cuda>, CardFiles)>,
     usage: Usage,
     /// Why it is being ended from here, and when that turns to force.
     end: Option<(End, String)>,
@@ -113,6 +119,8 @@ struct Container {
     unread: String,
     exit: Option<i32>,
     failure: Option<(End, String)>,
+    /// Card time in nanoseconds, launches, bytes held.
+    gpu: (u64, u64, u64),
 }
 
 impl Attempt<'_> {
@@ -158,7 +166,30 @@ impl Attempt<'_> {
                 Failure::Machine(io::Error::new(source.kind(), format!("{doing}: {source}")))
             }
         })?;
-        mounts::make_skeleton(self.folder.path(), spec)?;
+        if let Some(access) = &self.task.card {
+            let devices = files::device_nodes(&access.minors);
+            let library = access.library.as_deref();
+            self.card = Some(match &spec.work {
+                // Opened out here, where the library is; started in there, by the executor.
+                Work::Module(_) => {
+                    let cuda = Cuda::open(library).map_err(io::Error::other)?;
+                    let own = files::compiler_libraries().into_iter();
+                    (Some(cuda), CardFiles { devices, files: own.map(|path| (path.clone(), path)).collect() })
+                }
+                Work::Container(_) => {
+                    let own = files::driver_libraries(library).into_iter();
+                    let inside = |path: &std::path::PathBuf| {
+                        Path::new(mounts::DRIVER).join(path.file_name().unwrap_or_default())
+                    };
+                    (
+                        None,
+                        CardFiles { devices, files: own.map(|path| (path.clone(), inside(&path))).collect() },
+                    )
+                }
+            });
+        }
+        let card = self.card.as_ref().map(|(_, files)| files);
+        mounts::make_skeleton(self.folder.path(), spec, card)?;
         if let Some(input) = &spec.input {
             self.usage.input_bytes = watch::size_of(input)?.file_bytes;
         }
@@ -194,6 +225,7 @@ impl Attempt<'_> {
             folder: self.folder.path(),
             layers: &image.layers,
             config: &image.config,
+            card: self.card.as_ref(),
             lifeline: lifeline_in,
             status: status_in,
             stdout: stdout_in,
@@ -223,6 +255,7 @@ impl Attempt<'_> {
             unread: String::new(),
             exit: None,
             failure: None,
+            gpu: (0, 0, 0),
         };
         let begun = self.begin(&mut container, ids);
         if begun.is_err() {
@@ -327,6 +360,9 @@ impl Attempt<'_> {
                 container.take(&line);
             }
         }
+        let (busy_ns, launches, bytes) = container.gpu;
+        (self.usage.gpu_busy_ns, self.usage.gpu_launches) = (busy_ns, launches);
+        self.usage.gpu_memory_peak_bytes = self.usage.gpu_memory_peak_bytes.max(bytes);
     }
 
     /// Measures, and ends what is over a limit.
@@ -517,7 +553,10 @@ impl Attempt<'_> {
             end,
             message,
             usage: self.usage,
-            enforcement: enforcement(&self.task.confinement),
+            enforcement: Enforcement {
+                gpu: self.task.spec.gpus.first().map(|slice| slice.enforcement),
+                ..enforcement(&self.task.confinement)
+            },
             started_at_ms: self.started_at_unix_ms,
             ended_at_ms: clock::unix_ms(),
         };
@@ -530,6 +569,14 @@ impl Container {
     fn take(&mut self, line: &str) {
         match line.split_once(' ') {
             Some(("exit", status)) => self.exit = status.parse().ok(),
+            Some(("gpu", numbers)) => {
+                let mut numbers = numbers.split(' ').map_while(|number| number.parse().ok());
+                if let (Some(busy), Some(launches), Some(bytes)) =
+                    (numbers.next(), numbers.next(), numbers.next())
+                {
+                    self.gpu = (busy, launches, bytes);
+                }
+            }
             Some(("bad-module", text)) => self.failure = Some((End::BadModule, text.to_owned())),
             Some(("module-fault", text)) => self.failure = Some((End::ModuleFault, text.to_owned())),
             Some(("bad", text)) => self.failure = Some((End::BadCommand, text.to_owned())),

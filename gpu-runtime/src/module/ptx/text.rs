@@ -157,6 +157,54 @@ pub fn read(text: &str) -> Result<Text, PtxError> {
     Ok(module)
 }
 
+/// What a module declares: all that a launch on a card is checked against. Its code is the driver's to judge.
+#[derive(Debug, Default)]
+pub struct Outline {
+    pub target: String,
+    /// Kernels with their parameters.
+    pub kernels: Vec<(String, Vec<Parameter>)>,
+    /// Bytes of the module's own variables.
+    pub variable_bytes: u64,
+}
+
+/// Reads a module's declarations, whatever its instructions are.
+///
+/// # Errors
+/// [`PtxError::Malformed`] with the line.
+pub fn outline(text: &str) -> Result<Outline, PtxError> {
+    if text.len() > TEXT_BYTES_MAX {
+        let fault = format!("the module has {} bytes; at most {TEXT_BYTES_MAX}", text.len());
+        return Err(PtxError::malformed(0, fault));
+    }
+    let mut reader = Reader { tokens: tokens(text)?, at: 0 };
+    let mut outline = Outline::default();
+    let mut variables = Vec::new();
+    while let Some(token) = reader.next() {
+        match token {
+            Token::Word(".target") => outline.target = reader.word()?.to_owned(),
+            Token::Word(".entry") => {
+                let name = reader.word()?.to_owned();
+                let parameters = reader.parameters()?;
+                if outline.kernels.iter().any(|(other, _)| *other == name) {
+                    return Err(reader.fault(format!("the kernel {name:?} is there twice")));
+                }
+                outline.kernels.push((name, parameters));
+                reader.skip_block()?;
+            }
+            Token::Word(".global") => reader.variables(Space::Global, false, &mut variables)?,
+            Token::Word(".const") => reader.variables(Space::Const, false, &mut variables)?,
+            Token::Punctuation('{') => {
+                // A function's body.
+                reader.at -= 1;
+                reader.skip_block()?;
+            }
+            _ => {}
+        }
+    }
+    outline.variable_bytes = variables.iter().map(|one| one.bytes).fold(0, u64::saturating_add);
+    Ok(outline)
+}
+
 /// The text as tokens with their lines, comments left out.
 fn tokens(text: &str) -> Result<Vec<(u32, Token<'_>)>, PtxError> {
     let bytes = text.as_bytes();
@@ -376,15 +424,7 @@ impl<'a> Reader<'a> {
 
     fn kernel(&mut self) -> Result<Kernel, PtxError> {
         let mut kernel = Kernel { name: self.word()?.to_owned(), ..Kernel::default() };
-        if self.take('(') {
-            while !self.take(')') {
-                kernel.parameters.push(self.parameter()?);
-                if kernel.parameters.len() > PARAMETERS_MAX {
-                    return Err(self.fault(format!("more than {PARAMETERS_MAX} parameters")));
-                }
-                self.take(',');
-            }
-        }
+        kernel.parameters = self.parameters()?;
         // .maxntid, .reqntid, .minnctapersm: hints to a compiler for the card.
         while !self.is_at('{') {
             if self.next().is_none() {
@@ -394,6 +434,20 @@ impl<'a> Reader<'a> {
         self.require('{')?;
         self.body(&mut kernel, 0)?;
         Ok(kernel)
+    }
+
+    fn parameters(&mut self) -> Result<Vec<Parameter>, PtxError> {
+        let mut parameters = Vec::new();
+        if self.take('(') {
+            while !self.take(')') {
+                parameters.push(self.parameter()?);
+                if parameters.len() > PARAMETERS_MAX {
+                    return Err(self.fault(format!("more than {PARAMETERS_MAX} parameters")));
+                }
+                self.take(',');
+            }
+        }
+        Ok(parameters)
     }
 
     fn parameter(&mut self) -> Result<Parameter, PtxError> {

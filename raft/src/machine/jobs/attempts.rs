@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use makai_erasure::NodeId;
 
-use super::super::draft::{Draft, Outcome, expect, read, shift};
+use super::super::draft::{Draft, Outcome, all, expect, read, shift};
 use super::super::keys::Counter;
 use super::super::kv::{KvError, View};
 use super::super::{buckets, objects};
@@ -13,9 +13,9 @@ use super::{Active, Waiting, find, keys, settle_job};
 use crate::facts::Timestamp;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
 use crate::facts::jobs::{
-    Assignment, AttemptId, BACKOFF_MS_MAX, End, HISTORY_MAX, Job, JobId, JobPhase, JobState, JobsReply,
-    LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, Receipt, Statement, TEXT_BYTES_MAX, Task,
-    TaskPhase, Verdict, log_bucket, log_key,
+    Assignment, AttemptId, BACKOFF_MS_MAX, End, GPUS_MAX, HISTORY_MAX, Job, JobId, JobPhase, JobState,
+    JobsReply, LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, Receipt, Statement, TEXT_BYTES_MAX,
+    Task, TaskPhase, Verdict, log_bucket, log_key,
 };
 use crate::facts::object::ObjectHeaders;
 
@@ -59,7 +59,10 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
     check_count(assignments.len())?;
     let mut touched = Touched::default();
     let mut assigned = Vec::new();
-    for Assignment { job: id, index, node } in assignments {
+    for Assignment { job: id, index, node, gpus } in assignments {
+        if gpus.len() > GPUS_MAX || gpus.iter().any(|uuid| uuid.len() > TEXT_BYTES_MAX) {
+            return Err(Refusal::Invalid(format!("an attempt has at most {GPUS_MAX} cards")).into());
+        }
         let Some((job, state)) = touched.get(draft, *id)? else { continue };
         let queued = keys::queued(job.spec.priority, *id, *index);
         let mut task = if draft.get(&queued)?.is_some() {
@@ -88,6 +91,9 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
             assigned_at: draft.now,
             time_limit_ms: job.spec.time_limit_ms,
             resources: job.spec.resources.clone(),
+            tenant: job.tenant.0,
+            priority: job.spec.priority,
+            gpus: gpus.clone(),
         };
         draft.write(keys::active_task(node, *id, *index), &active)?;
         draft.write(keys::task(*id, *index), &task)?;
@@ -176,6 +182,9 @@ pub fn finish(
     draft.write(keys::receipt(receipt.sequence), &receipt)?;
     task.receipt = receipt.sequence;
     end_attempt(draft, &job, &mut state, task, end.clone())?;
+    if !is_success && job.spec.is_gang {
+        end_gang(draft, &job, &mut state, attempt.index)?;
+    }
     settle_job(draft, &job, state)?;
     Ok(Reply::Done)
 }
@@ -220,6 +229,9 @@ pub fn lose(draft: &mut Draft<'_>, attempts: &[(AttemptId, String)]) -> Outcome<
         touched.get(draft, attempt.job)?;
         if let Some((job, state)) = touched.jobs.get_mut(&attempt.job).and_then(Option::as_mut) {
             end_attempt(draft, job, state, task, end)?;
+            if job.spec.is_gang {
+                end_gang(draft, job, state, attempt.index)?;
+            }
         }
     }
     touched.settle(draft)?;
@@ -277,6 +289,32 @@ fn end_attempt(
         end,
     });
     draft.write(keys::task(job.id, task.index), &task)
+}
+
+/// An attempt at task `because_of` of a gang has ended badly: the others end too, to begin together again, or not at all
+/// where that task may not be tried again.
+fn end_gang(draft: &mut Draft<'_>, job: &Job, state: &mut JobState, because_of: u32) -> Result<(), KvError> {
+    for task in all::<Task>(draft, &keys::tasks(job.id))? {
+        if task.phase.is_active() {
+            let end = End::Lost { why: format!("task {because_of} of its gang ended") };
+            end_attempt(draft, job, state, task, end)?;
+        }
+    }
+    if state.counts.failed == 0 {
+        return Ok(());
+    }
+    draft.delete_all(&keys::queue_of(job.spec.priority, job.id))?;
+    for mut task in all::<Task>(draft, &keys::tasks(job.id))? {
+        if task.phase == TaskPhase::Pending {
+            task.phase = TaskPhase::Cancelled;
+            task.changed_at = draft.now;
+            draft.write(keys::task(job.id, task.index), &task)?;
+        }
+    }
+    state.counts.cancelled += state.counts.pending;
+    state.counts.pending = 0;
+    state.next_index = job.spec.tasks;
+    Ok(())
 }
 
 /// A task that was lost goes on at once, the first time; one that failed waits, longer each time.

@@ -50,6 +50,12 @@ struct Active {
     assigned_at: Timestamp,
     time_limit_ms: u64,
     resources: Resources,
+    #[serde(default)]
+    tenant: u64,
+    #[serde(default)]
+    priority: u8,
+    #[serde(default)]
+    gpus: Vec<String>,
 }
 
 pub fn run(draft: &mut Draft<'_>, command: &JobsCommand) -> Outcome<Reply> {
