@@ -223,6 +223,7 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("peers.connect_timeout_ms", peers.connect_timeout_ms, 100..=60_000);
     within("peers.idle_timeout_ms", peers.idle_timeout_ms, 1_000..=600_000);
     within("s3.connections_max", s3.connections_max.into(), 1..=1_000_000);
+    within("s3.log_interval_secs", s3.log_interval_secs, 1..=DAY_SECS);
     within("grpc.connections_max", grpc.connections_max.into(), 1..=1_000_000);
     within("storage.segment_bytes", storage.segment_bytes, 128 * MIB..=4 * GIB);
     within("storage.repair_bytes_per_sec_max", storage.repair_bytes_per_sec_max, 64 * KIB..=1024 * GIB);

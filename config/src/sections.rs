@@ -178,6 +178,13 @@ pub struct S3Config {
     pub tls_key: Option<PathBuf>,
     /// Connections beyond this many wait unaccepted: each may hold an upload's stripes in memory.
     pub connections_max: u32,
+    /// Names under which `BUCKET.name` serves the bucket's website. Empty: none is served.
+    pub website_domains: Vec<String>,
+    /// How long lines of access logs wait before they are delivered to the bucket that they are for.
+    pub log_interval_secs: u64,
+    /// Whether webhooks and issuers of identities that tenants name may be on this machine or its network. A tenant of
+    /// whom one knows nothing could reach what only insiders should.
+    pub allow_private_endpoints: bool,
 }
 
 impl Default for S3Config {
@@ -189,6 +196,9 @@ impl Default for S3Config {
             tls_cert: None,
             tls_key: None,
             connections_max: 1024,
+            website_domains: Vec::new(),
+            log_interval_secs: 300,
+            allow_private_endpoints: false,
         }
     }
 }

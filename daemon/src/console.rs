@@ -36,6 +36,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use makai_erasure::{DiskId, NodeId};
+use makai_gateway::identity::directory::Limit;
+use makai_gateway::identity::{ChangeError, Identity};
 use makai_gateway::policy::Policy;
 use makai_gateway::policy::document::Kind;
 use makai_gpu_runtime::inventory::Inventory;
@@ -152,6 +154,13 @@ pub struct KeyRequest {
     /// Whose the key will be; `None`: the tenant's own.
     #[serde(default)]
     pub user: Option<String>,
+}
+
+/// `None`: no limit.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LimitRequest {
+    pub access_key_id: String,
+    pub limit: Option<Limit>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -350,6 +359,7 @@ impl Console {
             (&Method::DELETE, "/api/v1/buckets") => {
                 json(&self.delete_bucket(parameter(query, "name")).await?)
             }
+            (&Method::PUT, "/api/v1/limits") => json(&self.set_limit(read(&body)?).await?),
             (&Method::GET, "/api/v1/users") => json(&self.users(parameter(query, "tenant")).await?),
             (&Method::PUT, "/api/v1/users") => json(&self.put_user(read(&body)?).await?),
             (&Method::DELETE, "/api/v1/users") => json(&self.delete_user(read(&body)?).await?),
@@ -559,6 +569,26 @@ impl Console {
     async fn set_key(&self, change: KeyChange) -> Result<(), Failure> {
         let KeyChange { access_key_id: id, is_enabled } = change;
         self.propose(Command::Identity(IdentityCommand::SetKeyEnabled { id, is_enabled })).await.map(|_| ())
+    }
+
+    async fn set_limit(&self, request: LimitRequest) -> Result<(), Failure> {
+        let LimitRequest { access_key_id: id, limit } = request;
+        let key = self.shell.facts.query(Query::AccessKey { id: id.clone() }).await.map_err(meta_failure)?;
+        let Answer::AccessKey(_, tenant) = key else {
+            return Err(failure(StatusCode::INTERNAL_SERVER_ERROR, "the facts answered another question"));
+        };
+        let identity = Identity::new(Arc::clone(&self.shell.facts), self.cluster_key()?);
+        let changed = identity.change_directory::<(), ()>(tenant.id, |directory| {
+            match limit {
+                Some(limit) => _ = directory.limits.insert(id.clone(), limit),
+                None => _ = directory.limits.remove(&id),
+            }
+            Ok(())
+        });
+        changed.await.map_err(|error| match error {
+            ChangeError::Facts(error) => meta_failure(error),
+            other => failure(StatusCode::INTERNAL_SERVER_ERROR, other),
+        })
     }
 
     async fn users(&self, tenant: Option<&str>) -> Result<Vec<UserAnswer>, Failure> {

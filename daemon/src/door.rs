@@ -14,6 +14,7 @@ use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
 use makai_gateway::identity::Identity;
 use makai_gateway::jobs::{JobsOptions, JobsService};
 use makai_gateway::objects::Objects;
+use makai_gateway::outbound::Outbound;
 use makai_gateway::s3::{S3Door, S3DoorConfig, serve};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -42,6 +43,12 @@ pub fn certificates(
     let (cert, key, stop) = (cert.clone(), key.clone(), stop.clone());
     tasks.spawn(async move { follow_certificates(&cert, &key, &renewed, &stop).await });
     Ok(Some(tls))
+}
+
+/// What this node's doors may reach for customers.
+#[must_use]
+pub fn outbound(config: &NodeConfig) -> Outbound {
+    Outbound::new(config.s3.allow_private_endpoints)
 }
 
 /// Starts the gRPC door where the configuration has one; returns its address.
@@ -96,6 +103,9 @@ pub async fn start_s3(
         domains: config.s3.domains.clone(),
         requests_max: config.limits.requests_in_flight_max as usize,
         connections_max: config.s3.connections_max as usize,
+        website_domains: config.s3.website_domains.clone(),
+        log_interval: Duration::from_secs(config.s3.log_interval_secs),
+        outbound: outbound(config),
     };
     let door = S3Door::new(objects, identity, door)?;
     let listener =

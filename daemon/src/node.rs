@@ -23,6 +23,7 @@ use makai_gateway::identity::{self, Identity};
 use makai_gateway::jobs::JobsOptions;
 use makai_gateway::jobs::desk::Desk;
 use makai_gateway::objects::{Objects, ObjectsOptions};
+use makai_gateway::s3::notifications::Messenger;
 use makai_gpu_runtime::card::host::{Host, HostConfig};
 use makai_gpu_runtime::container::{Bounds as ImageBounds, ContainerConfig, ContainerRunner};
 use makai_gpu_runtime::runner::Level;
@@ -219,8 +220,16 @@ impl Node {
         let (stop_doors, door_tasks) = (CancellationToken::new(), TaskTracker::new());
         let (s3, grpc) = match (facts_of_me.roles.contains(&Role::Gateway), members.cluster_key()) {
             (true, Some(key)) => {
-                let identity = Identity::new(Arc::clone(&shell.facts), key);
+                let outbound = door::outbound(&shell.config);
+                let identity = Identity::with_outbound(Arc::clone(&shell.facts), key, outbound.clone());
                 let objects = objects(&shell, identity.clone());
+                let messenger = Messenger::new(
+                    Arc::clone(&shell.facts),
+                    objects.clone(),
+                    outbound,
+                    shell.config.s3.region.clone(),
+                );
+                tasks.spawn(reconcile::notify::run(shell.clone(), messenger));
                 let tls = door::certificates(&shell.config, &stop_doors, &door_tasks)?;
                 members.set_desk(Desk::new(Arc::clone(&shell.facts), objects.clone()));
                 let jobs = JobsOptions {

@@ -17,6 +17,10 @@
 //! Always: at most [`CACHE_ENTRIES_MAX`] ids are remembered, unknown ones included; a disabled key stops working within
 //! [`CACHE_TTL`] on every gateway; no secret reaches a log.
 
+pub mod directory;
+pub mod issuers;
+mod limits;
+mod records;
 pub mod session;
 
 use std::collections::HashMap;
@@ -35,6 +39,9 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
 
+use self::directory::Directory;
+pub use self::records::ChangeError;
+use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::policy::document::Kind;
 
@@ -64,10 +71,13 @@ pub struct Caller {
     pub access_key_id: String,
 }
 
-/// What limits the keys of a user.
+/// What limits the keys of a user, or a session in a role.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UserRights {
+    /// The user's, or the role's.
     pub name: String,
+    /// Of a role: what the session calls itself.
+    pub session: Option<String>,
     pub policies: Vec<Policy>,
 }
 
@@ -136,6 +146,10 @@ struct Inner {
     cluster_key: [u8; 32],
     access_keys: Cache<String, Option<Known>>,
     tenant_keys: Cache<TenantId, [u8; 32]>,
+    tenant_names: Cache<TenantId, String>,
+    directories: Cache<TenantId, Arc<Directory>>,
+    issuers: issuers::Issuers,
+    limits: limits::Limits,
 }
 
 #[derive(Clone)]
@@ -155,7 +169,22 @@ impl fmt::Debug for Identity {
 impl Identity {
     #[must_use]
     pub fn new(metadata: Arc<dyn Metadata>, cluster_key: [u8; 32]) -> Self {
-        let inner = Inner { metadata, cluster_key, access_keys: Cache::new(), tenant_keys: Cache::new() };
+        Self::with_outbound(metadata, cluster_key, Outbound::default())
+    }
+
+    /// As [`new`](Self::new), with what may be reached to ask issuers of identities.
+    #[must_use]
+    pub fn with_outbound(metadata: Arc<dyn Metadata>, cluster_key: [u8; 32], outbound: Outbound) -> Self {
+        let inner = Inner {
+            metadata,
+            cluster_key,
+            access_keys: Cache::new(),
+            tenant_keys: Cache::new(),
+            tenant_names: Cache::new(),
+            directories: Cache::new(),
+            issuers: issuers::Issuers::new(outbound),
+            limits: limits::Limits::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -195,6 +224,12 @@ impl Identity {
         }
     }
 
+    async fn rights(&self, user: &User) -> Result<UserRights, IdentityError> {
+        let directory = self.directory(user.tenant).await?;
+        let policies = compile(&user.name, &directory.texts_of_user(user))?;
+        Ok(UserRights { name: user.name.clone(), session: None, policies })
+    }
+
     async fn known(&self, access_key_id: &str) -> Result<Known, IdentityError> {
         let shown: String = access_key_id.chars().take(ACCESS_KEY_ID_BYTES_MAX).collect();
         let unknown = || IdentityError::UnknownAccessKey(shown.clone());
@@ -217,7 +252,10 @@ impl Identity {
                 self.open_tenant_key(&tenant)?;
                 let caller =
                     Caller { tenant: tenant.id, tenant_name: tenant.name, access_key_id: id.clone() };
-                let user = user.map(rights).transpose()?.map(Arc::new);
+                let user = match user {
+                    Some(user) => Some(Arc::new(self.rights(&user).await?)),
+                    None => None,
+                };
                 Some(Known { caller, user, secret: Secret(secret.into()) })
             }
             Ok(Answer::Identity(IdentityAnswer::Key { .. }))
@@ -239,15 +277,13 @@ impl Identity {
     }
 }
 
-/// A policy that cannot be read may hold a deny: the user is not let in without it.
-fn rights(user: User) -> Result<UserRights, IdentityError> {
-    let compile = |(name, text): &(String, String)| {
-        Policy::parse(text.as_bytes(), Kind::Identity).map_err(|error| {
-            IdentityError::Unavailable(format!("policy {name:?} of user {:?}: {error}", user.name))
-        })
+/// A policy that cannot be read may hold a deny: nobody is let in without it.
+fn compile(of: &str, texts: &[(&str, &str)]) -> Result<Vec<Policy>, IdentityError> {
+    let one = |(name, text): &(&str, &str)| {
+        Policy::parse(text.as_bytes(), Kind::Identity)
+            .map_err(|error| IdentityError::Unavailable(format!("policy {name:?} of {of:?}: {error}")))
     };
-    let policies = user.policies.iter().map(compile).collect::<Result<_, _>>()?;
-    Ok(UserRights { name: user.name, policies })
+    texts.iter().map(one).collect()
 }
 
 fn unexpected_answer() -> IdentityError {
@@ -345,6 +381,11 @@ struct Cache<K, V> {
 impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
     fn new() -> Self {
         Self { entries: Mutex::default() }
+    }
+
+    fn forget(&self, is_gone: impl Fn(&K, &V) -> bool) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|key, (_, value)| !is_gone(key, value));
     }
 
     fn get(&self, key: &K) -> Option<V> {

@@ -9,6 +9,7 @@
 //! | [`objects`]  | put, get, list, multipart: one path behind every data door | ports: `Metadata`, `ShardPeers` |
 //! | [`fuse`]     | a bucket mounted on a customer's machine                  | the kernel, port `FileService` |
 //! | [`identity`] | keys of tenants and customers, unsealed for the doors    | port `Metadata` |
+//! | [`outbound`] | requests to the outside: issuers, webhooks, other servers | network        |
 //! | [`policy`]   | who may do what: policies, access lists, their order      | nothing        |
 //! | [`grpc`]     | the gRPC door: its server, who calls, health, reflection | network        |
 //! | [`files`]    | the file service: a bucket as a filesystem, for mounts   | network        |
@@ -23,5 +24,6 @@ pub mod grpc;
 pub mod identity;
 pub mod jobs;
 pub mod objects;
+pub mod outbound;
 pub mod policy;
 pub mod s3;

@@ -139,6 +139,9 @@ impl Node {
         config.peers.listen = peers;
         config.peers.advertise = vec![peers.to_string()];
         config.s3.listen = roles.contains(&Role::Gateway).then_some(s3);
+        config.s3.website_domains = vec!["s3-website.localhost".into()];
+        config.s3.log_interval_secs = 1;
+        config.s3.allow_private_endpoints = true;
         config.grpc.listen = roles.contains(&Role::Gateway).then_some(grpc);
         config.console.listen = Some(console);
         config.disk = Vec::new();

@@ -31,6 +31,9 @@ use crate::{clock, files, state};
 const VOTERS_MAX: usize = 5;
 /// Someone who tries a rule out looks on.
 const LIFECYCLE_INTERVAL_SECS: u64 = 10;
+const LOG_INTERVAL_SECS: u64 = 10;
+/// Names below `localhost` are this machine, for browsers and curl.
+const WEBSITE_DOMAIN: &str = "s3-website.localhost";
 /// Room that a node leaves free on the disk it shares with everything else.
 const RESERVE_BYTES: u64 = 1 << 30;
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -203,6 +206,9 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
     config.cluster.voters_max = VOTERS_MAX as u8;
     config.peers.listen = loopback(free_udp_port()?);
     config.s3.listen = Some(loopback(first));
+    config.s3.website_domains = vec![WEBSITE_DOMAIN.to_owned()];
+    config.s3.log_interval_secs = LOG_INTERVAL_SECS;
+    config.s3.allow_private_endpoints = true;
     config.grpc.listen = Some(loopback(first + 1));
     config.console.listen = Some(loopback(first + 2));
     // Short, so that one sees epochs close and claims grow.

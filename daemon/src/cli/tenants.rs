@@ -4,10 +4,13 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use http::Method;
+use makai_gateway::identity::directory::Limit;
 
 use super::remote::Target;
 use super::{human_bytes, print_json};
-use crate::console::{KeyAnswer, KeyChange, KeyListed, KeyRequest, TenantAnswer, TenantRequest};
+use crate::console::{
+    KeyAnswer, KeyChange, KeyListed, KeyRequest, LimitRequest, TenantAnswer, TenantRequest,
+};
 
 /// Make and list tenants
 #[derive(Debug, clap::Args)]
@@ -34,7 +37,7 @@ enum TenantCommand {
     },
 }
 
-/// Make, list and delete access keys
+/// Make, list, limit and delete access keys
 #[derive(Debug, clap::Args)]
 pub struct KeyArgs {
     #[command(subcommand)]
@@ -61,6 +64,18 @@ enum KeyCommand {
     /// Take requests with an access key again
     Enable {
         access_key_id: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Bound how many requests a key may send to each gateway; beyond, they are told to slow down
+    Limit {
+        access_key_id: String,
+        /// Without: no limit
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        requests_per_second: Option<u32>,
+        /// Requests at once after a rest; without: as many as in a second
+        #[arg(long, requires = "requests_per_second")]
+        burst: Option<u32>,
         #[command(flatten)]
         target: Target,
     },
@@ -130,6 +145,26 @@ pub async fn key(args: KeyArgs) -> anyhow::Result<ExitCode> {
         }
         KeyCommand::Disable { access_key_id, target } => set_enabled(access_key_id, false, &target).await?,
         KeyCommand::Enable { access_key_id, target } => set_enabled(access_key_id, true, &target).await?,
+        KeyCommand::Limit { access_key_id, requests_per_second, burst, target } => {
+            let limit = requests_per_second
+                .map(|rate| Limit { requests_per_second: rate, burst: burst.unwrap_or(rate).max(1) });
+            let request = LimitRequest { access_key_id, limit };
+            let () = target.call(Method::PUT, "/api/v1/limits", Some(&request)).await?;
+            if target.json {
+                print_json(&request)?;
+            } else {
+                let said = limit.map_or_else(
+                    || "has no limit".to_owned(),
+                    |limit| {
+                        format!(
+                            "may send {} requests a second, {} at once",
+                            limit.requests_per_second, limit.burst
+                        )
+                    },
+                );
+                println!("{} {said}", request.access_key_id);
+            }
+        }
         KeyCommand::Ls { tenant, target } => {
             let keys: Vec<KeyListed> = target.get(&format!("/api/v1/keys?tenant={tenant}")).await?;
             if target.json {

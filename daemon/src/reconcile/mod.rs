@@ -15,6 +15,7 @@
 //! | [`displaced`] | storage  | no shard stays whose slot went to another disk                    |
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
 //! | [`lifecycle`] | leader   | versions and uploads go when their bucket's rules say so           |
+//! | [`notify`]    | a gateway | webhooks hear of changes of keys, as their buckets' owners wish   |
 //! | [`schedule`]  | leader   | tasks that wait are given to nodes; attempts of dead nodes end     |
 //! | [`agent`]     | compute  | attempts given to this node run, and are reported                 |
 //! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
@@ -35,6 +36,7 @@ pub mod health;
 pub mod heartbeat;
 pub mod lifecycle;
 pub mod map;
+pub mod notify;
 pub mod orphans;
 pub mod payout;
 pub mod placement;

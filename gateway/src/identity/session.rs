@@ -1,12 +1,13 @@
 //! Temporary credentials: a key that borrows the rights of another, may narrow them, and ends by itself.
 //!
 //! Nothing of them is stored. The token that goes with each request holds them, sealed with the cluster's key for the
-//! temporary key's id (purpose [`PURPOSE_SESSION`], format `MKS1`), as JSON: `{"key", "secret", "until", "policy"}`. A
-//! session ends with its time, or when the key it borrows from is deleted or disabled.
+//! temporary key's id (purpose [`PURPOSE_SESSION`], format `MKS1`), as JSON: `{"key", "secret", "until", "policy",
+//! "role"}`. A session ends with its time, or when the key or the role it borrows from is no more.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use makai_raft::facts::Timestamp;
+use makai_raft::facts::tenant::TenantId;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, RandomError, Secret, new_access_key, open_secret, seal_secret};
@@ -32,11 +33,29 @@ pub struct NewSession {
 /// What a token holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// The access key whose rights it borrows.
-    pub of_key: String,
+    pub lender: Lender,
     pub secret: Secret,
     /// Narrows them.
     pub policy: Option<String>,
+}
+
+/// Whose rights a session borrows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lender {
+    /// An access key's.
+    Key(String),
+    Role(RoleSession),
+}
+
+/// A role, assumed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleSession {
+    pub tenant: TenantId,
+    pub role: String,
+    /// When the role was made: one of the same name that is made later is another.
+    pub role_made_ms: u64,
+    /// What the session calls itself.
+    pub name: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,23 +72,29 @@ struct Sealed {
     secret: String,
     until: u64,
     policy: Option<String>,
+    /// Then `key` is empty.
+    #[serde(default)]
+    role: Option<RoleSession>,
 }
 
 impl Identity {
-    /// Lends the rights of the access key `of_key` until `until`, narrowed by `policy`.
+    /// Lends rights until `until`, narrowed by `policy`.
     ///
     /// # Errors
     /// The system gave no randomness.
     pub fn lend(
         &self,
-        of_key: &str,
+        lender: Lender,
         policy: Option<String>,
         until: Timestamp,
     ) -> Result<NewSession, RandomError> {
         let new = new_access_key()?;
         let access_key_id = format!("{SESSION_ID_PREFIX}{}", &new.id[SESSION_ID_PREFIX.len()..]);
-        let sealed =
-            Sealed { key: of_key.into(), secret: new.secret.expose().into(), until: until.0, policy };
+        let (key, role) = match lender {
+            Lender::Key(key) => (key, None),
+            Lender::Role(role) => (String::new(), Some(role)),
+        };
+        let sealed = Sealed { key, secret: new.secret.expose().into(), until: until.0, policy, role };
         let json = serde_json::to_vec(&sealed).map_err(|_| RandomError)?;
         let token = seal_secret(&self.inner.cluster_key, PURPOSE_SESSION, &access_key_id, &json)?;
         let token = BASE64_URL_SAFE_NO_PAD.encode(token);
@@ -91,7 +116,8 @@ impl Identity {
         if now.0 >= sealed.until {
             return Err(SessionError::Ended);
         }
-        let Sealed { key, secret, policy, .. } = sealed;
-        Ok(Session { of_key: key, secret: Secret(secret.into()), policy })
+        let Sealed { key, secret, policy, role, .. } = sealed;
+        let lender = role.map_or(Lender::Key(key), Lender::Role);
+        Ok(Session { lender, secret: Secret(secret.into()), policy })
     }
 }

@@ -14,6 +14,7 @@ use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::cluster::Role;
 use makai_raft::facts::command::Command;
 use makai_raft::facts::identity::{IdentityAnswer, IdentityCommand, IdentityQuery};
+use makai_raft::facts::journal::JournalCommand;
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::TenantId;
 use makai_raft::facts::version::VersionId;
@@ -38,7 +39,9 @@ pub const OWNERSHIP: &str = "ownership";
 pub const CORS: &str = "cors";
 pub const WEBSITE: &str = "website";
 pub const ENCRYPTION: &str = "encryption";
-const READ: [&str; 7] = [POLICY, ACL, PUBLIC_ACCESS, OWNERSHIP, CORS, WEBSITE, ENCRYPTION];
+pub const LOGGING: &str = "logging";
+pub const PAYER: &str = "request-payment";
+const READ: [&str; 9] = [POLICY, ACL, PUBLIC_ACCESS, OWNERSHIP, CORS, WEBSITE, ENCRYPTION, LOGGING, PAYER];
 
 /// What a bucket's owner has shut to the public.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -116,6 +119,9 @@ pub struct BucketAccess {
     pub cors: Option<Bytes>,
     pub website: Option<Bytes>,
     pub encryption: Option<Bytes>,
+    pub logging: Option<Bytes>,
+    /// Whether others than the owner must say that they pay.
+    pub requester_pays: bool,
 }
 
 impl BucketAccess {
@@ -164,6 +170,11 @@ impl BucketAccess {
             cors: next(),
             website: next(),
             encryption: next(),
+            logging: next(),
+            requester_pays: next().is_some_and(|document| {
+                let payer = b"<Payer>Requester</Payer>";
+                document.windows(payer.len()).any(|window| window == payer)
+            }),
             bucket,
         })
     }
@@ -202,6 +213,29 @@ impl Objects {
             }
         }
         Ok(access)
+    }
+
+    /// Has someone follow the changes of the bucket's keys, from now on, or no longer.
+    ///
+    /// # Errors
+    /// The facts refuse.
+    pub async fn follow(
+        &self,
+        caller: &Caller,
+        name: &str,
+        follower: &str,
+        is_on: bool,
+    ) -> Result<(), ObjectsError> {
+        self.bucket(caller, name).await?;
+        let follow = JournalCommand::Follow { bucket: name.into(), follower: follower.into(), is_on };
+        self.propose(Command::Journal(follow)).await.map(|_| ())
+    }
+
+    /// What this gateway heard last of a bucket, if it still remembers: good enough for what decides nothing.
+    #[must_use]
+    pub fn last_access(&self, name: &str) -> Option<Arc<BucketAccess>> {
+        let known = self.inner.access.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entries.get(name).map(|(_, access)| Arc::clone(access))
     }
 
     /// Changes documents that decide about access; when it returns, every gateway decides by them.

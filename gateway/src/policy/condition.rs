@@ -331,7 +331,9 @@ impl<'a> Operator<'a> {
 
 fn is_key(key: &str) -> bool {
     let Some((service, name)) = key.split_once(':') else { return false };
-    !service.is_empty() && !name.is_empty() && service.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    // What an issuer of identities says is asked for by its address: `accounts.example.com/realm:sub`.
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b".-_/".contains(&byte);
+    !service.is_empty() && !name.is_empty() && service.bytes().all(is_letter)
 }
 
 fn texts(value: &Value) -> Result<Vec<String>, Malformed> {

@@ -56,13 +56,19 @@ pub enum Requester<'a> {
         name: &'a str,
         session: &'a str,
     },
+    /// Someone for whom an issuer of identities vouches: its name, which is its URL without scheme.
+    Federated {
+        /// Of whom the issuer is trusted.
+        account: Account<'a>,
+        issuer: &'a str,
+    },
 }
 
 impl<'a> Requester<'a> {
     #[must_use]
     pub fn account(&self) -> Option<Account<'a>> {
         match self {
-            Self::Anonymous => None,
+            Self::Anonymous | Self::Federated { .. } => None,
             Self::Root(account) | Self::User { account, .. } | Self::Role { account, .. } => Some(*account),
         }
     }
@@ -71,7 +77,7 @@ impl<'a> Requester<'a> {
     #[must_use]
     pub fn arn(&self) -> Option<String> {
         match self {
-            Self::Anonymous => None,
+            Self::Anonymous | Self::Federated { .. } => None,
             Self::Root(account) => Some(format!("arn:aws:iam::{}:root", account.number())),
             Self::User { account, name } => Some(format!("arn:aws:iam::{}:user/{name}", account.number())),
             Self::Role { account, name, .. } => {
@@ -112,7 +118,9 @@ enum One {
     User(AccountName, Box<str>),
     Role(AccountName, Box<str>),
     Session(AccountName, Box<str>, Box<str>),
-    /// Services and issuers of federated identities, of whom none asks here.
+    /// An issuer of identities, by its name or ARN.
+    Issuer(Box<str>),
+    /// Services and federated users, of whom none asks here.
     Foreign,
 }
 
@@ -147,7 +155,8 @@ impl Principals {
                     "CanonicalUser" => {
                         account_of(name).map(|account| One::Account(AccountName::Number(account)))
                     }
-                    "Service" | "Federated" if !name.is_empty() => Some(One::Foreign),
+                    "Federated" if !name.is_empty() => Some(One::Issuer(name.into())),
+                    "Service" if !name.is_empty() => Some(One::Foreign),
                     _ => None,
                 });
             }
@@ -168,7 +177,7 @@ impl Principals {
     pub fn are_of(&self, account: &Account<'_>) -> bool {
         self.0.iter().all(|one| match one {
             One::Everyone => false,
-            One::Foreign => true,
+            One::Foreign | One::Issuer(_) => true,
             One::Account(of) | One::User(of, _) | One::Role(of, _) | One::Session(of, _, _) => of.is(account),
         })
     }
@@ -185,6 +194,10 @@ impl One {
             (Self::User(of, user), Requester::User { account, name }) => of.is(account) && **user == **name,
             (Self::Role(of, role), Requester::Role { account, name, .. }) => {
                 of.is(account) && **role == **name
+            }
+            (Self::Issuer(named), Requester::Federated { account, issuer }) => {
+                let arn = format!("arn:aws:iam::{}:oidc-provider/{issuer}", account.number());
+                **named == *arn || **named == **issuer
             }
             (Self::Session(of, role, of_session), Requester::Role { account, name, session }) => {
                 of.is(account) && **role == **name && **of_session == **session

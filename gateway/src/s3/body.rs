@@ -110,6 +110,8 @@ impl Fault {
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) operation: OnceLock<String>,
+    /// For logs: a canonical id or an ARN.
+    pub(super) requester: OnceLock<String>,
     fault: Mutex<Option<Fault>>,
     leftover: Mutex<Option<Incoming>>,
     headers: Mutex<Vec<(HeaderName, HeaderValue)>>,

@@ -10,11 +10,7 @@ use super::cors::check_rules;
 use super::errors::refused;
 use super::operations::Operations;
 use crate::identity::Caller;
-use crate::objects::documents::{CORS, WEBSITE};
-
-const LOGGING: &str = "logging";
-const NOTIFICATION: &str = "notification";
-const PAYER: &str = "request-payment";
+use crate::objects::documents::{CORS, LOGGING, PAYER, WEBSITE};
 
 pub(super) fn write_xml<T: Serialize>(value: &T) -> S3Result<Bytes> {
     let mut xml = Vec::new();
@@ -141,7 +137,7 @@ impl Operations {
         Ok(S3Response::new(GetBucketRequestPaymentOutput { payer: Some(payer) }))
     }
 
-    /// The bucket's owner pays; that a requester pays would be promised and not kept.
+    /// Where requesters pay, all but the owner must say that they know.
     pub(super) async fn put_bucket_request_payment(
         &self,
         caller: &Caller,
@@ -149,18 +145,11 @@ impl Operations {
     ) -> S3Result<S3Response<PutBucketRequestPaymentOutput>> {
         let input = request.input;
         match input.request_payment_configuration.payer.as_str() {
-            Payer::BUCKET_OWNER => {}
-            Payer::REQUESTER => {
-                return Err(s3_error!(
-                    NotImplemented,
-                    "Requester pays is not implemented: the owner of a bucket pays for it."
-                ));
-            }
+            Payer::BUCKET_OWNER | Payer::REQUESTER => {}
             _ => return Err(s3_error!(MalformedXML, "Payer is BucketOwner or Requester.")),
         }
-        let document = Some(write_xml(&input.request_payment_configuration)?);
-        let kept = self.objects.set_bucket_document(caller, &input.bucket, PAYER, document).await;
-        kept.map_err(refused)?;
+        let document = vec![(PAYER, Some(write_xml(&input.request_payment_configuration)?))];
+        self.objects.set_access_documents(caller, &input.bucket, document).await.map_err(refused)?;
         Ok(S3Response::new(PutBucketRequestPaymentOutput {}))
     }
 
@@ -174,44 +163,34 @@ impl Operations {
         Ok(S3Response::new(GetBucketLoggingOutput { logging_enabled }))
     }
 
-    /// Turning logging off is done; turning it on would be promised and not kept.
+    /// Logs go to a bucket of the same tenant.
     pub(super) async fn put_bucket_logging(
         &self,
         caller: &Caller,
         request: S3Request<PutBucketLoggingInput>,
     ) -> S3Result<S3Response<PutBucketLoggingOutput>> {
         let input = request.input;
-        if input.bucket_logging_status.logging_enabled.is_some() {
-            return Err(s3_error!(NotImplemented, "Delivery of access logs is not implemented."));
+        let status = &input.bucket_logging_status;
+        if let Some(to) = &status.logging_enabled {
+            if to.target_grants.as_ref().is_some_and(|grants| !grants.is_empty()) {
+                return Err(s3_error!(
+                    NotImplemented,
+                    "TargetGrants are not implemented: let others read logs by the target bucket's policy."
+                ));
+            }
+            self.objects.bucket(caller, &to.target_bucket).await.map_err(|_| {
+                s3_error!(
+                    InvalidTargetBucketForLogging,
+                    "The target bucket for logging does not exist, or is not of the owner of this bucket."
+                )
+            })?;
         }
-        let kept = self.objects.set_bucket_document(caller, &input.bucket, LOGGING, None).await;
-        kept.map_err(refused)?;
+        let document = status.logging_enabled.as_ref().map(|_| write_xml(status)).transpose()?;
+        self.objects
+            .set_access_documents(caller, &input.bucket, vec![(LOGGING, document)])
+            .await
+            .map_err(refused)?;
         Ok(S3Response::new(PutBucketLoggingOutput {}))
-    }
-
-    pub(super) async fn get_bucket_notification_configuration(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetBucketNotificationConfigurationInput>,
-    ) -> S3Result<S3Response<GetBucketNotificationConfigurationOutput>> {
-        // Answers where the bucket is the caller's: nothing can be configured.
-        self.objects.bucket_document(caller, &request.input.bucket, NOTIFICATION).await.map_err(refused)?;
-        Ok(S3Response::new(GetBucketNotificationConfigurationOutput::default()))
-    }
-
-    /// As with logging.
-    pub(super) async fn put_bucket_notification_configuration(
-        &self,
-        caller: &Caller,
-        request: S3Request<PutBucketNotificationConfigurationInput>,
-    ) -> S3Result<S3Response<PutBucketNotificationConfigurationOutput>> {
-        let input = request.input;
-        if input.notification_configuration != NotificationConfiguration::default() {
-            return Err(s3_error!(NotImplemented, "Delivery of notifications is not implemented."));
-        }
-        let kept = self.objects.set_bucket_document(caller, &input.bucket, NOTIFICATION, None).await;
-        kept.map_err(refused)?;
-        Ok(S3Response::new(PutBucketNotificationConfigurationOutput {}))
     }
 
     pub(super) async fn get_bucket_accelerate_configuration(

@@ -173,6 +173,7 @@ fn from_refusal(refusal: &Refusal) -> S3Error {
         }
         // The client did nothing wrong: its own retry sends the same again.
         Refusal::SourceChanged => S3ErrorCode::ServiceUnavailable,
+        Refusal::FollowersBehind => S3ErrorCode::SlowDown,
         Refusal::BlobTooOld => S3ErrorCode::RequestTimeout,
         Refusal::Version(refusal) => return from_version_refusal(refusal),
         Refusal::StaleAttempt(_) | Refusal::Invalid(_) | Refusal::File(_) => S3ErrorCode::InvalidArgument,

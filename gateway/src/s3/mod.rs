@@ -12,8 +12,11 @@
 //! | `access` | whether the request may be served, and for whom |
 //! | `operations`, `buckets`, `acls`, `policies`, `documents`, `encryption`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
 //! | `versions`, `lock`, `lifecycle` | versioning, object lock, rules by which objects go |
+//! | `website` | buckets as websites |
+//! | [`notifications`] | webhooks that hear of changes of keys |
+//! | `access_log` | lines of requests, delivered to buckets |
 //! | `cors` | what browsers ask and must be told |
-//! | `sts` | temporary credentials |
+//! | `query` | temporary credentials (STS); users, groups, roles and policies (IAM) |
 //! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
 //! | `body`, `chunked` | bytes in and out, checked while they stream |
 //!
@@ -21,6 +24,7 @@
 //! bounded whatever its headers or body say; every answer and every error carries the request's id.
 
 mod access;
+mod access_log;
 mod acls;
 mod body;
 mod buckets;
@@ -36,15 +40,17 @@ mod lifecycle;
 mod listing;
 mod lock;
 mod multipart;
+pub mod notifications;
 mod operations;
 mod policies;
+mod query;
 mod reading;
 mod serve;
 mod service;
-mod sts;
 #[cfg(test)]
 mod support;
 mod versions;
+mod website;
 mod writing;
 
 pub(crate) use serve::Guarded;

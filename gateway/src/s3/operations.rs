@@ -6,11 +6,13 @@ use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
 use crate::identity::Caller;
 use crate::objects::Objects;
+use crate::outbound::Outbound;
 
 #[derive(Clone)]
 pub(super) struct Operations {
     pub(super) objects: Objects,
     pub(super) region: String,
+    pub(super) outbound: Outbound,
 }
 
 /// For whom the operation works: put there by the guard.

@@ -80,7 +80,15 @@ pub async fn serve(
         builder: Arc::new(builder()),
         connections: Arc::new(Semaphore::new(connections)),
     };
+    let drained = CancellationToken::new();
+    let logs = {
+        let (door, drained) = (server.door.clone(), drained.clone());
+        tokio::spawn(async move { door.deliver_logs(drained).await })
+    };
     join_all(listeners.into_iter().map(|listener| server.run(listener, &shutdown))).await;
+    // The last requests are written down, too.
+    drained.cancel();
+    let _ = logs.await;
     Ok(())
 }
 

@@ -25,17 +25,23 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Request, S3Response, S3Result, StdError, s3_error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::access::{Guard, SESSION_TOKEN, session_of};
+use super::access::{Guard, Peer, SESSION_TOKEN, role_gone, session_of};
+use super::access_log::{self, AccessLogs, Line};
 use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
 use super::chunked::Framing;
 use super::cors;
 use super::errors::{custom, default_message, unidentified};
 use super::operations::Operations;
-use super::sts;
+use super::query;
+use super::website::{self, Pages, Visit, Websites};
 use crate::identity::Identity;
+use crate::identity::session::Lender;
 use crate::objects::Objects;
+use crate::objects::documents::BucketAccess;
+use crate::outbound::Outbound;
 
 /// Bytes of an XML body: 10,000 parts with their checksums, or 1,000 keys, fit.
 const XML_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -67,11 +73,25 @@ pub struct S3DoorConfig {
     pub requests_max: usize,
     /// Connections at once, over all listeners; more wait unaccepted.
     pub connections_max: usize,
+    /// Domains below which the first label names a bucket whose website is served.
+    pub website_domains: Vec<String>,
+    /// How long lines of access logs wait before they are delivered.
+    pub log_interval: Duration,
+    /// What webhooks may be.
+    pub outbound: Outbound,
 }
 
 impl Default for S3DoorConfig {
     fn default() -> Self {
-        Self { region: "us-east-1".into(), domains: Vec::new(), requests_max: 1024, connections_max: 4096 }
+        Self {
+            region: "us-east-1".into(),
+            domains: Vec::new(),
+            requests_max: 1024,
+            connections_max: 4096,
+            website_domains: Vec::new(),
+            log_interval: Duration::from_secs(300),
+            outbound: Outbound::default(),
+        }
     }
 }
 
@@ -96,8 +116,11 @@ pub struct S3Door {
 
 struct Inner {
     service: S3Service,
+    guard: Guard,
     objects: Objects,
     hosts: Hosts,
+    websites: Websites,
+    logs: AccessLogs,
     forms: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     connections_max: usize,
@@ -119,7 +142,8 @@ impl S3Door {
             !label.is_empty()
                 && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
-        if let Some(domain) = config.domains.iter().find(|domain| !domain.split('.').all(is_label)) {
+        let mut domains = config.domains.iter().chain(&config.website_domains);
+        if let Some(domain) = domains.find(|domain| !domain.split('.').all(is_label)) {
             return Err(S3DoorError::Domain(domain.clone()));
         }
         if !is_label(&config.region) || config.region.len() > 64 {
@@ -131,7 +155,10 @@ impl S3Door {
         let requests = Arc::new(Semaphore::new(config.requests_max.clamp(1, Semaphore::MAX_PERMITS)));
         let hosts = Hosts { suffixes: config.domains.iter().map(|domain| format!(".{domain}")).collect() };
         let all_hosts = hosts.clone();
-        let operations = Operations { objects: objects.clone(), region: config.region };
+        let websites = Websites::new(&config.website_domains);
+        let logs = AccessLogs::new(objects.clone(), config.region.clone(), config.log_interval);
+        let operations =
+            Operations { objects: objects.clone(), region: config.region, outbound: config.outbound };
         let guard = || Guard { identity: identity.clone(), objects: objects.clone() };
 
         // What the signature has been verified for, with the header that hides it from the parser taken away.
@@ -150,8 +177,11 @@ impl S3Door {
 
         let inner = Inner {
             service: service.build(),
+            guard: guard(),
             objects,
             hosts: all_hosts,
+            websites,
+            logs,
             forms: Arc::new(Semaphore::new(FORMS_MAX)),
             requests,
             connections_max: config.connections_max.clamp(1, Semaphore::MAX_PERMITS),
@@ -167,6 +197,11 @@ impl S3Door {
         self.inner.connections_max
     }
 
+    /// Delivers access logs until `stop`, and then what is left of them.
+    pub(super) async fn deliver_logs(&self, stop: CancellationToken) {
+        self.inner.logs.run(stop).await;
+    }
+
     /// Serves one request.
     #[expect(clippy::disallowed_methods, reason = "measures the request; decides nothing that is agreed")]
     pub(super) async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
@@ -179,11 +214,16 @@ impl S3Door {
             && request.body().is_end_stream();
         let permit = Arc::clone(&self.inner.requests).try_acquire_owned().ok();
         let method = request.method().clone();
-        let bucket = self.inner.hosts.bucket(request.headers(), request.uri());
+        let site =
+            host_of(request.headers(), request.uri()).and_then(|host| self.inner.websites.bucket(host));
+        let bucket = site.clone().or_else(|| self.inner.hosts.bucket(request.headers(), request.uri()));
+        let about = About::of(&request);
         let origin = request.headers().contains_key(header::ORIGIN).then(|| request.headers().clone());
         let resource = request.uri().path().to_owned();
         let notes = Arc::new(Notes::default());
+        let is_query = query::is_match(&method, request.uri(), request.headers());
         let outcome = match &permit {
+            Some(_) if let Some(site) = &site => self.visit(site, request, &notes).await,
             Some(_) if method == Method::OPTIONS => {
                 cors::preflight(&self.inner.objects, bucket.as_deref(), request.headers()).await
             }
@@ -202,7 +242,12 @@ impl S3Door {
             if let Some(leftover) = notes.take_leftover() {
                 tokio::spawn(drain(leftover));
             }
-            let body = reword(&mut head, &body, &notes, &resource, &id);
+            let body = if site.is_some() && is_page(&head) {
+                body
+            } else {
+                reword(&mut head, &body, &notes, &resource, &id)
+            };
+            let body = if is_query { query::reword(&mut head.headers, &body) } else { body };
             code = error_code(&body).unwrap_or(code);
             body
         } else if head.status == StatusCode::NOT_MODIFIED {
@@ -214,6 +259,12 @@ impl S3Door {
         if head.status.is_success() {
             head.headers.extend(notes.take_headers());
         }
+        let logged = bucket.as_deref().and_then(|bucket| {
+            let access = self.inner.objects.last_access(bucket).filter(|access| access.logging.is_some())?;
+            let line =
+                about.line(self.inner.objects.time(), &notes, &id, bucket, site.is_some(), &head, &code);
+            Some(Logged { logs: self.inner.logs.clone(), access, line, turn_around: begun.elapsed() })
+        });
         if let (Some(asked), Some(bucket)) = (&origin, &bucket)
             && method != Method::OPTIONS
         {
@@ -234,12 +285,40 @@ impl S3Door {
         tracing::debug!(request = id, operation, code, "answered");
         metrics::counter!(names::GATEWAY_REQUESTS, "door" => "s3", "operation" => operation.clone(), "code" => code)
             .increment(1);
-        Ok(Response::from_parts(head, Answer { body, begun, operation, _permit: permit }))
+        Ok(Response::from_parts(head, Answer { body, begun, operation, sent: 0, logged, _permit: permit }))
+    }
+
+    /// Serves a visit to a bucket's website.
+    async fn visit(
+        &self,
+        bucket: &str,
+        request: Request<Incoming>,
+        notes: &Arc<Notes>,
+    ) -> S3Result<Response<s3s::Body>> {
+        let peer = request.extensions().get::<Peer>().copied();
+        let host = host_of(request.headers(), request.uri()).unwrap_or_default().to_owned();
+        let Some(path) = website::decode(request.uri().path().trim_start_matches('/')) else {
+            return Ok(website::page(StatusCode::BAD_REQUEST, "InvalidURI"));
+        };
+        let visit = Visit { host: &host, is_tls: peer.is_some_and(|peer| peer.is_tls), path: &path };
+        let pages = Pages { service: &self.inner.service, peer, notes };
+        let (method, headers) = (request.method(), request.headers());
+        match website::serve(&self.inner.objects, &pages, bucket, method, &visit, headers).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                let status = error.status_code().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                Ok(website::page(status, error.code().as_str()))
+            }
+        }
     }
 
     async fn call(&self, request: Request<Incoming>, notes: &Arc<Notes>) -> S3Result<Response<s3s::Body>> {
         let (mut head, body) = request.into_parts();
         refuse_early(&head)?;
+        if query::is_match(&head.method, &head.uri, &head.headers) {
+            let call = query::call(&self.inner.guard, &head, body, notes);
+            return SESSION_TOKEN.scope(session_token(&head), call).await;
+        }
         // The file of a form is held in memory until its policy is checked.
         let _room = if is_form(&head) {
             let room = Arc::clone(&self.inner.forms).try_acquire_owned();
@@ -253,6 +332,13 @@ impl S3Door {
             s3s::Body::empty()
         } else {
             let framing = framing(&head.headers);
+            // Sent without a length of its own, as the AWS SDK for C++ does: `s3s` puts the decoded one in place.
+            if framing.is_some()
+                && !head.headers.contains_key(header::CONTENT_LENGTH)
+                && let Some(decoded) = head.headers.get("x-amz-decoded-content-length").cloned()
+            {
+                head.headers.insert(header::CONTENT_LENGTH, decoded);
+            }
             // What nobody signs is not decoded either: the frames would be kept as the object's bytes.
             if framing.is_some() && !head.headers.contains_key(header::AUTHORIZATION) {
                 return Err(s3_error!(
@@ -504,16 +590,127 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
+/// What a log says of a request, kept from before it is taken apart.
+struct About {
+    remote: Option<String>,
+    request: String,
+    path: String,
+    query: String,
+    method: Method,
+    host: Option<String>,
+    referer: Option<String>,
+    user_agent: Option<String>,
+    is_signed: bool,
+}
+
+impl About {
+    fn of(request: &Request<Incoming>) -> Self {
+        let peer = request.extensions().get::<Peer>();
+        let (headers, uri) = (request.headers(), request.uri());
+        let target = uri.path_and_query().map_or("/", |target| target.as_str());
+        Self {
+            remote: peer.and_then(|peer| peer.address).map(|address| address.ip().to_canonical().to_string()),
+            request: format!("{} {target} {:?}", request.method(), request.version()),
+            path: uri.path().to_owned(),
+            query: uri.query().unwrap_or_default().to_owned(),
+            method: request.method().clone(),
+            host: host_of(headers, uri).map(str::to_owned),
+            referer: access_log::text_of(headers, &header::REFERER),
+            user_agent: access_log::text_of(headers, &header::USER_AGENT),
+            is_signed: headers.contains_key(header::AUTHORIZATION),
+        }
+    }
+
+    fn line(
+        self,
+        at: makai_raft::facts::Timestamp,
+        notes: &Notes,
+        id: &str,
+        bucket: &str,
+        is_site: bool,
+        head: &http::response::Parts,
+        code: &str,
+    ) -> Line {
+        let in_path = self.path.strip_prefix('/').and_then(|path| path.strip_prefix(bucket));
+        let key = match in_path {
+            Some("") => "",
+            Some(rest) if rest.starts_with('/') && !is_site => &rest[1..],
+            _ => self.path.trim_start_matches('/'),
+        };
+        let names = || self.query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+        let about =
+            names().find(|name| XML_SUBRESOURCES.contains(name) || ["uploads", "versions"].contains(name));
+        let about = match about {
+            Some(name) => name.replace('-', "_").to_ascii_uppercase(),
+            None if names().any(|name| name == "partNumber") => "PART".to_owned(),
+            None if names().any(|name| name == "uploadId") => "UPLOAD".to_owned(),
+            None if key.is_empty() => "BUCKET".to_owned(),
+            None => "OBJECT".to_owned(),
+        };
+        let door = if is_site { "WEBSITE" } else { "REST" };
+        let is_error = head.status.is_client_error() || head.status.is_server_error();
+        let length =
+            head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let whole = head
+            .headers
+            .get(header::CONTENT_RANGE)
+            .and_then(|range| range.to_str().ok()?.rsplit('/').next()?.parse().ok());
+        let version = self.query.split('&').find_map(|pair| pair.strip_prefix("versionId="));
+        Line {
+            at,
+            remote: self.remote,
+            requester: notes.requester.get().cloned(),
+            request_id: id.to_owned(),
+            operation: format!("{door}.{}.{about}", self.method),
+            key: (!key.is_empty()).then(|| key.to_owned()),
+            request: self.request,
+            status: head.status,
+            error_code: is_error.then(|| code.to_owned()),
+            object_bytes: whole.or(length).filter(|_| !is_error),
+            referer: self.referer,
+            user_agent: self.user_agent,
+            version_id: version.map(str::to_owned),
+            host: self.host,
+            is_signed: self.is_signed,
+            is_presigned: names().any(|name| name == "X-Amz-Signature"),
+        }
+    }
+}
+
+/// A request to be written down when its answer is sent.
+struct Logged {
+    logs: AccessLogs,
+    access: Arc<BucketAccess>,
+    line: Line,
+    turn_around: Duration,
+}
+
+/// Whether an error is a website's page already.
+fn is_page(head: &http::response::Parts) -> bool {
+    head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() != b"application/xml")
+}
+
+/// The name under which a request came.
+fn host_of<'r>(headers: &'r HeaderMap, uri: &'r Uri) -> Option<&'r str> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| uri.authority().map(|authority| authority.as_str()))
+}
+
 /// The body of an answer, which counts as under way until it is sent.
 pub(super) struct Answer {
     body: s3s::Body,
     begun: Instant,
     operation: String,
+    sent: u64,
+    logged: Option<Logged>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
+        if let Some(Logged { logs, access, line, turn_around }) = self.logged.take() {
+            logs.add(&access, &line, self.sent, self.begun.elapsed(), turn_around);
+        }
         let operation = std::mem::take(&mut self.operation);
         metrics::histogram!(names::GATEWAY_REQUEST_SECONDS, "door" => "s3", "operation" => operation)
             .record(self.begun.elapsed());
@@ -528,7 +725,11 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            self.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -549,8 +750,16 @@ struct Auth {
 impl S3Auth for Auth {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
         if let Some(session) = session_of(&self.identity, access_key, self.objects.time())? {
-            // The key that it borrows from may be gone.
-            self.identity.secret(&session.of_key).await.map_err(|error| unidentified(&error))?;
+            // What it borrows from may be gone.
+            match &session.lender {
+                Lender::Key(key) => {
+                    self.identity.secret(key).await.map_err(|error| unidentified(&error))?;
+                }
+                Lender::Role(role) => {
+                    let role = self.identity.role(role, access_key).await;
+                    role.map_err(|error| unidentified(&error))?.ok_or_else(role_gone)?;
+                }
+            }
             return Ok(SecretKey::from(session.secret.expose()));
         }
         let secret = self.identity.secret(access_key).await.map_err(|error| unidentified(&error))?;
@@ -558,7 +767,7 @@ impl S3Auth for Auth {
     }
 }
 
-/// What is not an operation of S3: calls for temporary credentials (see [`sts`]), and GET and HEAD with a `Range` that names no single range: HTTP has it ignored, `s3s` would refuse it. The signature has
+/// GET and HEAD with a `Range` that names no single range: HTTP has it ignored, `s3s` would refuse it. The signature has
 /// been verified when this is called; the request goes on without the header and without being verified again.
 struct Beside {
     service: S3Service,
@@ -570,7 +779,7 @@ impl S3Route for Beside {
     fn is_match(
         &self,
         method: &Method,
-        uri: &Uri,
+        _uri: &Uri,
         headers: &HeaderMap,
         _extensions: &mut Extensions,
     ) -> bool {
@@ -578,16 +787,11 @@ impl S3Route for Beside {
             !range.is_empty() && !range.to_str().is_ok_and(|range| Range::parse(range).is_ok())
         });
         (method == Method::GET || method == Method::HEAD) && has_ignored_range
-            || sts::is_match(method, uri, headers)
     }
 
     async fn call(&self, mut request: S3Request<s3s::Body>) -> S3Result<S3Response<s3s::Body>> {
         let credentials = request.credentials.as_ref().map(|credentials| credentials.access_key.as_str());
         let who = self.guard.who(credentials).await?;
-        if sts::is_match(&request.method, &request.uri, &request.headers) {
-            let now = self.guard.objects.time();
-            return sts::call(&self.guard.identity, &who, request, now).await;
-        }
         request.extensions.insert(who);
         for name in [header::RANGE, header::AUTHORIZATION] {
             request.headers.remove(name);
@@ -626,9 +830,8 @@ struct Hosts {
 impl Hosts {
     /// The bucket that a request names, by host or by path.
     fn bucket(&self, headers: &HeaderMap, uri: &Uri) -> Option<String> {
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let host = host.or_else(|| uri.authority().map(|authority| authority.as_str()));
-        let named = host.and_then(|host| self.parse_host_header(host).ok()?.bucket().map(str::to_owned));
+        let named = host_of(headers, uri)
+            .and_then(|host| self.parse_host_header(host).ok()?.bucket().map(str::to_owned));
         let of_path = || uri.path().split('/').nth(1).filter(|name| !name.is_empty()).map(str::to_owned);
         named.or_else(of_path)
     }

@@ -31,25 +31,29 @@ const ALL: &str = "AbortMultipartUpload CompleteMultipartUpload CopyObject Creat
     RestoreObject SelectObjectContent UploadPart UploadPartCopy WriteGetObjectResponse";
 
 /// What limits an operation that is done.
-const LIMITS: [(&str, &str); 23] = [
+const LIMITS: [(&str, &str); 21] = [
     ("CopyObject", "by reference within a tenant; by bytes between tenants and encryption keys"),
     ("CreateBucket", "10,000 buckets a tenant; `x-makai-scheme: k+m` chooses the coding"),
     ("DeleteObjects", "1,000 keys"),
     ("GetBucketAccelerateConfiguration", "never accelerated"),
-    ("GetBucketNotificationConfiguration", "always empty"),
     ("GetBucketPolicyStatus", "public by policy or by access list; answers without a policy, too"),
     ("GetBucketReplication", "always `ReplicationConfigurationNotFoundError` (404)"),
-    ("GetBucketRequestPayment", "`BucketOwner`"),
     ("PostObject", "files of at most 32 MiB, 16 forms under way at once on a gateway"),
     ("PutBucketAcl", "100 grants; not to e-mail addresses (`UnresolvableGrantByEmailAddress`)"),
     ("PutBucketCors", "100 rules, one wildcard in each origin and header"),
     ("PutBucketEncryption", "one rule; a named key is derived from the tenant's key, contexts are not taken"),
-    ("PutBucketLogging", "turning it off; turning it on is `NotImplemented` (501)"),
-    ("PutBucketNotificationConfiguration", "the empty one; others are `NotImplemented` (501)"),
+    ("PutBucketLogging", "to a bucket of the same tenant; `TargetGrants` are `NotImplemented` (501)"),
+    (
+        "PutBucketNotificationConfiguration",
+        "to webhooks, named `arn:makai:webhook:::URL`; 100 rules; no EventBridge",
+    ),
     ("PutBucketPolicy", "20 KiB; conditions of every operator and policy variables"),
-    ("PutBucketRequestPayment", "`BucketOwner`; `Requester` is `NotImplemented` (501)"),
+    (
+        "PutBucketRequestPayment",
+        "with `Requester`, others must send `x-amz-request-payer`; no bill is written",
+    ),
     ("PutBucketTagging", "50 tags"),
-    ("PutBucketWebsite", "kept and answered; no website endpoint serves it"),
+    ("PutBucketWebsite", "served under `BUCKET.DOMAIN` of `s3.website_domains`"),
     ("PutObject", "5 GiB; 2 KiB of user metadata; SSE-C, SSE-KMS by key name, SSE-S3"),
     ("PutObjectAcl", "100 grants"),
     ("PutObjectTagging", "10 tags"),
@@ -77,7 +81,12 @@ fn table() -> String {
          answered with `NotImplemented` (501).\nWritten by `UPDATE=1 cargo test -p makai-gateway --lib s3::support`.\n\n\
          Signatures: SigV4 in headers, queries and forms, with every kind of payload hash; SigV2 in forms alone; SigV4A \
          is `NotImplemented` (501).\nPath style, and virtual-host style for the configured domains. Anonymous requests \
-         where a bucket policy or an access list allows them.\n\n| operation | done | limits, or the answer |\n|---|---|---|\n",
+         where a bucket policy or an access list allows them.\n\n\
+         Of STS, the same address answers `GetCallerIdentity`, `GetSessionToken`, `AssumeRole` (roles of this and other\n\
+         accounts, external ids, session policies, an hour from a session) and `AssumeRoleWithWebIdentity` (OpenID Connect:\n\
+         RS, PS, ES and EdDSA keys from the issuer's `jwks_uri`). Of IAM: users, access keys, groups, roles, inline and\n\
+         attached policies and their versions, OpenID Connect providers, tags; every name has the path `/`. An account is a\n\
+         tenant, its number the tenant's. What changes counts at once on the gateway that was asked, within 5 s on others.\n\n| operation | done | limits, or the answer |\n|---|---|---|\n",
     );
     for name in ALL.split_whitespace() {
         let is_done = name == "PostObject" || DONE.contains(&snake(name).as_str());

@@ -116,7 +116,7 @@ async fn temporary_keys_borrow_rights_narrow_them_and_end_with_their_key() {
         ("Action=GetSessionToken&DurationSeconds=1", (400, "ValidationError")),
         ("Action=AssumeRole&RoleArn=arn:aws:iam::000000000002:role/admin", (403, "AccessDenied")),
         ("Action=AssumeRole&Policy=none", (400, "MalformedPolicyDocument")),
-        ("Action=GetCallerIdentity", (501, "NotImplemented")),
+        ("Action=DecodeAuthorizationMessage", (400, "InvalidAction")),
     ] {
         assert_eq!(call(ANN, body.to_owned()).await.said(), said, "{body}");
     }

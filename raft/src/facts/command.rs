@@ -13,6 +13,7 @@ use super::bucket::Bucket;
 use super::cluster::{Disk, Group, JoinToken, Node, Role, Standing};
 use super::identity::IdentityCommand;
 use super::jobs::{AttemptId, JobsCommand, JobsReply};
+use super::journal::JournalCommand;
 use super::object::{Checksum, Content, ObjectHead, ObjectHeaders, Part, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
 use super::version::{VersionCommand, VersionRefusal, VersionReply};
@@ -230,6 +231,7 @@ pub enum Command {
 
     Accounts(AccountsCommand),
     Jobs(JobsCommand),
+    Journal(JournalCommand),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -283,6 +285,10 @@ pub enum Refusal {
     SourceChanged,
     #[error("tenant quota of {quota_bytes} bytes would be exceeded")]
     QuotaExceeded { quota_bytes: u64 },
+    #[error(
+        "those who follow the bucket's changes (notifications, replication) are too far behind; try again later"
+    )]
+    FollowersBehind,
     #[error("the blob was opened too long ago; send it again")]
     BlobTooOld,
     #[error("the cluster map is at epoch {0}; read it again")]

@@ -17,6 +17,18 @@ pub const TENANT_USERS_MAX: usize = 1000;
 pub const USER_POLICIES_MAX: usize = 10;
 pub const POLICY_BYTES_MAX: usize = 20 * 1024;
 
+/// Bytes of a tenant's directory.
+pub const DIRECTORY_BYTES_MAX: usize = 1024 * 1024;
+
+/// What doors keep of a tenant beside its users: groups, roles, policies that several share, issuers of identities. Only
+/// doors read it; it is changed as a whole, from the revision that was read, so that no change is lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    /// Grows with each change; 0: there is none yet.
+    pub revision: u64,
+    pub text: Bytes,
+}
+
 /// Someone who acts for a tenant, as far as policies allow. Keys that belong to nobody are the tenant's own: no policy
 /// of its users limits them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +60,8 @@ pub enum IdentityCommand {
     SetKeyUser { id: String, user: Option<String> },
     /// A disabled key is refused until it is enabled again.
     SetKeyEnabled { id: String, is_enabled: bool },
+    /// Refused with `PreconditionFailed` unless the tenant's directory is at `revision`.
+    SetDirectory { tenant: TenantId, revision: u64, text: Bytes },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +72,10 @@ pub enum IdentityQuery {
     Users { tenant: TenantId },
     /// -> `BucketAccess`: a bucket, its tenant's name, and the named documents in the order asked for.
     BucketAccess { name: String, documents: Vec<String> },
+    /// -> `Directory`
+    Directory { tenant: TenantId },
+    /// -> `Keys`: a tenant's access keys, each with the name of its user.
+    Keys { tenant: TenantId },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,4 +83,6 @@ pub enum IdentityAnswer {
     Key { key: AccessKey, tenant: Tenant, user: Option<User> },
     Users(Vec<User>),
     BucketAccess { bucket: Bucket, tenant_name: String, documents: Vec<Option<Bytes>> },
+    Directory(Directory),
+    Keys(Vec<(AccessKey, Option<String>)>),
 }

@@ -12,6 +12,7 @@ pub mod desk;
 pub mod identity;
 pub mod joblog;
 pub mod jobs;
+pub mod journal;
 pub mod object;
 pub mod query;
 pub mod tenant;

@@ -9,6 +9,7 @@ use super::bucket::Bucket;
 use super::cluster::ClusterMap;
 use super::identity::{IdentityAnswer, IdentityQuery};
 use super::jobs::{JobsAnswer, JobsQuery};
+use super::journal::{JournalAnswer, JournalQuery};
 use super::object::{Blob, Content, ObjectHead, Part, ResolvedExtent, Upload};
 use super::tenant::{AccessKey, Tenant, TenantId};
 use super::version::{VersionAnswer, VersionQuery, Versioning};
@@ -113,6 +114,8 @@ pub enum Query {
     Accounts(AccountsQuery),
     /// -> `Jobs`
     Jobs(JobsQuery),
+    /// -> `Journal`
+    Journal(JournalQuery),
 }
 
 /// A page of a bucket's keys.
@@ -156,6 +159,7 @@ pub enum Answer {
     Version(VersionAnswer),
     File(super::files::FileAnswer),
     Jobs(JobsAnswer),
+    Journal(JournalAnswer),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Outcome, all, expect, is_empty, keys_in, read, shift};
 use super::keys::{self, Counter};
 use super::kv::View;
-use super::{files, tenants, versions};
+use super::{files, journal, tenants, versions};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
@@ -99,6 +99,7 @@ pub fn delete(draft: &mut Draft<'_>, name: &str) -> Outcome<Reply> {
     }
     let bucket = files::purge(draft, bucket)?;
     versions::forget_rules(draft, &bucket);
+    journal::forget(draft, name)?;
     draft.delete_all(&keys::documents(bucket.id))?;
     draft.delete(keys::tenant_bucket(bucket.tenant, name));
     draft.delete(keys::bucket(name));

@@ -1,14 +1,16 @@
 //! Users and whose keys are; what the doors need to know of a bucket before they serve it.
 
+use bytes::Bytes;
+
 use super::buckets;
-use super::draft::{Draft, Outcome, all, expect, keys_in, read};
+use super::draft::{Draft, Outcome, all, expect, keys_in, read, shift};
 use super::keys;
 use super::kv::View;
 use super::{tenants, versions};
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::identity::{
-    ACL_BYTES_MAX, IdentityAnswer, IdentityCommand, IdentityQuery, POLICY_BYTES_MAX, TENANT_USERS_MAX,
-    USER_POLICIES_MAX, User,
+    ACL_BYTES_MAX, DIRECTORY_BYTES_MAX, Directory, IdentityAnswer, IdentityCommand, IdentityQuery,
+    POLICY_BYTES_MAX, TENANT_USERS_MAX, USER_POLICIES_MAX, User,
 };
 use crate::facts::query::Answer;
 use crate::facts::tenant::{AccessKey, TenantId};
@@ -25,6 +27,9 @@ pub fn run(draft: &mut Draft<'_>, command: &IdentityCommand) -> Outcome<Reply> {
             let key = AccessKey { is_enabled: *is_enabled, ..tenants::find_key(draft, id)? };
             draft.write(keys::access_key(id), &key)?;
             Ok(Reply::Done)
+        }
+        IdentityCommand::SetDirectory { tenant, revision, text } => {
+            set_directory(draft, *tenant, *revision, text)
         }
         IdentityCommand::SetObjectAcl { bucket, key, acl, version } => {
             if acl.as_ref().is_some_and(|acl| acl.len() > ACL_BYTES_MAX) {
@@ -95,6 +100,25 @@ fn set_key_user(draft: &mut Draft<'_>, id: &str, user: Option<&str>) -> Outcome<
     Ok(Reply::Done)
 }
 
+fn directory(view: &dyn View, tenant: TenantId) -> Outcome<Directory> {
+    tenants::get(view, tenant)?;
+    Ok(read(view, &keys::directory(tenant))?.unwrap_or_default())
+}
+
+fn set_directory(draft: &mut Draft<'_>, tenant: TenantId, revision: u64, text: &Bytes) -> Outcome<Reply> {
+    if text.len() > DIRECTORY_BYTES_MAX {
+        let why = format!("groups, roles and policies of a tenant have at most {DIRECTORY_BYTES_MAX} bytes");
+        return Err(Refusal::Invalid(why).into());
+    }
+    let known = directory(draft, tenant)?;
+    if known.revision != revision {
+        return Err(Refusal::PreconditionFailed.into());
+    }
+    let next = Directory { revision: shift(revision, 1, 0, "changes of a directory")?, text: text.clone() };
+    draft.write(keys::directory(tenant), &next)?;
+    Ok(Reply::Done)
+}
+
 pub fn answer(view: &dyn View, query: &IdentityQuery) -> Outcome<Answer> {
     match query {
         IdentityQuery::Key { id } => {
@@ -109,6 +133,18 @@ pub fn answer(view: &dyn View, query: &IdentityQuery) -> Outcome<Answer> {
         IdentityQuery::Users { tenant } => {
             tenants::get(view, *tenant)?;
             Ok(Answer::Identity(IdentityAnswer::Users(all(view, &keys::users(*tenant))?)))
+        }
+        IdentityQuery::Directory { tenant } => {
+            Ok(Answer::Identity(IdentityAnswer::Directory(directory(view, *tenant)?)))
+        }
+        IdentityQuery::Keys { tenant } => {
+            tenants::get(view, *tenant)?;
+            let mut found = Vec::new();
+            for id in tenants::key_ids(view, *tenant)? {
+                let user = read::<String>(view, &keys::key_user(&id))?;
+                found.push((expect(view, &keys::access_key(&id))?, user));
+            }
+            Ok(Answer::Identity(IdentityAnswer::Keys(found)))
         }
         IdentityQuery::BucketAccess { name, documents } => {
             let bucket = buckets::get(view, name)?;

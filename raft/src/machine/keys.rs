@@ -22,10 +22,13 @@ const ACCESS_KEY: u8 = 0x22;
 const TENANT_KEY: u8 = 0x23;
 const USER: u8 = 0x24;
 const KEY_USER: u8 = 0x25;
+const DIRECTORY: u8 = 0x26;
 
 const BUCKET: u8 = 0x30;
 const TENANT_BUCKET: u8 = 0x31;
 const DOCUMENT: u8 = 0x32;
+const FOLLOWED: u8 = 0x33;
+const CHANGE: u8 = 0x34;
 
 const ENTRY: u8 = 0x40;
 const CHUNK: u8 = 0x41;
@@ -164,6 +167,10 @@ pub fn key_user(id: &str) -> Vec<u8> {
     join(KEY_USER, &[id.as_bytes()])
 }
 
+pub fn directory(tenant: TenantId) -> Vec<u8> {
+    join(DIRECTORY, &[&tenant.0.to_be_bytes()])
+}
+
 pub fn tenant_key(tenant: TenantId, id: &str) -> Vec<u8> {
     join(TENANT_KEY, &[&tenant.0.to_be_bytes(), id.as_bytes()])
 }
@@ -190,6 +197,22 @@ pub fn documents(bucket: u64) -> Vec<u8> {
 
 pub fn document(bucket: u64, name: &str) -> Vec<u8> {
     join(DOCUMENT, &[&bucket.to_be_bytes(), name.as_bytes()])
+}
+
+pub fn all_followed() -> Vec<u8> {
+    vec![FOLLOWED]
+}
+
+pub fn followed(bucket: &str) -> Vec<u8> {
+    join(FOLLOWED, &[bucket.as_bytes()])
+}
+
+pub fn changes(bucket: u64) -> Vec<u8> {
+    join(CHANGE, &[&bucket.to_be_bytes()])
+}
+
+pub fn change(bucket: u64, sequence: u64) -> Vec<u8> {
+    join(CHANGE, &[&bucket.to_be_bytes(), &sequence.to_be_bytes()])
 }
 
 /// Bytes of an entry's key before its name.

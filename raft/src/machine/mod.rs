@@ -26,7 +26,7 @@
 //! | `buckets`    | buckets, documents, what tenants use                          |
 //! | `tenants`    | tenants, access keys                                          |
 //! | `identity`   | users; what doors ask before they serve                       |
-//! | `identity`   | what doors ask before they serve                              |
+//! | `journal`    | changes of keys, kept for those who follow them               |
 //! | `jobs`       | jobs, their tasks, the tries at each, receipts                |
 //! | `cluster`    | nodes, disks, groups, join tokens                             |
 //! | [`accounts`] | what nodes served, epochs, claims, the ledger: keys `80` to `8F` are on its page |
@@ -54,9 +54,12 @@
 //! | `23`  | tenant (8), access key id          | nothing                                                |
 //! | `24`  | tenant (8), user's name            | user                                                   |
 //! | `25`  | access key id                      | the name of the user to whom the key belongs           |
+//! | `26`  | tenant (8)                         | directory: groups, roles, shared policies, as doors write them |
 //! | `30`  | bucket's name                      | bucket                                                 |
 //! | `31`  | tenant (8), bucket's name          | the bucket's number                                    |
 //! | `32`  | bucket (8), document's name        | document                                               |
+//! | `33`  | bucket's name                      | who follows its changes, and how far each is           |
+//! | `34`  | bucket (8), sequence (8)           | a change that a follower has not done with yet         |
 //! | `40`  | directory (8), name                | an object: what is said of it, then its body; or, where the name ends in `/`, a directory |
 //! | `41`  | inode (8), end offset (8)          | a chunk: the offset where it begins, its extents       |
 //! | `42`  | bucket (8), key with `00` as `00 FF`, `00 00`, bits of the version number flipped (8) | a version that is not current, as under `40`, or a delete marker |
@@ -93,6 +96,7 @@ mod content;
 mod draft;
 mod identity;
 mod jobs;
+mod journal;
 mod keys;
 mod listing;
 mod names;
@@ -173,6 +177,12 @@ pub fn apply(
 }
 
 fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome<Reply> {
+    let reply = carry_out(draft, sessions, command)?;
+    journal::note(draft, command, &reply)?;
+    Ok(reply)
+}
+
+fn carry_out(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome<Reply> {
     match command {
         Command::InitCluster { cluster_id } => cluster::init(draft, cluster_id),
 
@@ -237,6 +247,7 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
 
         Command::Accounts(command) => accounts::run(draft, command),
         Command::Jobs(command) => jobs::run(draft, command),
+        Command::Journal(command) => journal::run(draft, command),
     }
 }
 
@@ -285,6 +296,7 @@ fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
 
         Query::Accounts(query) => accounts::answer(view, query),
         Query::Jobs(query) => Ok(Answer::Jobs(jobs::answer(view, query)?)),
+        Query::Journal(query) => journal::answer(view, query),
     }
 }
 

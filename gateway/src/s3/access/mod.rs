@@ -36,12 +36,13 @@ use self::request::Facts;
 use super::body::Notes;
 use super::encryption;
 use super::errors::{custom, refused, unidentified};
-use crate::identity::session::{SESSION_ID_PREFIX, Session, SessionError};
+use crate::identity::session::{Lender, SESSION_ID_PREFIX, Session, SessionError};
 use crate::identity::{Caller, Identity, UserRights};
 use crate::objects::documents::{BucketAccess, Ownership};
 use crate::objects::sealing::Sealing;
 use crate::objects::{Objects, ObjectsError};
 use crate::policy::acl::{Acl, Permission};
+use crate::policy::condition::Context;
 use crate::policy::document::Kind;
 use crate::policy::evaluate::{Access as Deciding, Request, Verdict, authorize};
 use crate::policy::principal::{account_of, canonical_id};
@@ -113,7 +114,10 @@ impl Who {
         match (self.account(), &self.user) {
             (None, _) => Requester::Anonymous,
             (Some(account), None) => Requester::Root(account),
-            (Some(account), Some(user)) => Requester::User { account, name: &user.name },
+            (Some(account), Some(user)) => match &user.session {
+                None => Requester::User { account, name: &user.name },
+                Some(session) => Requester::Role { account, name: &user.name, session },
+            },
         }
     }
 }
@@ -317,6 +321,9 @@ impl S3Access for Guard {
             Some(who) => who.clone(),
             None => self.who(cx.credentials().map(|credentials| credentials.access_key.as_str())).await?,
         };
+        if let (Some(notes), Some(requester)) = (&notes, who.logged_as()) {
+            let _ = notes.requester.set(requester);
+        }
         let peer = cx.extensions_mut().get::<Peer>().copied();
         let (name, key) = match cx.s3_path() {
             S3Path::Root => (None, None),
@@ -391,9 +398,28 @@ impl Guard {
             return Ok(Who { caller: None, user: None, session: None });
         };
         let session = session_of(&self.identity, access_key, self.objects.time())?;
-        let access_key = session.as_ref().map_or(access_key, |session| session.of_key.as_str());
-        let caller = self.identity.caller(access_key).await.map_err(|error| unidentified(&error))?;
-        let user = self.identity.user(access_key).await.map_err(|error| unidentified(&error))?;
+        let (caller, user) = match session.as_ref().map(|session| &session.lender) {
+            Some(Lender::Role(role)) => {
+                let role =
+                    self.identity.role(role, access_key).await.map_err(|error| unidentified(&error))?;
+                let (caller, rights) = role.ok_or_else(role_gone)?;
+                (caller, Some(rights))
+            }
+            lender => {
+                let key = match lender {
+                    Some(Lender::Key(key)) => key.as_str(),
+                    _ => access_key,
+                };
+                let caller = self.identity.caller(key).await.map_err(|error| unidentified(&error))?;
+                (caller, self.identity.user(key).await.map_err(|error| unidentified(&error))?)
+            }
+        };
+        if !self.identity.admit(caller.tenant, &caller.access_key_id).await {
+            return Err(s3_error!(
+                SlowDown,
+                "Please reduce your request rate: this access key has a limit, which it has reached."
+            ));
+        }
         let rights = |session: &Session| -> S3Result<SessionRights> {
             let policy = session.policy.as_ref();
             let policy = policy.map(|text| Policy::parse(text.as_bytes(), Kind::Identity)).transpose();
@@ -435,6 +461,13 @@ impl Guard {
         let access = self.objects.bucket_access(name).await.map_err(refused)?;
         check_owner(headers, "x-amz-expected-bucket-owner", &access)?;
         let query = uri.query().unwrap_or_default();
+        if access.requester_pays {
+            let pays = check_payer(&who, query, headers, &access)?;
+            if let Some(notes) = notes.as_ref().filter(|_| pays) {
+                let charged = http::HeaderValue::from_static("requester");
+                notes.say(vec![(http::HeaderName::from_static("x-amz-request-charged"), charged)]);
+            }
+        }
         // Without a policy nothing of it is asked for.
         let facts = if access.policy.is_some() || who.is_limited() {
             Facts::of_request(&who, query, headers, peer, now)
@@ -610,24 +643,56 @@ impl Guard {
     }
 }
 
+impl Who {
+    /// Whether the requester may do something to what is its tenant's own, for which there is no bucket to ask.
+    pub(super) fn may(&self, action: &str, resource: &str, context: &Context) -> bool {
+        let Some(account) = self.account() else { return false };
+        let request = Request { requester: self.requester(), action, resource, context };
+        let deciding = Deciding {
+            bucket_owner: account,
+            object_owner: None,
+            bucket_policy: None,
+            identity_policies: self.user.as_ref().map(|user| user.policies.as_slice()),
+            session_policy: self.session_policy(),
+            acl: None,
+            ignores_public_acls: false,
+            restricts_public_policy: false,
+        };
+        authorize(&request, &deciding) == Verdict::Allowed
+    }
+
+    /// What the requester's own policies are told of a call that names no bucket.
+    pub(super) fn context(&self, headers: &http::HeaderMap, peer: Option<Peer>, now: Timestamp) -> Context {
+        Facts::of_request(self, "", headers, peer, now).context
+    }
+
+    /// How logs name the requester.
+    fn logged_as(&self) -> Option<String> {
+        match self.requester() {
+            Requester::Root(account) => Some(account.canonical_id()),
+            other => other.arn(),
+        }
+    }
+
+    /// The name of the user; `None`: a tenant's own key, or a role.
+    pub(super) fn user_name(&self) -> Option<&str> {
+        self.user.as_deref().filter(|user| user.session.is_none()).map(|user| user.name.as_str())
+    }
+}
+
+/// The role of a session is no more.
+pub(super) fn role_gone() -> S3Error {
+    s3_error!(InvalidAccessKeyId, "The role of these temporary credentials does not exist any more.")
+}
+
 /// What a user does with no bucket of its tenant's yet: its own policies decide.
 fn check_own(who: &Who, operation: &str, name: Option<&str>, facts: &Facts) -> S3Result<()> {
-    let Some(account) = who.account().filter(|_| who.is_limited()) else { return Ok(()) };
+    if !who.is_limited() {
+        return Ok(());
+    }
     let action = if operation == "CreateBucket" { "s3:CreateBucket" } else { "s3:ListAllMyBuckets" };
     let resource = format!("arn:aws:s3:::{}", name.unwrap_or("*"));
-    let request =
-        Request { requester: who.requester(), action, resource: &resource, context: &facts.context };
-    let deciding = Deciding {
-        bucket_owner: account,
-        object_owner: None,
-        bucket_policy: None,
-        identity_policies: who.user.as_ref().map(|user| user.policies.as_slice()),
-        session_policy: who.session_policy(),
-        acl: None,
-        ignores_public_acls: false,
-        restricts_public_policy: false,
-    };
-    if authorize(&request, &deciding) == Verdict::Allowed { Ok(()) } else { Err(denied()) }
+    if who.may(action, &resource, &facts.context) { Ok(()) } else { Err(denied()) }
 }
 
 pub(super) fn lists_not_supported() -> S3Error {
@@ -639,6 +704,14 @@ pub(super) fn anonymous() -> S3Error {
         AccessDenied,
         "Anonymous access is not allowed: sign the request (SigV4) with an access key, or use a presigned URL."
     )
+}
+
+/// Refuses those who do not say that they know that they pay: anybody but the owner.
+fn check_payer(who: &Who, query: &str, headers: &http::HeaderMap, access: &BucketAccess) -> S3Result<bool> {
+    let is_owner = who.account().is_some_and(|account| account.id == access.bucket.tenant.0);
+    let says = headers.get("x-amz-request-payer").is_some_and(|payer| payer == "requester")
+        || query.split('&').any(|pair| pair == "x-amz-request-payer=requester");
+    if is_owner || says && who.caller.is_some() { Ok(!is_owner) } else { Err(denied()) }
 }
 
 /// Refuses a request whose sender thought that the bucket was another's.

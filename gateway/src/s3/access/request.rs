@@ -101,6 +101,10 @@ fn of_requester(context: &mut Context, who: &Who) {
             context.add("aws:username", name);
             context.add("aws:userid", format!("{}:{name}", account.number()));
         }
+        Requester::Role { name, session, .. } => {
+            context.add("aws:PrincipalType", "AssumedRole");
+            context.add("aws:userid", format!("{}:{name}:{session}", account.number()));
+        }
         _ => {
             context.add("aws:PrincipalType", "Account");
             context.add("aws:userid", account.canonical_id());

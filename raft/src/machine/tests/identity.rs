@@ -1,7 +1,9 @@
 //! What the doors ask before they serve.
 
 use super::*;
-use crate::facts::identity::{ACL_BYTES_MAX, IdentityAnswer, IdentityCommand, IdentityQuery, User};
+use crate::facts::identity::{
+    ACL_BYTES_MAX, Directory, IdentityAnswer, IdentityCommand, IdentityQuery, User,
+};
 use crate::facts::tenant::AccessKey;
 
 fn set_acl(key: &str, acl: Option<String>) -> Command {
@@ -104,4 +106,23 @@ fn a_user_has_keys_or_can_go_and_a_disabled_key_comes_back() {
     ));
     let asked = world.ask(Query::Identity(IdentityQuery::Users { tenant }));
     assert_eq!(asked, Ok(Answer::Identity(IdentityAnswer::Users(Vec::new()))));
+}
+
+#[test]
+fn a_directory_changes_only_from_what_was_read() {
+    let mut world = World::new();
+    let tenant = TenantId(1);
+    let set = |revision, text: &'static [u8]| {
+        let text = Bytes::from_static(text);
+        Command::Identity(IdentityCommand::SetDirectory { tenant, revision, text })
+    };
+    assert_eq!(world.run(set(1, b"early")), Err(Refusal::PreconditionFailed));
+    assert_eq!(world.run(set(0, b"first")), Ok(Reply::Done));
+    assert_eq!(world.run(set(0, b"late")), Err(Refusal::PreconditionFailed));
+    assert_eq!(world.run(set(1, b"second")), Ok(Reply::Done));
+    let read = world.ask(Query::Identity(IdentityQuery::Directory { tenant }));
+    let Ok(Answer::Identity(IdentityAnswer::Directory(directory))) = read else { panic!("{read:?}") };
+    assert_eq!((directory.revision, &directory.text[..]), (2, &b"second"[..]));
+    let other = world.ask(Query::Identity(IdentityQuery::Directory { tenant: TenantId(2) }));
+    assert_eq!(other, Ok(Answer::Identity(IdentityAnswer::Directory(Directory::default()))));
 }

@@ -4,6 +4,7 @@ mod accounts;
 mod cluster;
 mod damage;
 mod identity;
+mod journal;
 mod listing;
 mod model;
 mod oracle;

@@ -10,6 +10,7 @@ use crate::machine::buckets::{self, Change};
 use crate::machine::content::Body;
 use crate::machine::draft::{Draft, Outcome};
 use crate::machine::files;
+use crate::machine::journal;
 use crate::machine::keys::Counter;
 use crate::machine::objects::{self, Current, Meta, check_key, check_precondition};
 
@@ -52,12 +53,17 @@ pub fn expire(draft: &mut Draft<'_>, bucket: &str, versions: &[Expired]) -> Outc
             let current = look_up(draft, &bucket, key, None)?;
             let is_it = |found: &Found| found.meta.version == *number && !found.meta.is_marker;
             if current.as_ref().is_some_and(is_it) {
-                hide(draft, bucket, key, &Precondition::default())?;
+                let name = bucket.name.clone();
+                let hidden = hide(draft, bucket, key, &Precondition::default())?;
+                journal::note_expired(draft, &name, key, hidden.version, hidden.is_marker)?;
             }
         } else if let Some(found) = noncurrent(draft, &bucket, key, *number)?
             && !found.meta.headers.lock.protects(draft.now, false)
         {
+            let name = bucket.name.clone();
+            let version = Some(found.meta.id());
             remove(draft, bucket, key, &found)?;
+            journal::note_expired(draft, &name, key, version, false)?;
         }
     }
     Ok(Reply::Done)
