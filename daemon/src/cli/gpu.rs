@@ -52,7 +52,19 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             cpu.ptx_mips,
         );
         for gpu in gpus {
-            println!("  gpu  {}, {}, {}", gpu.model, human_bytes(gpu.memory_mib << 20), gpu.uuid);
+            let (major, minor) = gpu.capability;
+            println!(
+                "  gpu  {}, {}, {}, compute {major}.{minor}, driver {}{}",
+                gpu.model,
+                human_bytes(gpu.memory_mib << 20),
+                gpu.uuid,
+                gpu.driver,
+                if gpu.closed.is_empty() {
+                    String::new()
+                } else {
+                    format!("; takes no tasks: {}", gpu.closed)
+                },
+            );
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -65,7 +77,12 @@ fn name_of(status: &Status, node: &NodeCompute) -> String {
 
 fn node_json(status: &Status, node: &NodeCompute) -> serde_json::Value {
     let Inventory { cpu_millis, memory_bytes, scratch_bytes, gpus, cpu } = &node.offer;
-    let gpu = |gpu: &makai_gpu_runtime::inventory::Gpu| json!({ "model": gpu.model, "uuid": gpu.uuid, "memory_mib": gpu.memory_mib });
+    let gpu = |gpu: &makai_gpu_runtime::inventory::Gpu| {
+        json!({
+            "model": gpu.model, "uuid": gpu.uuid, "memory_mib": gpu.memory_mib, "capability": gpu.capability,
+            "driver": gpu.driver, "instance_of": gpu.parent, "closed": gpu.closed,
+        })
+    };
     json!({
         "node": node.node, "name": name_of(status, node),
         "cpu": { "model": cpu.model, "millis": cpu_millis, "ptx_mips_per_core": cpu.ptx_mips },

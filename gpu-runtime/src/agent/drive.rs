@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::publish::Publish;
 use super::stage::{Stage, StageError};
 use super::{Agent, name_of, remove_folder, words};
-use crate::runner::{Attempt, End as RunEnd, Outcome, RunError};
+use crate::runner::{Attempt, End as RunEnd, GpuLevel, Outcome, RunError};
 
 /// Times that outputs are written anew because the gateway that had them is gone.
 const PUBLISHED_ANEW_MAX: u32 = 5;
@@ -249,6 +249,7 @@ fn usage_of(outcome: &Outcome, bytes_in: u64) -> jobs::Usage {
         memory_byte_seconds: used.memory_byte_seconds,
         bytes_in,
         bytes_out: 0,
+        gpu_level: outcome.enforcement.gpu.map(GpuLevel::number),
     }
 }
 

@@ -546,6 +546,10 @@ pub struct Usage {
     pub memory_byte_seconds: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// How strictly it was kept to its share of a card, 0 advisory to 5 exclusive; `None`: it had none. Left out of what is signed
+    /// then, so that statements of earlier releases stay what they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_level: Option<u8>,
 }
 
 /// An object that a task published.
