@@ -6,7 +6,10 @@ use futures::StreamExt as _;
 use makai_raft::facts::command::Precondition;
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders, Part};
 use s3s::S3Result;
+use s3s::dto::StreamingBlob;
 
+use super::body::upstream;
+use super::checksums::{Algorithm, Promise};
 use super::errors::refused;
 use crate::identity::Caller;
 use crate::objects::{BodyError, ByteRange, CopyFrom, Download, Objects, Upstream};
@@ -34,16 +37,25 @@ impl Source<'_> {
     }
 }
 
-/// As `Objects::copy`, by bytes.
+/// As `Objects::copy`, by bytes; `algorithm`: of the checksum that the copy gets, where it is not the source's.
 pub(super) async fn copy_bytes(
     source: Source<'_>,
     objects: &Objects,
     writer: &Caller,
     target: Target<'_>,
     headers: ObjectHeaders,
-    precondition: Precondition,
+    (precondition, algorithm): (Precondition, Option<Algorithm>),
 ) -> S3Result<ObjectHead> {
-    let upstream = relay(source.bytes(ByteRange::All).await?);
+    let download = source.bytes(ByteRange::All).await?;
+    let upstream = match algorithm {
+        None => relay(download),
+        Some(algorithm) => {
+            let size = i64::try_from(download.head.size).ok();
+            let body = download.body.map(|piece| piece.map_err(refused));
+            let promise = Promise::default().or_compute(algorithm);
+            upstream(Some(StreamingBlob::wrap(body)), size, promise, None)?
+        }
+    };
     let Target { bucket, key } = target;
     objects.put(writer, bucket, key, headers, upstream, precondition).await.map_err(refused)
 }

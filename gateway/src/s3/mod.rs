@@ -15,7 +15,9 @@
 //! | `website` | buckets as websites |
 //! | [`notifications`] | webhooks that hear of changes of keys |
 //! | `access_log` | lines of requests, delivered to buckets |
+//! | `dates` | when a request says that it was sent |
 //! | `cors` | what browsers ask and must be told |
+//! | `forms` | files that browsers send with a form |
 //! | `query` | temporary credentials (STS); users, groups, roles and policies (IAM) |
 //! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
 //! | `body`, `chunked` | bytes in and out, checked while they stream |
@@ -32,9 +34,11 @@ mod checksums;
 mod chunked;
 mod copying;
 mod cors;
+mod dates;
 mod documents;
 mod encryption;
 mod errors;
+mod forms;
 mod headers;
 mod lifecycle;
 mod listing;
