@@ -704,6 +704,7 @@ fn objects(shell: &Shell, identity: Identity) -> Objects {
     let options = ObjectsOptions {
         uploads_in_flight_max: shell.config.limits.uploads_in_flight_max as usize,
         read_cache_bytes: shell.config.limits.read_cache_bytes,
+        meter: shell.served.clone(),
         ..ObjectsOptions::default()
     };
     Objects::new(

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use makai_raft::facts::accounts::{Amount, Component, Reason, Status};
+use makai_raft::facts::accounts::{Amount, Component, Reason, SliceTime, Status, UNITS_PER_CREDIT};
 
 use super::remote::Target;
 use super::{human_bytes, print_json};
@@ -43,6 +43,33 @@ pub fn tokens(amount: Amount) -> String {
     format!("{whole}.{:06}", rest / (UNITS_PER_TOKEN / 1_000_000))
 }
 
+/// Credits with six digits behind the point, cut.
+#[must_use]
+pub fn credits_text(amount: Amount) -> String {
+    let (whole, rest) = (amount.0 / UNITS_PER_CREDIT, amount.0 % UNITS_PER_CREDIT);
+    format!("{whole}.{:06}", rest / (UNITS_PER_CREDIT / 1_000_000))
+}
+
+/// Reads credits as people write them.
+#[must_use]
+pub fn parse_credits(text: &str) -> Option<Amount> {
+    const DIGITS: usize = 9;
+    let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
+    let is_plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_plain(whole) || !is_plain(rest) || rest.len() > DIGITS {
+        return None;
+    }
+    let whole: u128 = whole.parse().ok()?;
+    let rest: u128 = format!("{rest:0<DIGITS$}").parse().ok()?;
+    Some(Amount(whole.checked_mul(UNITS_PER_CREDIT)?.checked_add(rest)?))
+}
+
+/// Time of slices as people read it.
+fn slices_text(slices: &SliceTime) -> String {
+    let hours = |ms: u64| format!("{}.{:03}", ms / 3_600_000, ms % 3_600_000 / 3_600);
+    format!("{} core-h {} gpu-h", hours(slices.cpu_core_ms), hours(slices.gpu_card_ms))
+}
+
 pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
     let usage: Usage = args.target.get("/api/v1/accounts/usage").await?;
     if args.target.json {
@@ -65,6 +92,9 @@ pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
             node.audits_unknown,
             node.audits_offline
         );
+        if node.lease != SliceTime::default() {
+            println!("                     for {} jobs: {}", node.jobs_ok, slices_text(&node.lease));
+        }
     }
     for tenant in &usage.tenants {
         println!(
@@ -73,6 +103,24 @@ pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
             human_bytes(tenant.stored_bytes),
             tenant.objects
         );
+        if let Some(used) = &tenant.used {
+            println!(
+                "    {:>12} sent {:>12} received in {} requests; jobs held {}; charged {} credits",
+                human_bytes(used.ingress_bytes),
+                human_bytes(used.egress_bytes),
+                used.requests,
+                slices_text(&used.slices),
+                credits_text(used.charged.minus(used.refunded))
+            );
+        }
+        if let Some(balance) = &tenant.balance {
+            println!(
+                "    balance {} credits, of that {} held for jobs that run; owes {}",
+                credits_text(balance.amount),
+                credits_text(balance.held),
+                credits_text(balance.owed)
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -193,6 +241,17 @@ pub async fn why(args: WhyArgs) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credits_are_read_as_they_are_written() {
+        assert_eq!(parse_credits("12"), Some(Amount(12_000_000_000)));
+        assert_eq!(parse_credits("0.5"), Some(Amount(500_000_000)));
+        assert_eq!(parse_credits("0.000000001"), Some(Amount(1)));
+        for wrong in ["", ".", "1.", ".5", "-1", "1e3", "0.0000000001", "1,5"] {
+            assert_eq!(parse_credits(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(credits_text(Amount(1_999_999_999)), "1.999999");
+    }
 
     #[test]
     fn tokens_are_cut_and_never_rounded_up() {

@@ -37,9 +37,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 use makai_erasure::Scheme;
 use makai_erasure::codec::Codec;
 use makai_erasure::stripe::ShardPeers;
+use makai_ops::metering::{ServedMeter, Traffic};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
@@ -163,11 +165,18 @@ pub struct ObjectsOptions {
     pub upload_wait: Duration,
     /// Plaintext of blobs read lately that is kept in memory; 0: none.
     pub read_cache_bytes: u64,
+    /// Where tenants' traffic is counted.
+    pub meter: ServedMeter,
 }
 
 impl Default for ObjectsOptions {
     fn default() -> Self {
-        Self { uploads_in_flight_max: 512, upload_wait: Duration::from_secs(5), read_cache_bytes: 0 }
+        Self {
+            uploads_in_flight_max: 512,
+            upload_wait: Duration::from_secs(5),
+            read_cache_bytes: 0,
+            meter: ServedMeter::default(),
+        }
     }
 }
 
@@ -250,6 +259,20 @@ impl Objects {
             }),
             sealing: sealing::Sealing::Tenant,
         }
+    }
+
+    fn count(&self, caller: &Caller, what: Traffic, amount: u64) {
+        self.inner.options.meter.add_traffic(caller.tenant, what, amount);
+    }
+
+    /// A body whose bytes are counted as they are sent.
+    fn counted(
+        &self,
+        caller: &Caller,
+        body: BoxStream<'static, Result<Bytes, ObjectsError>>,
+    ) -> BoxStream<'static, Result<Bytes, ObjectsError>> {
+        let (meter, tenant) = (self.inner.options.meter.clone(), caller.tenant);
+        body.inspect_ok(move |bytes| meter.add_traffic(tenant, Traffic::Egress, bytes.len() as u64)).boxed()
     }
 
     fn codec(&self, scheme: Scheme) -> Result<Codec, ObjectsError> {

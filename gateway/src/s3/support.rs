@@ -31,7 +31,7 @@ const ALL: &str = "AbortMultipartUpload CompleteMultipartUpload CopyObject Creat
     RestoreObject SelectObjectContent UploadPart UploadPartCopy WriteGetObjectResponse";
 
 /// What limits an operation that is done.
-const LIMITS: [(&str, &str); 20] = [
+const LIMITS: [(&str, &str); 22] = [
     ("CopyObject", "by reference within a tenant; by bytes between tenants and encryption keys"),
     ("CreateBucket", "10,000 buckets a tenant; `x-makai-scheme: k+m` chooses the coding"),
     ("DeleteObjects", "1,000 keys"),
