@@ -8,6 +8,7 @@
 //! | `GET /api/v1/status`        | [`Status`]                                                     | yes             |
 //! | `POST /api/v1/join-token`   | [`JoinTokenRequest`] -> [`JoinTokenAnswer`]                     | yes             |
 //! | `POST /api/v1/standing`     | [`StandingRequest`] -> the node                                 | yes             |
+//! | `GET /api/v1/backup`        | the facts as a snapshot's stream; a voter only                 | yes             |
 //! | `GET /api/v1/tenants`       | tenants                                                        | yes             |
 //! | `POST /api/v1/tenants`      | [`TenantRequest`] -> [`KeyAnswer`]                              | yes             |
 //! | `GET /api/v1/keys?tenant=`  | ids of its keys                                                | yes             |
@@ -30,8 +31,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -58,6 +60,7 @@ use crate::accounts::api;
 use crate::members::{DiskBeat, known_peers};
 use crate::node;
 use crate::reconcile::Shell;
+use crate::reconcile::reach::LineNow;
 use crate::reconcile::shards::ProgressNow;
 use crate::ticket::Ticket;
 use crate::{clock, state};
@@ -97,6 +100,9 @@ pub struct Status {
     /// What nodes offer to jobs, as the leader heard last, by node; empty elsewhere.
     #[serde(default)]
     pub compute: Vec<NodeCompute>,
+    /// As above, of their lines.
+    #[serde(default)]
+    pub lines: Vec<NodeLine>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -132,6 +138,13 @@ pub struct NodeRepair {
 pub struct NodeCompute {
     pub node: NodeId,
     pub offer: Inventory,
+}
+
+/// What a node measured of its line, as the leader heard last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeLine {
+    pub node: NodeId,
+    pub line: LineNow,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -205,6 +218,13 @@ pub struct ApiError {
 
 type Failure = (StatusCode, String);
 
+/// An answer's bytes, whole or in pieces.
+type Body = BoxBody<Bytes, std::io::Error>;
+
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
 fn failure(status: StatusCode, why: impl ToString) -> Failure {
     (status, why.to_string())
 }
@@ -276,17 +296,17 @@ pub async fn start(
     Ok(Some(address))
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Failure> {
+fn json<T: Serialize>(value: &T) -> Result<Response<Body>, Failure> {
     let body =
         serde_json::to_vec(value).map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, error))?;
-    let mut response = Response::new(Full::from(body));
+    let mut response = Response::new(full(body));
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
 /// What a person sees; all it shows, it asks for with the token.
-fn page() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(Bytes::from_static(PAGE.as_bytes())));
+fn page() -> Response<Body> {
+    let mut response = Response::new(full(Bytes::from_static(PAGE.as_bytes())));
     for (name, value) in [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
@@ -308,12 +328,12 @@ fn parameter<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {
 }
 
 impl Console {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_head_or_get = matches!(*request.method(), Method::GET | Method::HEAD);
         let answered = match request.uri().path() {
             "/" if is_head_or_get => Ok(page()),
-            "/healthz" if is_head_or_get => Ok(Response::new(Full::from("ok\n"))),
-            "/metrics" if is_head_or_get => Ok(Response::new(Full::from(self.metrics_page()))),
+            "/healthz" if is_head_or_get => Ok(Response::new(full("ok\n"))),
+            "/metrics" if is_head_or_get => Ok(Response::new(full(self.metrics_page()))),
             _ if !self.is_authorized(&request) => Err(failure(
                 StatusCode::UNAUTHORIZED,
                 "send `Authorization: Bearer TOKEN` with the token in admin.token of the node's folder",
@@ -322,7 +342,7 @@ impl Console {
         };
         answered.unwrap_or_else(|(status, error)| {
             let mut response =
-                json(&ApiError { error }).unwrap_or_else(|_| Response::new(Full::from("internal error")));
+                json(&ApiError { error }).unwrap_or_else(|_| Response::new(full("internal error")));
             *response.status_mut() = status;
             response
         })
@@ -339,7 +359,7 @@ impl Console {
         blake3::hash(given.as_bytes()) == blake3::hash(self.token.as_bytes())
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Failure> {
+    async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
         let (parts, body) = request.into_parts();
         let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
         let body = body.map_err(|error| failure(StatusCode::BAD_REQUEST, error))?.to_bytes();
@@ -348,6 +368,7 @@ impl Console {
             (&Method::GET, "/api/v1/status") => json(&self.status()),
             (&Method::POST, "/api/v1/join-token") => json(&self.join_token(read(&body)?).await?),
             (&Method::POST, "/api/v1/standing") => json(&self.standing(read(&body)?).await?),
+            (&Method::GET, "/api/v1/backup") => self.backup().await,
             (&Method::GET, "/api/v1/tenants") => json(&self.tenants().await?),
             (&Method::POST, "/api/v1/tenants") => json(&self.create_tenant(read(&body)?).await?),
             (&Method::GET, "/api/v1/keys") => json(&self.keys(parameter(query, "tenant")).await?),
@@ -376,7 +397,7 @@ impl Console {
         path: &str,
         query: Option<&str>,
         body: &[u8],
-    ) -> Result<Response<Full<Bytes>>, Failure> {
+    ) -> Result<Response<Body>, Failure> {
         let unavailable = |error: anyhow::Error| match error.downcast::<MetaError>() {
             Ok(error) => meta_failure(error),
             Err(error) => failure(StatusCode::CONFLICT, format!("{error:#}")),
@@ -399,7 +420,7 @@ impl Console {
             }
             (&Method::GET, "/opening") => json(&api::opening(shell).await.map_err(unavailable)?),
             (&Method::GET, "/ledger") => {
-                Ok(Response::new(Full::from(api::ledger(shell).await.map_err(unavailable)?)))
+                Ok(Response::new(full(api::ledger(shell).await.map_err(unavailable)?)))
             }
             (_, path) => Err(failure(StatusCode::NOT_FOUND, format!("accounts have no {path:?}"))),
         }
@@ -417,6 +438,7 @@ impl Console {
             .filter_map(|(node, heard)| Some(NodeCompute { node: *node, offer: heard.compute.clone()? }));
         let mut compute: Vec<NodeCompute> = offers.collect();
         compute.sort_by_key(|node| node.node);
+        let lines = heard.iter().map(|(node, heard)| NodeLine { node: *node, line: heard.line }).collect();
         let heard = heard.into_values().flat_map(|heard| heard.disks).collect();
         Status {
             node: shell.id,
@@ -434,6 +456,7 @@ impl Console {
             repair: shell.progress.now(),
             repairs,
             compute,
+            lines,
         }
     }
 
@@ -489,6 +512,28 @@ impl Console {
         };
         self.shell.map_changed.notify_one();
         Ok(())
+    }
+
+    /// Streams the facts; a client that reads slowly holds one piece of them and a view, no writer.
+    async fn backup(&self) -> Result<Response<Body>, Failure> {
+        let Some(meta) = self.shell.members.meta().cloned() else {
+            return Err(failure(StatusCode::CONFLICT, "this node is no voter and has no facts; ask a voter"));
+        };
+        let (pieces, taken) = tokio::sync::mpsc::channel::<std::io::Result<Frame<Bytes>>>(2);
+        tokio::spawn(async move {
+            let sent = pieces.clone();
+            let written = meta.backup(move |piece| match sent.blocking_send(Ok(Frame::data(piece))) {
+                Ok(()) => std::ops::ControlFlow::Continue(()),
+                Err(_) => std::ops::ControlFlow::Break(()),
+            });
+            if let Err(error) = written.await {
+                tracing::warn!(%error, "a backup was not given");
+                let _ = pieces.send(Err(std::io::Error::other(error.to_string()))).await;
+            }
+        });
+        let stream =
+            futures::stream::unfold(taken, |mut taken| async move { Some((taken.recv().await?, taken)) });
+        Ok(Response::new(StreamBody::new(stream).boxed()))
     }
 
     async fn all_tenants(&self) -> Result<Vec<Tenant>, Failure> {

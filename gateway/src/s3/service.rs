@@ -251,8 +251,12 @@ impl S3Door {
             let body = if site.is_some() && is_page(&head) {
                 body
             } else {
-                let asked =
-                    Asked { resource: &resource, bucket: bucket.as_deref(), id: &id, host: &self.inner.host_id };
+                let asked = Asked {
+                    resource: &resource,
+                    bucket: bucket.as_deref(),
+                    id: &id,
+                    host: &self.inner.host_id,
+                };
                 reword(&mut head, &body, &notes, &asked)
             };
             let body = if is_query { query::reword(&mut head.headers, &body) } else { body };
