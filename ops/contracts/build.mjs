@@ -18,7 +18,7 @@ const input = {
     names.map((name) => [`src/${name}`, { content: readFileSync(join(here, "src", name), "utf8") }]),
   ),
   settings: {
-    optimizer: { enabled: true, runs: 200 },
+    optimizer: { enabled: true, runs: 20000 }, viaIR: true,
     evmVersion: "cancun",
     metadata: { bytecodeHash: "none", appendCBOR: false },
     outputSelection: Object.fromEntries(names.map((name) => [`src/${name}`, { "*": wanted }])),

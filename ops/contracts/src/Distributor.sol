@@ -6,6 +6,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 
 /// Pays for work: cumulative claims against roots that most signers signed.
@@ -15,6 +16,16 @@ import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProo
 /// a root that is disputed or revoked stops itself and those after it, never those before.
 contract Distributor is EIP712, AccessControl {
     using SafeERC20 for IERC20;
+
+    /// As stored: what a claim reads lies in the first two words.
+    struct Posted {
+        bytes32 root;
+        uint128 total;
+        uint64 epoch;
+        uint48 activeAt;
+        bool disabled;
+        bytes32 dataHash;
+    }
 
     struct Root {
         bytes32 root;
@@ -60,7 +71,8 @@ contract Distributor is EIP712, AccessControl {
     uint64 public immutable window;
     uint256 public immutable disputeBond;
 
-    Root[] private _roots;
+    mapping(uint256 index => Posted) private _roots;
+    uint256 private _rootCount;
     mapping(uint256 index => Dispute) public disputes;
     mapping(address account => uint256) public claimed;
     uint256 public totalClaimed;
@@ -102,7 +114,7 @@ contract Distributor is EIP712, AccessControl {
         _setSigners(signers_, threshold_);
         // What an embedded ledger came to before: its accounts claim here from the first moment.
         if (opening.root != bytes32(0)) {
-            _push(Root(opening.root, bytes32(0), opening.total, opening.epoch, uint64(block.timestamp), false));
+            _push(opening.epoch, opening.root, opening.total, bytes32(0), block.timestamp);
         }
     }
 
@@ -120,11 +132,12 @@ contract Distributor is EIP712, AccessControl {
     }
 
     function roots(uint256 index) external view returns (Root memory) {
-        return _roots[index];
+        Posted storage root = _roots[index];
+        return Root(root.root, root.dataHash, root.total, root.epoch, root.activeAt, root.disabled);
     }
 
     function rootCount() external view returns (uint256) {
-        return _roots.length;
+        return _rootCount;
     }
 
     function signers() external view returns (address[] memory) {
@@ -141,9 +154,9 @@ contract Distributor is EIP712, AccessControl {
         bytes32 prevRoot,
         bytes[] calldata signatures
     ) external {
-        (bool any, Root memory last) = _newest();
-        if (any && epoch <= last.epoch) revert AlreadyProposed(epoch);
-        if (any && total < last.total) revert TotalFalls(total, last.total);
+        (uint64 lastEpoch, uint256 lastTotal) = _newest();
+        if (epoch <= lastEpoch) revert AlreadyProposed(epoch);
+        if (total < lastTotal) revert TotalFalls(total, lastTotal);
         uint256 allowed = emissionUntil(epoch);
         if (total > allowed) revert OverEmission(total, allowed);
         bytes32 digest = _hashTypedDataV4(
@@ -159,32 +172,39 @@ contract Distributor is EIP712, AccessControl {
             }
         }
         if (good < threshold) revert NotEnoughSignatures(good, threshold);
-        _push(Root(root, dataHash, total, epoch, uint64(block.timestamp) + window, false));
+        _push(epoch, root, total, dataHash, block.timestamp + window);
     }
 
     /// Pays what `account` may claim and has not. Anyone may ask: only the account is paid.
     function claim(uint256 index, address account, uint256 cumulative, bytes32[] calldata proof) external returns (uint256 amount) {
         if (!isActive(index)) revert NotActive(index);
+        Posted storage root = _roots[index];
         bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(account, cumulative))));
-        if (!MerkleProof.verifyCalldata(proof, _roots[index].root, leaf)) revert BadProof();
+        if (!MerkleProof.verifyCalldata(proof, root.root, leaf)) revert BadProof();
         uint256 paid = claimed[account];
-        uint256 due = cumulative > paid ? cumulative - paid : 0;
-        uint256 room = activeTotal() - totalClaimed;
-        amount = due < room ? due : room;
+        uint256 before = totalClaimed;
+        amount = cumulative > paid ? cumulative - paid : 0;
+        // Most claims fit the total of their own root, and cost the same however many roots wait.
+        if (before + amount > root.total) {
+            uint256 room = activeTotal() - before;
+            if (amount > room) amount = room;
+        }
         if (amount == 0) revert NothingToClaim(account);
         claimed[account] = paid + amount;
-        totalClaimed += amount;
+        totalClaimed = before + amount;
         emit Claimed(account, amount, paid + amount);
         token.safeTransfer(account, amount);
     }
 
+    /// A root under dispute is disabled, and so never active; one that was never posted has no time.
     function isActive(uint256 index) public view returns (bool) {
-        return index < _roots.length && !_roots[index].disabled && block.timestamp >= _roots[index].activeAt && !disputes[index].open;
+        Posted storage root = _roots[index];
+        return root.activeAt != 0 && block.timestamp >= root.activeAt && !root.disabled;
     }
 
     /// The total of the newest active root; never below what was paid.
     function activeTotal() public view returns (uint256) {
-        for (uint256 i = _roots.length; i > 0; i--) {
+        for (uint256 i = _rootCount; i > 0; i--) {
             if (isActive(i - 1)) return _roots[i - 1].total > totalClaimed ? _roots[i - 1].total : totalClaimed;
         }
         return totalClaimed;
@@ -192,7 +212,7 @@ contract Distributor is EIP712, AccessControl {
 
     /// Stops a root and all after it until the admin decides; the bond is lost where it was wrong.
     function dispute(uint256 index, string calldata reason) external {
-        if (index >= _roots.length || block.timestamp >= _roots[index].activeAt) revert WindowOver(index);
+        if (index >= _rootCount || block.timestamp >= _roots[index].activeAt) revert WindowOver(index);
         if (disputes[index].by != address(0) || _roots[index].disabled) revert WrongDispute(index);
         disputes[index] = Dispute(msg.sender, disputeBond, true);
         emit Disputed(index, msg.sender, reason);
@@ -210,12 +230,12 @@ contract Distributor is EIP712, AccessControl {
         } else {
             // The signers were right: the root counts after a window of its own. The bond stays for miners.
             _roots[index].disabled = false;
-            _roots[index].activeAt = uint64(block.timestamp) + window;
+            _roots[index].activeAt = uint48(block.timestamp + window);
         }
     }
 
     function revoke(uint256 index) external onlyRole(GUARDIAN) {
-        if (index >= _roots.length || block.timestamp >= _roots[index].activeAt) revert WindowOver(index);
+        if (index >= _rootCount || block.timestamp >= _roots[index].activeAt) revert WindowOver(index);
         _disableFrom(index);
     }
 
@@ -254,20 +274,22 @@ contract Distributor is EIP712, AccessControl {
         emit SignersChanged(signers_, threshold_);
     }
 
-    function _newest() private view returns (bool, Root memory) {
-        for (uint256 i = _roots.length; i > 0; i--) {
-            if (!_roots[i - 1].disabled) return (true, _roots[i - 1]);
+    /// Of the newest root that counts; zeros where there is none.
+    function _newest() private view returns (uint64 epoch, uint256 total) {
+        for (uint256 i = _rootCount; i > 0; i--) {
+            Posted storage root = _roots[i - 1];
+            if (!root.disabled) return (root.epoch, root.total);
         }
-        return (false, Root(0, 0, 0, 0, 0, false));
     }
 
-    function _push(Root memory root) private {
-        _roots.push(root);
-        emit Proposed(_roots.length - 1, root.epoch, root.root, root.total, root.dataHash, root.activeAt);
+    function _push(uint64 epoch, bytes32 root, uint256 total, bytes32 dataHash, uint256 activeAt) private {
+        uint256 index = _rootCount++;
+        _roots[index] = Posted(root, SafeCast.toUint128(total), epoch, SafeCast.toUint48(activeAt), false, dataHash);
+        emit Proposed(index, epoch, root, total, dataHash, uint64(activeAt));
     }
 
     function _disableFrom(uint256 index) private {
-        for (uint256 i = index; i < _roots.length; i++) {
+        for (uint256 i = index; i < _rootCount; i++) {
             if (!_roots[i].disabled) {
                 _roots[i].disabled = true;
                 emit Disabled(i);

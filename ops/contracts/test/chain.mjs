@@ -1,6 +1,7 @@
 // Small things done to a chain, for tests of the daemon:
 //   node chain.mjs deploy URL POOL HALVING WINDOW_SECS THRESHOLD SIGNER,.. FUNDED,..   -> {"token", "distributor"}
 //   node chain.mjs balance URL TOKEN ACCOUNT                                           -> base units
+//   node chain.mjs fund URL ACCOUNT,..
 //   node chain.mjs reorg URL DEPTH
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -11,6 +12,10 @@ const here = dirname(fileURLToPath(import.meta.url));
 const artefact = (name) => JSON.parse(readFileSync(join(here, "..", "artifacts", `${name}.json`), "utf8"));
 const [what, url, ...rest] = process.argv.slice(2);
 const provider = new ethers.JsonRpcProvider(url, undefined, { cacheTimeout: -1, pollingInterval: 50, staticNetwork: ethers.Network.from(31337) });
+
+async function fund(accounts) {
+  for (const account of accounts.split(",")) await provider.send("anvil_setBalance", [account, "0x56BC75E2D63100000"]);
+}
 
 async function deploy(pool, halving, window, threshold, signers, funded) {
   const admin = await provider.getSigner(0);
@@ -27,7 +32,7 @@ async function deploy(pool, halving, window, threshold, signers, funded) {
     "Distributor", await token.getAddress(), terms, signers.split(","), threshold, [ethers.ZeroHash, 0, 0],
   );
   await (await token.transfer(await distributor.getAddress(), pool)).wait();
-  for (const account of funded.split(",")) await provider.send("anvil_setBalance", [account, "0x56BC75E2D63100000"]);
+  await fund(funded);
   console.log(JSON.stringify({ token: await token.getAddress(), distributor: await distributor.getAddress() }));
 }
 
@@ -38,11 +43,14 @@ switch (what) {
   case "balance":
     console.log(String(await new ethers.Contract(rest[0], artefact("Token").abi, provider).balanceOf(rest[1])));
     break;
+  case "fund":
+    await fund(rest[0]);
+    break;
   case "reorg":
     await provider.send("anvil_reorg", [Number(rest[0]), []]);
     break;
   default:
-    console.error("deploy, balance or reorg");
+    console.error("deploy, balance, fund or reorg");
     process.exitCode = 2;
 }
 provider.destroy();

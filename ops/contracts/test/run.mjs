@@ -36,6 +36,42 @@ function tree(leaves) {
   return { root: nodes[0], proof };
 }
 
+// Claims of one account among a million (twenty steps of proof), while forty later roots wait for their time.
+const GAS_MAX = { first: 108000, repeated: 75000 };
+async function gasOfClaims(deploy, admin, adminAddress, provider) {
+  const pool = 10n ** 24n;
+  const token = await deploy("Token", "MAKAI", "MAKAI", pool, [adminAddress], [pool]);
+  const signer = seedKey(1);
+  const terms = [pool, 100, 1000, 0, adminAddress, adminAddress];
+  const account = ethers.getAddress("0x" + "ab".repeat(20));
+  const proof = Array.from({ length: 20 }, (_, at) => keccak(ethers.toBeHex(at + 1, 32)));
+  const rootOf = (cumulative) =>
+    proof.reduce((node, sibling) => pair(node, sibling), keccak(keccak(abi.encode(["address", "uint256"], [account, cumulative]))));
+  const opening = [rootOf(100n), 1, 1000n];
+  const distributor = await deploy("Distributor", await token.getAddress(), terms, [signer.address], 1, opening);
+  await (await token.transfer(await distributor.getAddress(), pool)).wait();
+  const domain = { name: "MAKAI claims", version: "1", chainId: (await provider.getNetwork()).chainId, verifyingContract: await distributor.getAddress() };
+  const types = { EpochRoot: ["uint64 epoch", "bytes32 root", "uint256 total", "bytes32 dataHash", "bytes32 prevRoot"].map((field) => ({ type: field.split(" ")[0], name: field.split(" ")[1] })) };
+  const post = async (epoch, root, total) => {
+    const message = { epoch, root, total, dataHash: ethers.ZeroHash, prevRoot: ethers.ZeroHash };
+    await (await distributor.propose(epoch, root, total, message.dataHash, message.prevRoot, [await signer.signTypedData(domain, types, message)])).wait();
+  };
+  const claim = async (index, cumulative) => (await (await distributor.claim(index, account, cumulative, proof)).wait()).gasUsed;
+  // The contract's own first payment writes counters that nobody pays for again.
+  await post(2, rootOf(200n), 2000n);
+  const contractsFirst = await claim(0, 100n);
+  const other = ethers.getAddress("0x" + "cd".repeat(20));
+  const otherRoot = proof.reduce((node, sibling) => pair(node, sibling), keccak(keccak(abi.encode(["address", "uint256"], [other, 50n]))));
+  await post(3, otherRoot, 3000n);
+  await provider.send("evm_increaseTime", [1000]);
+  for (let epoch = 4; epoch < 44; epoch++) await post(epoch, rootOf(200n), 3000n + BigInt(epoch));
+  const first = (await (await distributor.claim(2, other, 50n, proof)).wait()).gasUsed;
+  const repeated = await claim(1, 200n);
+  const isRight = first <= GAS_MAX.first && repeated <= GAS_MAX.repeated;
+  console.log(`${isRight ? "ok" : "WRONG"} gas of a claim among a million: contract's first ${contractsFirst}, first ${first}, repeated ${repeated}`);
+  return isRight ? 0 : 1;
+}
+
 const port = 20000 + (process.pid % 20000);
 const anvil = spawn(anvilPath, ["--port", String(port), "--silent"], { stdio: "inherit" });
 let failed = 0;
@@ -122,6 +158,7 @@ try {
   let held = 0n;
   for (const address of Object.values(vectors.accounts)) held += await token.balanceOf(address);
   if (held !== (await distributor.totalClaimed())) failed++;
+  failed += await gasOfClaims(deploy, admin, adminAddress, provider);
   provider.destroy();
 } finally {
   anvil.kill();
