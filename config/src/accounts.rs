@@ -1,4 +1,4 @@
-//! `[accounts]` and `[ledger]`: what the keys mean, their defaults and reasons.
+//! `[accounts]`, `[prices]` and `[ledger]`: what the keys mean, their defaults and reasons.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,25 @@ impl Default for AccountsConfig {
             audit_deadline_ms: 15_000,
         }
     }
+}
+
+/// `[prices]`: what tenants that pay in advance are charged, in millionths of a credit; what a credit is worth is between
+/// operator and customer. Nothing by default: who has no prices charges nobody. Alike on all voters; the one that leads
+/// tells its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PricesConfig {
+    /// A GiB of customers' bytes kept for thirty days, whatever the scheme adds to it.
+    pub storage_gib_month: u64,
+    /// A GiB sent by customers, and to them.
+    pub ingress_gib: u64,
+    pub egress_gib: u64,
+    /// A thousand requests that read or write bytes.
+    pub requests_thousand: u64,
+    /// What a job holds while it runs, used or not: a core, a GiB of memory, a whole GPU, for an hour.
+    pub cpu_core_hour: u64,
+    pub memory_gib_hour: u64,
+    pub gpu_card_hour: u64,
 }
 
 /// Where claims are kept.

@@ -12,6 +12,8 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 const DAY_SECS: u64 = 24 * 60 * 60;
+/// A thousand credits for a unit.
+const PRICE_MAX: u64 = 1_000_000_000;
 const YEAR_SECS: u64 = 365 * DAY_SECS;
 
 /// A voter misses this many heartbeats before it may stand for election.
@@ -249,6 +251,18 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("accounts.challenge_secs", accounts.challenge_secs, 0..=30 * DAY_SECS);
     within("accounts.payout_cooldown_secs", accounts.payout_cooldown_secs, 0..=YEAR_SECS);
     within("accounts.audit_leaves_per_day", accounts.audit_leaves_per_day.into(), 1..=1_000_000);
+    let prices = &config.prices;
+    for (key, price) in [
+        ("prices.storage_gib_month", prices.storage_gib_month),
+        ("prices.ingress_gib", prices.ingress_gib),
+        ("prices.egress_gib", prices.egress_gib),
+        ("prices.requests_thousand", prices.requests_thousand),
+        ("prices.cpu_core_hour", prices.cpu_core_hour),
+        ("prices.memory_gib_hour", prices.memory_gib_hour),
+        ("prices.gpu_card_hour", prices.gpu_card_hour),
+    ] {
+        within(key, price, 0..=PRICE_MAX);
+    }
     within("ledger.finality_depth", config.ledger.finality_depth, 1..=100_000);
     within("ledger.fee_cap_gwei", config.ledger.fee_cap_gwei, 1..=1_000_000);
     within("ledger.post_every_epochs", config.ledger.post_every_epochs, 1..=8);

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use accounts::{AccountsConfig, LedgerConfig, LedgerKind};
+pub use accounts::{AccountsConfig, LedgerConfig, LedgerKind, PricesConfig};
 pub use error::{ConfigError, Fault};
 pub use sections::{
     ClusterConfig, ComputeConfig, ConsoleConfig, DiskConfig, GrpcConfig, LimitsConfig, NodeSection,
@@ -56,6 +56,7 @@ pub struct NodeConfig {
     pub raft: RaftConfig,
     pub limits: LimitsConfig,
     pub accounts: AccountsConfig,
+    pub prices: PricesConfig,
     pub ledger: LedgerConfig,
     /// The directories that this node offers, `[[disk]]` each. Never empty on a storage node once loaded.
     pub disk: Vec<DiskConfig>,

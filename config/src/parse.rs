@@ -129,6 +129,7 @@ pub(crate) fn sections(text: &str, faults: &mut Faults) -> NodeConfig {
         raft: section("raft", next("raft"), faults),
         limits: section("limits", next("limits"), faults),
         accounts: section("accounts", next("accounts"), faults),
+        prices: section("prices", next("prices"), faults),
         ledger: section("ledger", next("ledger"), faults),
         disk: disks(next(DISK), faults),
     };

@@ -673,6 +673,7 @@ async fn start_jobs(shell: &Shell, key: &NodeIdentity, tasks: &TaskTracker) -> a
 fn objects(shell: &Shell, identity: Identity) -> Objects {
     let options = ObjectsOptions {
         uploads_in_flight_max: shell.config.limits.uploads_in_flight_max as usize,
+        meter: shell.served.clone(),
         ..ObjectsOptions::default()
     };
     Objects::new(

@@ -408,6 +408,8 @@ mod tests {
                 created_at: Timestamp(0),
                 used_bytes: 0,
                 used_objects: 0,
+                byte_ms: 0,
+                counted_to: Timestamp(0),
             };
             Arc::new(Self {
                 key,

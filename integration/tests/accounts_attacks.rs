@@ -88,6 +88,7 @@ fn play(
         }
         let before = state.as_ref();
         state = Some(settle(&Inputs {
+            rules: RULES,
             table: &table,
             epoch,
             epoch_ms: EPOCH_MS,
@@ -206,7 +207,16 @@ fn an_answer_fits_one_question() {
 fn settle_once(usage: &[NodeUsage]) -> Outcome {
     let table = Tokenomics::profile("makai", EPOCH_MS).expect("a known profile");
     let (accounts, leaves, difficulty) = (&[], &[], &[]);
-    settle(&Inputs { table: &table, epoch: 1, epoch_ms: EPOCH_MS, usage, accounts, leaves, difficulty })
+    settle(&Inputs {
+        rules: RULES,
+        table: &table,
+        epoch: 1,
+        epoch_ms: EPOCH_MS,
+        usage,
+        accounts,
+        leaves,
+        difficulty,
+    })
 }
 
 #[test]

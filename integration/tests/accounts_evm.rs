@@ -1,5 +1,5 @@
 //! Promise: with a chain as the ledger, what a node earned ends as tokens in its account; what is claimed is paid once, and a
-//! chain that takes blocks back loses nobody anything.
+//! chain that takes blocks back loses nobody anything; a cluster that goes from its own ledger to a chain loses nothing either.
 //!
 //! Needs Node and `ops/contracts/node_modules` (`npm ci`), which bring a real EVM; else it says that it was skipped.
 
@@ -87,11 +87,29 @@ fn submit(cluster: &Cluster, node: &str) -> anyhow::Result<(String, u128)> {
     Ok((payout, paid["amount"].as_str().context("amount")?.parse()?))
 }
 
+/// Whether there is an EVM to test with.
+fn can_run() -> anyhow::Result<bool> {
+    let has_node = Command::new("node").arg("--version").output().is_ok();
+    let can_run =
+        has_node && anvil_program().exists() && std::env::var("MAKAI_TEST_CHAIN").as_deref() != Ok("skip");
+    let is_required = std::env::var("MAKAI_TEST_CHAIN").is_ok_and(|wanted| wanted == "require");
+    ensure!(can_run || !is_required, "no Node, or no ops/contracts/node_modules: run `npm ci` there");
+    if !can_run {
+        eprintln!("skipped: no Node, or no ops/contracts/node_modules; run `npm ci` there");
+    }
+    Ok(can_run)
+}
+
+/// Writes a key into a node's folder before the node starts.
+fn give_key(config: &makai_config::NodeConfig, name: &str, seed: usize) {
+    std::fs::create_dir_all(&config.node.dir).expect("the node's folder");
+    let digits: String = key(seed).iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::write(config.node.dir.join(name), digits).expect("a key");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_earned_ends_as_tokens() -> anyhow::Result<()> {
-    let has_node = Command::new("node").arg("--version").output().is_ok();
-    if !has_node || !anvil_program().exists() {
-        eprintln!("skipped: no Node, or no ops/contracts/node_modules; run `npm ci` there");
+    if !can_run()? {
         return Ok(());
     }
     let anvil = Anvil::start()?;
@@ -117,11 +135,8 @@ async fn what_was_earned_ends_as_tokens() -> anyhow::Result<()> {
         config.ledger.fee_cap_gwei = 1000;
         config.ledger.post_every_epochs = 2;
         // Keys that the contract knows, and that have gas.
-        std::fs::create_dir_all(&config.node.dir).expect("the node's folder");
-        for (name, seed) in [("claim.key", at), ("submitter.key", SUBMITTERS_FROM + at)] {
-            let digits: String = key(seed).iter().map(|byte| format!("{byte:02x}")).collect();
-            std::fs::write(config.node.dir.join(name), digits).expect("a key");
-        }
+        give_key(config, "claim.key", at);
+        give_key(config, "submitter.key", SUBMITTERS_FROM + at);
     };
     let cluster =
         Cluster::start(ClusterOptions { nodes: NODES, voters: NODES, change: Box::new(change) }).await?;
@@ -149,5 +164,85 @@ async fn what_was_earned_ends_as_tokens() -> anyhow::Result<()> {
     let (_, more) =
         wait::until("a later claim is paid", WITHIN, || async { submit(&cluster, &node) }).await?;
     ensure!(anvil.balance(&token, &payout)? == amount + more, "paid twice, or not at all");
+    cluster.finish().await
+}
+
+/// The key of the first account that every such chain begins with, and its purse.
+const DEPLOYER_KEY: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_move_from_the_embedded_ledger_to_a_contract() -> anyhow::Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let anvil = Anvil::start()?;
+    let change = |at: usize, config: &mut makai_config::NodeConfig| {
+        config.accounts.epoch_secs = EPOCH_SECS;
+        config.accounts.challenge_secs = 0;
+        give_key(config, "submitter.key", SUBMITTERS_FROM + at);
+    };
+    let mut cluster =
+        Cluster::start(ClusterOptions { nodes: NODES, voters: NODES, change: Box::new(change) }).await?;
+    cluster.s3(0).create_bucket(BUCKET, None).await?;
+    for at in 0..4 {
+        cluster.s3(0).put(BUCKET, &format!("k{at}"), &Content::new(format!("object-{at}"), 400_000)).await?;
+    }
+    let node = cluster.nodes[1].id()?.to_string();
+    let (payout, before) =
+        wait::until("a claim is paid here", WITHIN, || async { submit(&cluster, &node) }).await?;
+    ensure!(before > 0);
+
+    // What an operator does: deploy with what the cluster says, name the contract to every voter, start them again.
+    let opening = cluster.dir().join("opening.json");
+    let key_file = cluster.dir().join("deployer.key");
+    let config = cluster.nodes[0].config_path.to_str().context("a UTF-8 path")?.to_owned();
+    let out = makai(&["ledger", "opening", "--json", "--config", &config])?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    std::fs::write(&opening, &out.stdout)?;
+    std::fs::write(&key_file, DEPLOYER_KEY)?;
+    wait::until("the chain answers", WITHIN, || async {
+        anvil.script("fund", &[&addresses(SUBMITTERS_FROM)?])
+    })
+    .await?;
+    let out = Command::new("node")
+        .arg(contracts().join("deploy.mjs"))
+        .args(["--rpc", &anvil.url, "--key"])
+        .arg(&key_file)
+        .arg("--opening")
+        .arg(&opening)
+        .output()?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let said = String::from_utf8(out.stdout)?;
+    let word = |before: &str| {
+        let rest = said.split_once(before).map(|(_, rest)| rest);
+        rest.and_then(|rest| rest.split([',', '"']).next()).map(str::to_owned).context(said.clone())
+    };
+    let (token, distributor) = (word("# token ")?, word("distributor = \"")?);
+    let all: Vec<usize> = (0..NODES).collect();
+    cluster.kill(&all);
+    for node in &mut cluster.nodes {
+        let ledger = &mut node.config.ledger;
+        ledger.kind = LedgerKind::Evm;
+        ledger.rpc = vec![anvil.url.clone()];
+        ledger.chain_id = CHAIN_ID;
+        ledger.distributor = distributor.clone();
+        ledger.finality_depth = 2;
+        ledger.fee_cap_gwei = 1000;
+        ledger.post_every_epochs = 2;
+        node.write_config()?;
+    }
+    cluster.restart(&all).await?;
+
+    // All that was ever earned is paid there, what the embedded ledger noted as claimed included.
+    let (again, amount) =
+        wait::until("a claim is paid on the chain", WITHIN, || async { submit(&cluster, &node) }).await?;
+    ensure!(again == payout && amount >= before, "{amount} was paid on the chain of {before} and more");
+    ensure!(anvil.balance(&token, &payout)? == amount);
+    let ledger = cluster.dir().join("ledger");
+    let ledger = ledger.to_str().context("a UTF-8 path")?;
+    let out = makai(&["ledger", "export", "--out", ledger, "--config", &config])?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = makai(&["claim", "verify", "--config", &config])?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     cluster.finish().await
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use makai_erasure::NodeId;
 use makai_ops::claims::tree::ClaimTree;
 use makai_ops::rewards::settle::{Inputs, settle};
-use makai_ops::rewards::tokenomics::Tokenomics;
+use makai_ops::rewards::tokenomics::{RULES, Tokenomics};
 use makai_raft::facts::accounts::{Address, NodeUsage};
 
 const EPOCH_MS: u64 = 3_600_000;
@@ -23,6 +23,7 @@ fn main() {
         begun = now();
     };
     let first = settle(&Inputs {
+        rules: RULES,
         table: &table,
         epoch: 1,
         epoch_ms: EPOCH_MS,
@@ -33,6 +34,7 @@ fn main() {
     });
     step("first epoch settled");
     let second = settle(&Inputs {
+        rules: RULES,
         table: &table,
         epoch: 2,
         epoch_ms: EPOCH_MS,

@@ -7,7 +7,10 @@
 //! | `GET /api/v1/accounts/proof?node=`  | [`ClaimProof`] of what a node may claim                       |
 //! | `POST /api/v1/accounts/claim`       | [`ClaimRequest`] -> [`Paid`]                                  |
 //! | `GET /api/v1/accounts/usage`        | [`Usage`] of the newest sealed epoch                          |
+//! | `POST /api/v1/accounts/credit`      | [`CreditRequest`] -> the tenant's balance                     |
 //! | `GET /api/v1/accounts/earnings`     | [`Earnings`] of the newest signed epoch                       |
+//! | `POST /api/v1/accounts/estimate`    | [`Machine`] -> [`Estimate`]                                   |
+//! | `GET /api/v1/accounts/opening`      | [`Opening`]: with what a contract is deployed                 |
 //! | `GET /api/v1/accounts/ledger`       | the ledger as a file: see `makai_ops::claims::file`           |
 
 use std::time::Duration;
@@ -18,11 +21,13 @@ use makai_erasure::NodeId;
 use makai_ops::claims::evm;
 use makai_ops::claims::file::{EpochFile, LedgerFile};
 use makai_ops::claims::statement::Statement;
-use makai_ops::claims::tree::ClaimTree;
+use makai_ops::claims::tree::{ClaimTree, embedded_ledger};
+use makai_ops::rewards::settle::{Inputs, settle};
+use makai_ops::rewards::tokenomics::{Tokenomics, UNITS_PER_TOKEN};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::accounts::{
-    AccountsCommand, AccountsReply, AccountsState, Address, Amount, ClaimSignature, Component, Epoch,
-    EpochState, Hash, Leaf, NodeAccount, NodeUsage, Reason, Status,
+    AccountsCommand, AccountsReply, AccountsState, Address, Amount, Balance, ClaimSignature, Component,
+    Epoch, EpochState, Hash, Leaf, NodeAccount, NodeUsage, Prices, Reason, SliceTime, Status, TenantRow,
 };
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::query::{Answer, Query};
@@ -60,7 +65,10 @@ pub struct ClaimRow {
     pub payout: Address,
     /// All that may ever be claimed for the address, what was claimed included. Nodes with one address share it.
     pub cumulative: Amount,
-    pub claimed: Amount,
+    /// Of that, what may be claimed by now, what was claimed included: by the newest root whose time of dispute is over.
+    /// `None`, and so below: the chain does not answer now.
+    pub payable: Option<Amount>,
+    pub claimed: Option<Amount>,
 }
 
 /// Everything that proves a claim, for whoever has the operators' signer addresses.
@@ -115,6 +123,28 @@ impl ClaimProof {
     }
 }
 
+/// What the constructor of the contract takes: `ops/contracts/deploy.mjs` reads it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Opening {
+    /// 0: claims are on the embedded ledger.
+    pub chain_id: u64,
+    pub pool: Amount,
+    pub halving_epochs: u64,
+    /// All units of the token that will ever exist, and whose they are.
+    pub cap: Amount,
+    pub allocation_bp: std::collections::BTreeMap<String, u32>,
+    pub window_secs: u64,
+    pub signers: Vec<Address>,
+    pub threshold: u32,
+    /// The newest epoch against which may be claimed; 0: none, and no root.
+    pub epoch: u64,
+    pub root: Hash,
+    pub total: Amount,
+}
+
+/// Epochs looked at, newest first, for one against which may be claimed.
+const OPENING_LOOKS: usize = 1000;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClaimRequest {
     /// The node whose address is paid.
@@ -141,6 +171,8 @@ pub struct Usage {
     pub epoch_ms: u64,
     pub nodes: Vec<NodeUsage>,
     pub tenants: Vec<TenantUsage>,
+    /// In millionths of a credit.
+    pub prices: Prices,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -148,6 +180,20 @@ pub struct TenantUsage {
     pub name: String,
     pub stored_bytes: u64,
     pub objects: u64,
+    /// What it moved and held in the epoch, and what that cost; `None`: nothing.
+    pub used: Option<TenantRow>,
+    /// `None`: it does not pay in advance, and is not charged.
+    pub balance: Option<Balance>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreditRequest {
+    /// Its name.
+    pub tenant: String,
+    /// Billionths of a credit.
+    pub amount: Amount,
+    /// A payment counts once for each: an invoice's number.
+    pub reference: String,
 }
 
 /// What nodes earned, and why not more.
@@ -158,6 +204,28 @@ pub struct Earnings {
     /// What all could earn in the epoch.
     pub emission: Amount,
     pub nodes: Vec<NodeEarnings>,
+}
+
+/// A machine that somebody thinks of offering, used in full.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Machine {
+    pub stored_bytes: u64,
+    pub egress_bytes_a_day: u64,
+    pub cores: u64,
+    pub gpus: u64,
+}
+
+/// What it would have earned.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Estimate {
+    pub epoch: u64,
+    pub epoch_ms: u64,
+    pub components: Vec<(Component, Amount)>,
+    pub earned: Amount,
+    /// As long as supply and demand stay as they were.
+    pub a_day: Amount,
+    /// Of that, held back in a node's first month.
+    pub held_back_pct: u8,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -205,6 +273,68 @@ async fn newest_signed(facts: &dyn Metadata, state: &AccountsState) -> anyhow::R
     Ok(Some(reading::epoch(facts, state.signed).await?).filter(|epoch| epoch.state == EpochState::Signed))
 }
 
+/// The newest epoch against which may be claimed now. Its leaves are there.
+async fn newest_payable(facts: &dyn Metadata, state: &AccountsState) -> anyhow::Result<Option<Epoch>> {
+    for number in (state.leaves_from.max(1)..=state.signed).rev() {
+        let epoch = reading::epoch(facts, number).await?;
+        if epoch.state == EpochState::Signed && epoch.active_at.is_some_and(|at| at <= clock::now()) {
+            return Ok(Some(epoch));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a node is paid now.
+async fn payout_of(facts: &dyn Metadata, node: NodeId) -> anyhow::Result<Address> {
+    let payout = reading::payouts(facts).await?.into_iter().find(|payout| payout.node == node);
+    payout.and_then(|payout| payout.in_force(clock::now())).context("the node has no payout address")
+}
+
+fn leaf_of(leaves: &[Leaf], payout: Address, node: NodeId) -> anyhow::Result<Leaf> {
+    let leaf = leaves.iter().find(|leaf| leaf.payout == payout).copied();
+    leaf.with_context(|| format!("nothing may be claimed for {payout} yet: see `makai why {node}`"))
+}
+
+/// What pays now, and what was paid to each address asked for.
+struct Paying {
+    payable: Vec<Leaf>,
+    claimed: Vec<Amount>,
+}
+
+/// Addresses whose payments a chain is asked for, one by one.
+const CHAIN_ADDRESSES_MAX: usize = 500;
+
+async fn paying_on_chain(
+    facts: &dyn Metadata,
+    state: &AccountsState,
+    chain: &Chain,
+    payouts: &[Address],
+) -> anyhow::Result<Paying> {
+    if payouts.len() > CHAIN_ADDRESSES_MAX {
+        bail!("{} addresses are more than a chain is asked for one by one", payouts.len());
+    }
+    chain.check().await?;
+    let mut claimed = Vec::new();
+    for payout in payouts {
+        let answer = evm::read_number(&chain.simulate(&evm::claimed(payout)).await?, 0);
+        claimed.push(Amount(answer.context("the contract's answer")?));
+    }
+    let payable = match payable_roots(state, chain).await?.first() {
+        Some((_, root)) => reading::leaves(facts, root.epoch).await?,
+        None => Vec::new(),
+    };
+    Ok(Paying { payable, claimed })
+}
+
+/// Roots by which the contract pays now and whose leaves the facts still have, newest first.
+async fn payable_roots(state: &AccountsState, chain: &Chain) -> anyhow::Result<Vec<(u64, evm::PostedRoot)>> {
+    let now_secs = clock::now().0 / 1000;
+    let mut roots = chain.roots().await?;
+    roots.retain(|(_, root)| root.active_at <= now_secs && root.epoch >= state.leaves_from);
+    roots.reverse();
+    Ok(roots)
+}
+
 /// # Errors
 /// As [`overview`].
 pub async fn claims(shell: &Shell) -> anyhow::Result<Claims> {
@@ -221,7 +351,23 @@ pub async fn claims(shell: &Shell) -> anyhow::Result<Claims> {
     let (accounts, leaves) =
         (reading::accounts(facts, epoch.number).await?, reading::leaves(facts, epoch.number).await?);
     let payouts: Vec<Address> = leaves.iter().map(|leaf| leaf.payout).collect();
-    let claimed = reading::claimed(facts, &payouts).await?;
+    let paid = match &shell.chain {
+        None => Some(Paying {
+            claimed: reading::claimed(facts, &payouts).await?,
+            payable: match newest_payable(facts, &state).await? {
+                Some(payable) if payable.number == epoch.number => leaves.clone(),
+                Some(payable) => reading::leaves(facts, payable.number).await?,
+                None => Vec::new(),
+            },
+        }),
+        Some(chain) => match paying_on_chain(facts, &state, chain, &payouts).await {
+            Ok(paying) => Some(paying),
+            Err(error) => {
+                tracing::warn!(error = %format!("{error:#}"), "the chain does not say what was claimed");
+                None
+            }
+        },
+    };
     let map = shell.map.get();
     let row = |account: NodeAccount| {
         let payout = account.payout?;
@@ -231,7 +377,13 @@ pub async fn claims(shell: &Shell) -> anyhow::Result<Claims> {
             name: map.node(account.node).map(|node| node.name.clone()).unwrap_or_default(),
             payout,
             cumulative: place.map_or(Amount(0), |place| leaves[place].cumulative),
-            claimed: place.and_then(|place| claimed.get(place)).copied().unwrap_or_default(),
+            payable: paid.as_ref().map(|paid| {
+                let place = paid.payable.binary_search_by_key(&payout, |leaf| leaf.payout);
+                place.map_or(Amount(0), |place| paid.payable[place].cumulative)
+            }),
+            claimed: paid
+                .as_ref()
+                .map(|paid| place.and_then(|place| paid.claimed.get(place)).copied().unwrap_or_default()),
         })
     };
     Ok(Claims {
@@ -254,11 +406,7 @@ pub async fn proof(shell: &Shell, node: NodeId) -> anyhow::Result<ClaimProof> {
     let account = accounts.iter().find(|account| account.node == node);
     let payout = account.and_then(|account| account.payout).context("the node has no payout address")?;
     let leaves = reading::leaves(facts, epoch.number).await?;
-    let leaf: Leaf = leaves
-        .iter()
-        .find(|leaf| leaf.payout == payout)
-        .copied()
-        .with_context(|| format!("nothing may be claimed for {payout} yet: see `makai why {node}`"))?;
+    let leaf = leaf_of(&leaves, payout, node)?;
     let proof = ClaimTree::new(&leaves).proof(&leaf).ok_or_else(|| anyhow!("the leaf is not in its tree"))?;
     let prev_root = match epoch.number {
         1 => Hash::default(),
@@ -266,6 +414,10 @@ pub async fn proof(shell: &Shell, node: NodeId) -> anyhow::Result<ClaimProof> {
             let before = reading::epoch(facts, number - 1).await?.result;
             before.map(|result| result.claim_root).unwrap_or_default()
         }
+    };
+    let (chain_id, ledger) = match state.moved_after {
+        Some(after) if epoch.number <= after => (0, embedded_ledger(&shell.map.get().map.cluster_id)),
+        _ => (state.genesis.chain_id, state.genesis.ledger),
     };
     Ok(ClaimProof {
         epoch: epoch.number,
@@ -276,8 +428,8 @@ pub async fn proof(shell: &Shell, node: NodeId) -> anyhow::Result<ClaimProof> {
         total: result.total,
         data_hash: result.data_hash,
         prev_root,
-        chain_id: state.genesis.chain_id,
-        ledger: state.genesis.ledger,
+        chain_id,
+        ledger,
         threshold: epoch.threshold,
         signers: state.signers.iter().map(|signer| signer.address).collect(),
         signatures: epoch.signatures,
@@ -290,9 +442,18 @@ pub async fn claim(shell: &Shell, node: NodeId) -> anyhow::Result<Paid> {
     if let Some(chain) = &shell.chain {
         return claim_on_chain(shell, chain, node).await;
     }
-    let proof = proof(shell, node).await?;
-    let leaf = Leaf { payout: proof.payout, cumulative: proof.cumulative };
-    let command = AccountsCommand::Claim { epoch: proof.epoch, leaf, proof: proof.proof };
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let payout = payout_of(facts, node).await?;
+    let Some(epoch) = newest_payable(facts, &state).await? else {
+        let next = reading::epoch(facts, state.leaves_from.max(1)).await?.active_at;
+        let when = next.map_or_else(String::new, |at| format!("; the first one does from {at} on"));
+        bail!("no root pays yet: each waits for its time of dispute{when}");
+    };
+    let leaves = reading::leaves(facts, epoch.number).await?;
+    let leaf = leaf_of(&leaves, payout, node)?;
+    let proof = ClaimTree::new(&leaves).proof(&leaf).ok_or_else(|| anyhow!("the leaf is not in its tree"))?;
+    let command = AccountsCommand::Claim { epoch: epoch.number, leaf, proof };
     match shell.facts.propose(Command::Accounts(command)).await? {
         Reply::Accounts(AccountsReply::Paid(amount)) => Ok(Paid { payout: leaf.payout, amount }),
         other => bail!("the facts answered {other:?}"),
@@ -303,15 +464,9 @@ pub async fn claim(shell: &Shell, node: NodeId) -> anyhow::Result<Paid> {
 async fn claim_on_chain(shell: &Shell, chain: &Chain, node: NodeId) -> anyhow::Result<Paid> {
     let facts = &*shell.facts;
     let state = need_state(facts).await?;
-    let payout = reading::payouts(facts).await?.into_iter().find(|payout| payout.node == node);
-    let payout =
-        payout.and_then(|payout| payout.in_force(clock::now())).context("the node has no payout address")?;
+    let payout = payout_of(facts, node).await?;
     chain.check().await?;
-    let now_secs = clock::now().0 / 1000;
-    for (index, root) in chain.roots().await?.into_iter().rev() {
-        if root.active_at > now_secs || root.epoch < state.kept_from {
-            continue;
-        }
+    for (index, root) in payable_roots(&state, chain).await? {
         let leaves = reading::leaves(facts, root.epoch).await?;
         let tree = ClaimTree::new(&leaves);
         let Some(leaf) =
@@ -351,13 +506,34 @@ pub async fn usage(shell: &Shell) -> anyhow::Result<Usage> {
         Answer::Tenants(tenants) => tenants,
         other => bail!("the facts answered {other:?}"),
     };
+    let rows = if epoch == 0 { Vec::new() } else { reading::tenant_usage(facts, epoch).await? };
+    let (prices, balances, _) = reading::billing(facts).await?;
     let of_tenant = |tenant: makai_raft::facts::tenant::Tenant| TenantUsage {
+        used: rows.iter().find(|row| row.tenant == tenant.id).cloned(),
+        balance: balances.iter().find(|balance| balance.tenant == tenant.id).cloned(),
         name: tenant.name,
         stored_bytes: tenant.used_bytes,
         objects: tenant.used_objects,
     };
     let tenants = tenants.into_iter().map(of_tenant).collect();
-    Ok(Usage { epoch, epoch_ms: state.genesis.epoch_ms, nodes, tenants })
+    Ok(Usage { epoch, epoch_ms: state.genesis.epoch_ms, nodes, tenants, prices })
+}
+
+/// Takes a payment of a tenant in; it pays in advance from then on.
+///
+/// # Errors
+/// As [`overview`]; there is no such tenant, or the reference was used for another amount.
+pub async fn credit(shell: &Shell, request: CreditRequest) -> anyhow::Result<Balance> {
+    let facts = &*shell.facts;
+    let Answer::Tenants(tenants) = facts.query(Query::Tenants).await? else { bail!("no tenants") };
+    let tenant = tenants.into_iter().find(|tenant| tenant.name == request.tenant);
+    let tenant = tenant.with_context(|| format!("there is no tenant {:?}", request.tenant))?.id;
+    let CreditRequest { amount, reference, .. } = request;
+    let command = AccountsCommand::Credit { tenant, amount, reference };
+    match facts.propose(Command::Accounts(command)).await? {
+        Reply::Accounts(AccountsReply::Balance(balance)) => Ok(balance),
+        other => bail!("the facts answered {other:?}"),
+    }
 }
 
 /// # Errors
@@ -405,6 +581,98 @@ pub async fn earnings(shell: &Shell) -> anyhow::Result<Earnings> {
     let nodes = reading::accounts(facts, epoch.number).await?.into_iter().map(of_node).collect();
     let emission = state.genesis.emission.of_epoch(epoch.number);
     Ok(Earnings { epoch: epoch.number, epoch_ms, emission, nodes })
+}
+
+/// What a node like this would have earned in the newest signed epoch beside those that were there: by the code that
+/// settles epochs.
+///
+/// # Errors
+/// As [`overview`]; or no epoch is signed yet.
+pub async fn estimate(shell: &Shell, machine: &Machine) -> anyhow::Result<Estimate> {
+    /// No key has this id.
+    const NEW_NODE: NodeId = NodeId([0xFF; 32]);
+    const DAY_MS: u128 = 24 * 60 * 60 * 1000;
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let epoch = newest_signed(facts, &state).await?.context("no epoch is signed yet")?;
+    let (number, epoch_ms) = (epoch.number, state.genesis.epoch_ms);
+    let mut usage = reading::usage(facts, number).await?;
+    let (accounts, before) = match number {
+        1 => (Vec::new(), None),
+        _ => {
+            let before = reading::epoch(facts, number - 1).await?.result;
+            (reading::accounts(facts, number - 1).await?, before)
+        }
+    };
+    let a_day =
+        |bytes: u64| u64::try_from(u128::from(bytes) * u128::from(epoch_ms) / DAY_MS).unwrap_or(u64::MAX);
+    let time = |count: u64| count.saturating_mul(epoch_ms);
+    usage.push(NodeUsage {
+        stored_bytes: machine.stored_bytes,
+        storage_byte_ms: u128::from(machine.stored_bytes) * u128::from(epoch_ms),
+        egress_bytes: a_day(machine.egress_bytes_a_day),
+        audits_pass: 1,
+        lease: SliceTime {
+            cpu_core_ms: time(machine.cores),
+            memory_mib_ms: 0,
+            gpu_card_ms: time(machine.gpus),
+        },
+        ..NodeUsage::of(NEW_NODE)
+    });
+    let table = Tokenomics::parse(&state.genesis.tokenomics)?;
+    let outcome = settle(&Inputs {
+        rules: state.genesis.rules,
+        table: &table,
+        epoch: number,
+        epoch_ms,
+        usage: &usage,
+        accounts: &accounts,
+        leaves: &[],
+        difficulty: before.as_ref().map_or(&[], |result| &result.difficulty),
+    });
+    let account = outcome.accounts.into_iter().find(|account| account.node == NEW_NODE);
+    let account = account.context("the settlement knows no new node")?;
+    let earned = account.earned.iter().fold(Amount(0), |sum, (_, amount)| sum.plus(*amount));
+    Ok(Estimate {
+        epoch: number,
+        epoch_ms,
+        a_day: Amount(earned.0.saturating_mul(DAY_MS) / u128::from(epoch_ms.max(1))),
+        components: account.earned,
+        earned,
+        held_back_pct: table.holdback_pct(0),
+    })
+}
+
+/// With what a contract for this cluster is deployed, so that its first root is the newest that may be claimed here.
+///
+/// # Errors
+/// As [`overview`].
+pub async fn opening(shell: &Shell) -> anyhow::Result<Opening> {
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let table = Tokenomics::parse(&state.genesis.tokenomics)?;
+    let mut newest = None;
+    for number in (1..=state.signed).rev().take(OPENING_LOOKS) {
+        let epoch = reading::epoch(facts, number).await?;
+        if epoch.active_at.is_some_and(|active_at| active_at <= clock::now()) {
+            newest = epoch.result;
+            break;
+        }
+    }
+    let threshold = u32::try_from(state.signers.len() / 2 + 1).unwrap_or(u32::MAX);
+    Ok(Opening {
+        chain_id: state.genesis.chain_id,
+        pool: state.genesis.emission.pool,
+        halving_epochs: state.genesis.emission.halving_epochs,
+        cap: Amount(u128::from(table.cap_tokens) * UNITS_PER_TOKEN),
+        allocation_bp: table.allocation_bp,
+        window_secs: state.genesis.challenge_ms / 1000,
+        signers: state.signers.iter().map(|signer| signer.address).collect(),
+        threshold,
+        epoch: newest.as_ref().map_or(0, |result| result.epoch),
+        root: newest.as_ref().map(|result| result.claim_root).unwrap_or_default(),
+        total: newest.map(|result| result.total).unwrap_or_default(),
+    })
 }
 
 /// The ledger as a file: its whole chain, and the facts of every epoch that is kept.

@@ -22,7 +22,7 @@ use hyper_util::rt::TokioExecutor;
 use makai_config::LedgerConfig;
 use makai_ops::claims::evm::{self, PostedRoot, Transaction};
 use makai_ops::claims::statement::ClaimKey;
-use makai_raft::facts::accounts::{Address, Hash};
+use makai_raft::facts::accounts::{Address, Emission, Hash};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -125,6 +125,33 @@ impl Chain {
     #[must_use]
     pub fn submitter(&self) -> Address {
         self.key.address()
+    }
+
+    /// For what signatures are: chain and contract.
+    #[must_use]
+    pub fn domain(&self) -> (u64, Address) {
+        (self.config.chain_id, self.distributor)
+    }
+
+    /// Whether the contract pays what this cluster emits and takes signatures of `signer`.
+    ///
+    /// # Errors
+    /// It does not, or does not answer.
+    pub async fn check_terms(&self, emission: &Emission, signer: &Address) -> anyhow::Result<()> {
+        self.check().await?;
+        let [pool, halving] = evm::terms();
+        let pool = evm::read_number(&self.read(&pool).await?, 0);
+        let halving = evm::read_number(&self.read(&halving).await?, 0);
+        if pool != Some(emission.pool.0) || halving != Some(emission.halving_epochs.into()) {
+            bail!(
+                "the contract {} emits otherwise than this cluster: deploy it with what `makai ledger opening` prints",
+                self.distributor
+            );
+        }
+        if evm::read_number(&self.read(&evm::is_signer(signer)).await?, 0) != Some(1) {
+            bail!("the contract {} does not take signatures of {signer}, this voter's", self.distributor);
+        }
+        Ok(())
     }
 
     async fn ask(&self, method: &str, params: Value) -> Result<Value, RpcError> {

@@ -3,8 +3,8 @@
 
 use anyhow::bail;
 use makai_raft::facts::accounts::{
-    AccountsAnswer, AccountsQuery, AccountsState, Address, Amount, Epoch, GroupBytes, Leaf, LedgerEntry,
-    NodeAccount, NodeUsage, Payout, TenantRow,
+    AccountsAnswer, AccountsQuery, AccountsState, Address, Amount, Balance, Epoch, GroupBytes, Leaf,
+    LedgerEntry, NodeAccount, NodeUsage, Payout, Prices, TenantRow,
 };
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::Metadata;
@@ -124,4 +124,17 @@ pub async fn claimed(facts: &dyn Metadata, payouts: &[Address]) -> anyhow::Resul
 /// As [`state`].
 pub async fn group_bytes(facts: &dyn Metadata) -> anyhow::Result<Vec<GroupBytes>> {
     Ok(answer!(facts, AccountsQuery::GroupBytes, GroupBytes))
+}
+
+/// Prices, balances of tenants that pay in advance, and whether anything runs that is charged.
+///
+/// # Errors
+/// As [`state`].
+pub async fn billing(facts: &dyn Metadata) -> anyhow::Result<(Prices, Vec<Balance>, bool)> {
+    match ask(facts, AccountsQuery::Billing).await? {
+        AccountsAnswer::Billing { prices, balances, has_open_bills } => {
+            Ok((prices, balances, has_open_bills))
+        }
+        other => bail!("the facts answered {other:?}"),
+    }
 }

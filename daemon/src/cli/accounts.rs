@@ -1,13 +1,14 @@
-//! `makai usage`, `makai earnings`, `makai why`: what was served, what it earned, and why not more.
+//! `makai usage`, `makai earnings`, `makai estimate`, `makai why`: what was served, what it earns, and why not more.
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use makai_raft::facts::accounts::{Amount, Component, Reason, Status};
+use http::Method;
+use makai_raft::facts::accounts::{Amount, Component, Reason, SliceTime, Status, UNITS_PER_CREDIT};
 
 use super::remote::Target;
 use super::{human_bytes, print_json};
-use crate::accounts::api::{Earnings, NodeEarnings, Usage};
+use crate::accounts::api::{Earnings, Estimate, Machine, NodeEarnings, Usage};
 
 const UNITS_PER_TOKEN: u128 = makai_ops::rewards::tokenomics::UNITS_PER_TOKEN;
 
@@ -27,6 +28,24 @@ pub struct EarningsArgs {
     target: Target,
 }
 
+/// What a machine could earn here, as the newest epoch was: by the code that settles epochs
+#[derive(Debug, clap::Args)]
+pub struct EstimateArgs {
+    /// GiB that it would keep for customers
+    #[arg(long, default_value_t = 0)]
+    stored_gib: u64,
+    /// GiB that customers would read from it in a day
+    #[arg(long, default_value_t = 0)]
+    egress_gib_a_day: u64,
+    /// Cores, and whole GPUs, that jobs would hold all day
+    #[arg(long, default_value_t = 0)]
+    cores: u64,
+    #[arg(long, default_value_t = 0)]
+    gpus: u64,
+    #[command(flatten)]
+    target: Target,
+}
+
 /// Why a node has the status it has, and why it earned what it earned
 #[derive(Debug, clap::Args)]
 pub struct WhyArgs {
@@ -41,6 +60,33 @@ pub struct WhyArgs {
 pub fn tokens(amount: Amount) -> String {
     let (whole, rest) = (amount.0 / UNITS_PER_TOKEN, amount.0 % UNITS_PER_TOKEN);
     format!("{whole}.{:06}", rest / (UNITS_PER_TOKEN / 1_000_000))
+}
+
+/// Credits with six digits behind the point, cut.
+#[must_use]
+pub fn credits_text(amount: Amount) -> String {
+    let (whole, rest) = (amount.0 / UNITS_PER_CREDIT, amount.0 % UNITS_PER_CREDIT);
+    format!("{whole}.{:06}", rest / (UNITS_PER_CREDIT / 1_000_000))
+}
+
+/// Reads credits as people write them.
+#[must_use]
+pub fn parse_credits(text: &str) -> Option<Amount> {
+    const DIGITS: usize = 9;
+    let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
+    let is_plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_plain(whole) || !is_plain(rest) || rest.len() > DIGITS {
+        return None;
+    }
+    let whole: u128 = whole.parse().ok()?;
+    let rest: u128 = format!("{rest:0<DIGITS$}").parse().ok()?;
+    Some(Amount(whole.checked_mul(UNITS_PER_CREDIT)?.checked_add(rest)?))
+}
+
+/// Time of slices as people read it.
+fn slices_text(slices: &SliceTime) -> String {
+    let hours = |ms: u64| format!("{}.{:03}", ms / 3_600_000, ms % 3_600_000 / 3_600);
+    format!("{} core-h {} gpu-h", hours(slices.cpu_core_ms), hours(slices.gpu_card_ms))
 }
 
 pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
@@ -65,6 +111,9 @@ pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
             node.audits_unknown,
             node.audits_offline
         );
+        if node.lease != SliceTime::default() {
+            println!("                     for {} jobs: {}", node.jobs_ok, slices_text(&node.lease));
+        }
     }
     for tenant in &usage.tenants {
         println!(
@@ -73,6 +122,24 @@ pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
             human_bytes(tenant.stored_bytes),
             tenant.objects
         );
+        if let Some(used) = &tenant.used {
+            println!(
+                "    {:>12} sent {:>12} received in {} requests; jobs held {}; charged {} credits",
+                human_bytes(used.ingress_bytes),
+                human_bytes(used.egress_bytes),
+                used.requests,
+                slices_text(&used.slices),
+                credits_text(used.charged.minus(used.refunded))
+            );
+        }
+        if let Some(balance) = &tenant.balance {
+            println!(
+                "    balance {} credits, of that {} held for jobs that run; owes {}",
+                credits_text(balance.amount),
+                credits_text(balance.held),
+                credits_text(balance.owed)
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -118,6 +185,27 @@ pub async fn earnings(args: EarningsArgs) -> anyhow::Result<ExitCode> {
             println!("    {:<10} {:>16}", component(one.component), tokens(one.amount));
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn estimate(args: EstimateArgs) -> anyhow::Result<ExitCode> {
+    let machine = Machine {
+        stored_bytes: args.stored_gib.saturating_mul(1 << 30),
+        egress_bytes_a_day: args.egress_gib_a_day.saturating_mul(1 << 30),
+        cores: args.cores,
+        gpus: args.gpus,
+    };
+    let estimate: Estimate =
+        args.target.call(Method::POST, "/api/v1/accounts/estimate", Some(&machine)).await?;
+    if args.target.json {
+        print_json(&estimate)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (component_of, amount) in estimate.components.iter().filter(|(_, amount)| *amount > Amount(0)) {
+        println!("{:<10} {:>16} in epoch {}", component(*component_of), tokens(*amount), estimate.epoch);
+    }
+    println!("{} tokens a day while supply and demand stay as they were", tokens(estimate.a_day));
+    println!("{} % of it is held back in a node's first month", estimate.held_back_pct);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -193,6 +281,17 @@ pub async fn why(args: WhyArgs) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credits_are_read_as_they_are_written() {
+        assert_eq!(parse_credits("12"), Some(Amount(12_000_000_000)));
+        assert_eq!(parse_credits("0.5"), Some(Amount(500_000_000)));
+        assert_eq!(parse_credits("0.000000001"), Some(Amount(1)));
+        for wrong in ["", ".", "1.", ".5", "-1", "1e3", "0.0000000001", "1,5"] {
+            assert_eq!(parse_credits(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(credits_text(Amount(1_999_999_999)), "1.999999");
+    }
 
     #[test]
     fn tokens_are_cut_and_never_rounded_up() {

@@ -9,12 +9,12 @@ use http::Method;
 use makai_erasure::NodeId;
 use makai_ops::claims::check::check;
 use makai_ops::claims::file::LedgerFile;
-use makai_raft::facts::accounts::Address;
+use makai_raft::facts::accounts::{Address, Amount};
 
 use super::accounts::tokens;
 use super::print_json;
 use super::remote::Target;
-use crate::accounts::api::{ClaimProof, ClaimRequest, ClaimRow, Claims, Paid};
+use crate::accounts::api::{ClaimProof, ClaimRequest, ClaimRow, Claims, Opening, Paid};
 use crate::files;
 
 /// A longer file is no proof.
@@ -76,6 +76,11 @@ enum LedgerCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// With what the contract of this cluster is deployed: signers, emission, the newest root that pays
+    Opening {
+        #[command(flatten)]
+        target: Target,
+    },
     /// Check such a file offline: chain, signatures, totals, and each result from its facts
     Verify {
         path: PathBuf,
@@ -83,6 +88,11 @@ enum LedgerCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// An amount that a chain was asked for.
+fn told(amount: Option<Amount>) -> String {
+    amount.map_or_else(|| "the chain is silent".to_owned(), tokens)
 }
 
 async fn all_claims(target: &Target) -> anyhow::Result<Claims> {
@@ -114,12 +124,13 @@ pub async fn claim(args: ClaimArgs) -> anyhow::Result<ExitCode> {
                 println!("epoch {}  root {}  total {}", claims.epoch, claims.root, tokens(claims.total));
                 for row in &claims.claims {
                     println!(
-                        "{} {:<12} {}  {:>20} to claim in all, {:>20} claimed",
+                        "{} {:<12} {}  {:>20} earned in all, {:>20} payable now, {:>20} claimed",
                         &row.node.to_string()[..12],
                         row.name,
                         row.payout,
                         tokens(row.cumulative),
-                        tokens(row.claimed)
+                        told(row.payable.map(|payable| payable.minus(row.claimed.unwrap_or_default()))),
+                        told(row.claimed)
                     );
                 }
             }
@@ -196,6 +207,25 @@ pub async fn ledger(args: LedgerArgs) -> anyhow::Result<ExitCode> {
                     summary.epochs_signed,
                     out.display()
                 );
+            }
+        }
+        LedgerCommand::Opening { target } => {
+            let opening: Opening = target.get("/api/v1/accounts/opening").await?;
+            if target.json {
+                print_json(&opening)?;
+            } else {
+                println!(
+                    "pool          {} units, halved every {} epochs",
+                    opening.pool, opening.halving_epochs
+                );
+                println!("window        {} s", opening.window_secs);
+                println!(
+                    "opening root  {} of epoch {}, total {}",
+                    opening.root, opening.epoch, opening.total
+                );
+                println!("signers       {} of", opening.threshold);
+                opening.signers.iter().for_each(|signer| println!("              {signer}"));
+                println!("`makai ledger opening --json` is what ops/contracts/deploy.mjs takes");
             }
         }
         LedgerCommand::Verify { path, json } => {

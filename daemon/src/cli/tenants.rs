@@ -2,11 +2,15 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Subcommand;
 use http::Method;
+use makai_raft::facts::accounts::{Amount, Balance};
 
+use super::accounts::{credits_text, parse_credits};
 use super::remote::Target;
 use super::{human_bytes, print_json};
+use crate::accounts::api::CreditRequest;
 use crate::console::{KeyAnswer, KeyChange, KeyListed, KeyRequest, TenantAnswer, TenantRequest};
 
 /// Make and list tenants
@@ -24,6 +28,17 @@ enum TenantCommand {
         /// Bytes it may store; without: no limit
         #[arg(long)]
         quota_bytes: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take a payment in; from the first one on the tenant pays in advance, and is charged what `[prices]` says
+    Credit {
+        name: String,
+        /// How many credits it paid for; up to nine digits behind the point
+        credits: String,
+        /// Names the payment: the same one counts once, however often it is sent
+        #[arg(long)]
+        reference: String,
         #[command(flatten)]
         target: Target,
     },
@@ -90,6 +105,21 @@ pub async fn tenant(args: TenantArgs) -> anyhow::Result<ExitCode> {
             let request = TenantRequest { name, quota_bytes };
             let key: KeyAnswer = target.call(Method::POST, "/api/v1/tenants", Some(&request)).await?;
             if target.json { print_json(&key)? } else { print_key(&key) }
+        }
+        TenantCommand::Credit { name, credits, reference, target } => {
+            let amount = parse_credits(&credits)
+                .with_context(|| format!("{credits:?} is no number of credits; write 12 or 0.5"))?;
+            let request = CreditRequest { tenant: name, amount, reference };
+            let balance: Balance =
+                target.call(Method::POST, "/api/v1/accounts/credit", Some(&request)).await?;
+            if target.json {
+                print_json(&balance)?;
+            } else {
+                println!("{} has {} credits", request.tenant, credits_text(balance.amount));
+                if balance.owed > Amount(0) {
+                    println!("and owes {} for data", credits_text(balance.owed));
+                }
+            }
         }
         TenantCommand::Ls { target } => {
             let tenants: Vec<TenantAnswer> = target.get("/api/v1/tenants").await?;

@@ -1,6 +1,7 @@
 //! Posts signed roots to the contract, where the ledger is a chain, and looks after what is on its way there.
 //!
-//! The leader posts. Epochs in between are left out: a later root holds all that the earlier ones held, so that a dear hour
+//! The leader posts, as soon as enough voters have signed: the contract has a window of its own, in which a root can be
+//! disputed and revoked. Epochs in between are left out: a later root holds all that the earlier ones held, so that a dear hour
 //! costs nothing but time. Two nodes that both believe they lead post the same root; the contract takes one of them.
 
 use makai_ops::claims::evm::{self, Post};
@@ -10,7 +11,6 @@ use super::Shell;
 use super::epochs::look_every;
 use crate::accounts::chain::Chain;
 use crate::accounts::reading;
-use crate::clock;
 
 /// Gas of a proposal: without signatures, and for each.
 const PROPOSE_GAS: u64 = 250_000;
@@ -38,8 +38,9 @@ async fn post(shell: &Shell, chain: &Chain) -> anyhow::Result<()> {
         return Ok(());
     };
     let epoch = reading::epoch(&*shell.facts, state.signed).await?;
-    let is_active = epoch.active_at.is_some_and(|active_at| active_at <= clock::now());
-    let Some(result) = epoch.result.as_ref().filter(|_| is_active && epoch.state == EpochState::Signed)
+    let is_for_contract =
+        state.genesis.chain_id != 0 && state.moved_after.is_none_or(|after| epoch.number > after);
+    let Some(result) = epoch.result.as_ref().filter(|_| is_for_contract && epoch.state == EpochState::Signed)
     else {
         return Ok(());
     };

@@ -23,7 +23,7 @@ use makai_raft::facts::accounts::{
 };
 use makai_raft::facts::cluster::Role;
 use makai_raft::facts::command::Command;
-use makai_raft::machine::accounts::{KEPT_EPOCHS, signer_digest};
+use makai_raft::machine::accounts::{KEPT_EPOCHS, move_digest, signer_digest};
 
 use super::Shell;
 use crate::accounts::keys::{self, SignedRoots};
@@ -50,6 +50,8 @@ struct Voter {
     /// The result that waits for signatures, and since when.
     waiting: Option<((u64, u32), Instant)>,
     is_registered: bool,
+    /// This voter has nothing more to say about where claims are paid.
+    is_moved: bool,
 }
 
 pub async fn run(shell: Shell) {
@@ -71,7 +73,7 @@ pub async fn run(shell: Shell) {
 fn open_keys(shell: &Shell) -> anyhow::Result<Voter> {
     let dir = &shell.config.node.dir;
     let (key, signed) = (keys::load_or_create(dir, "claim.key")?, SignedRoots::load(dir)?);
-    Ok(Voter { key, signed, waiting: None, is_registered: false })
+    Ok(Voter { key, signed, waiting: None, is_registered: false, is_moved: false })
 }
 
 async fn propose(shell: &Shell, command: AccountsCommand) -> anyhow::Result<()> {
@@ -88,12 +90,16 @@ async fn step(shell: &Shell, voter: &mut Voter, every: Duration) -> anyhow::Resu
         return Ok(());
     };
     register(shell, voter, &state).await?;
+    if let Err(error) = move_to_contract(shell, voter, &state).await {
+        tracing::warn!(error = %format!("{error:#}"), "claims stay on the embedded ledger; trying again");
+    }
     if is_leader {
         seal(shell, &state).await?;
         retire_signers(shell, &state).await?;
         if state.kept_from > 0 && state.kept_from + KEPT_EPOCHS <= state.signed {
             propose(shell, AccountsCommand::Prune { epoch: state.kept_from }).await?;
         }
+        forget_leaves(shell, &state).await?;
     }
     let next = state.signed + 1;
     if next >= state.open {
@@ -173,6 +179,46 @@ async fn register(shell: &Shell, voter: &mut Voter, state: &AccountsState) -> an
     propose(shell, AccountsCommand::AddSigner(signer)).await.context("make this voter's claim key known")
 }
 
+/// Where the configuration names a contract and claims are still on the embedded ledger: this voter's word for the move,
+/// once it has seen that the contract is one for this cluster.
+async fn move_to_contract(shell: &Shell, voter: &mut Voter, state: &AccountsState) -> anyhow::Result<()> {
+    let Some(chain) = &shell.chain else { return Ok(()) };
+    let (chain_id, ledger) = chain.domain();
+    if voter.is_moved || (state.genesis.chain_id, state.genesis.ledger) == (chain_id, ledger) {
+        voter.is_moved = true;
+        return Ok(());
+    }
+    if state.genesis.chain_id != 0 {
+        voter.is_moved = true;
+        bail!(
+            "claims of this cluster are paid by {} on chain {} and never by another contract, which would pay them again; \
+             correct [ledger]",
+            state.genesis.ledger,
+            state.genesis.chain_id
+        );
+    }
+    if !voter.is_registered {
+        return Ok(());
+    }
+    let address = voter.key.address();
+    chain.check_terms(&state.genesis.emission, &address).await?;
+    if let Some((_, opening)) = chain.roots().await?.first() {
+        let known = reading::epoch(&*shell.facts, opening.epoch).await.ok().and_then(|epoch| epoch.result);
+        if known.is_none_or(|known| (known.claim_root, known.total) != (opening.root, opening.total)) {
+            bail!(
+                "the contract opened with a root of epoch {} that this cluster never signed",
+                opening.epoch
+            );
+        }
+    }
+    let digest = move_digest(&state.genesis.ledger, chain_id, &ledger);
+    let signature = ClaimSignature { signer: address, signature: voter.key.sign(&digest) };
+    propose(shell, AccountsCommand::Move { chain_id, ledger, signature }).await?;
+    voter.is_moved = true;
+    tracing::info!(chain_id, contract = %ledger, "this voter has signed that claims move to the contract");
+    Ok(())
+}
+
 /// Signers whose node is a voter no more count no longer towards a majority.
 async fn retire_signers(shell: &Shell, state: &AccountsState) -> anyhow::Result<()> {
     let map = shell.map.get();
@@ -192,6 +238,19 @@ async fn seal(shell: &Shell, state: &AccountsState) -> anyhow::Result<()> {
     if clock::now().millis_since(epoch.opened_at) >= state.genesis.epoch_ms {
         propose(shell, AccountsCommand::Seal { epoch: state.open }).await?;
         tracing::info!(epoch = state.open, "an epoch is sealed");
+    }
+    Ok(())
+}
+
+/// Leaves go when a root pays that is so much younger than theirs that none will be claimed against theirs.
+async fn forget_leaves(shell: &Shell, state: &AccountsState) -> anyhow::Result<()> {
+    let (oldest, later) = (state.leaves_from, state.leaves_from + KEPT_EPOCHS);
+    if oldest == 0 || oldest >= state.kept_from || later > state.signed {
+        return Ok(());
+    }
+    let pays_at = reading::epoch(&*shell.facts, later).await?.active_at;
+    if pays_at.is_some_and(|pays_at| pays_at <= clock::now()) {
+        propose(shell, AccountsCommand::PruneLeaves { epoch: oldest }).await?;
     }
     Ok(())
 }

@@ -20,12 +20,14 @@
 //! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
 //! | [`epochs`]    | voters   | epochs sealed, computed and signed                                |
 //! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
+//! | [`billing`]   | leader   | jobs are charged while they run, at the configuration's prices    |
 //! | [`usage`]     | gateways | what nodes served here, reported once an epoch                    |
 //! | [`chain`]     | trusted  | signed roots are on the chain, where the ledger is one            |
 //! | [`payout`]    | storage  | this node's earnings have an address                              |
 
 pub mod agent;
 pub mod audit;
+pub mod billing;
 pub mod chain;
 pub mod compact;
 pub mod displaced;
@@ -129,6 +131,7 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         tasks.spawn(sessions::run(shell.clone()));
         tasks.spawn(epochs::run(shell.clone()));
         tasks.spawn(audit::run(shell.clone()));
+        tasks.spawn(billing::run(shell.clone()));
     }
     if shell.members.meta().is_some() || shell.config.has_role(makai_config::Role::Gateway) {
         tasks.spawn(schedule::run(shell.clone()));

@@ -1,4 +1,4 @@
-//! Reports, once an epoch, what nodes served through this gateway: one command, however much was served.
+//! Reports, once an epoch, what nodes served and tenants moved through this gateway: one command, however much was served.
 
 use std::time::Duration;
 
@@ -38,21 +38,34 @@ async fn step(shell: &Shell, reported: &mut u64) -> anyhow::Result<Duration> {
     if wait > Duration::ZERO || *reported == epoch.number {
         return Ok(wait);
     }
-    let rows = shell.served.take();
-    for (at, served) in (0u32..).zip(rows.chunks(ROWS_MAX)) {
+    let (rows, traffic) = (shell.served.take(), shell.served.take_traffic());
+    let parts = rows.len().max(traffic.len()).div_ceil(ROWS_MAX);
+    for at in 0..u32::try_from(parts).unwrap_or(u32::MAX) {
+        let (served, tenants) = (part_of(&rows, at), part_of(&traffic, at));
         // A process that starts again within the epoch reports what it served since, not what it did before.
         let seconds = now.millis_since(epoch.opened_at) / 1000;
         let part = u32::try_from(seconds).unwrap_or(u32::MAX).wrapping_mul(1 << 10).wrapping_add(at);
-        let (epoch, reporter, served) = (epoch.number, shell.id, served.to_vec());
-        let command = AccountsCommand::Meter { epoch, reporter, part, served, tenants: Vec::new() };
+        let (epoch, reporter) = (epoch.number, shell.id);
+        let command = AccountsCommand::Meter {
+            epoch,
+            reporter,
+            part,
+            served: served.to_vec(),
+            tenants: tenants.to_vec(),
+        };
         if let Err(error) = shell.facts.propose(Command::Accounts(command)).await {
-            let unsent = rows.len().min(at as usize * ROWS_MAX);
-            shell.served.put_back(&rows[unsent..]);
+            let unsent = at as usize * ROWS_MAX;
+            shell.served.put_back(&rows[unsent.min(rows.len())..]);
+            shell.served.put_back_traffic(&traffic[unsent.min(traffic.len())..]);
             return Err(error.into());
         }
     }
     *reported = epoch.number;
     Ok(Duration::ZERO)
+}
+
+fn part_of<T>(rows: &[T], at: u32) -> &[T] {
+    rows.chunks(ROWS_MAX).nth(at as usize).unwrap_or_default()
 }
 
 fn until_report(state: &AccountsState, epoch: &Epoch, now: Timestamp) -> Duration {

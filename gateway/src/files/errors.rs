@@ -1,5 +1,6 @@
 //! Refusals and failures as errno names, in results and in status details.
 
+use makai_raft::facts::accounts::AccountsRefusal;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::files::FileRefusal;
 use prost::Message as _;
@@ -118,7 +119,9 @@ impl From<Refusal> for Failure {
             Refusal::NoSuchBucket | Refusal::NoSuchKey | Refusal::NotFound(_) => Errno::Enoent,
             Refusal::AlreadyExists(_) => Errno::Eexist,
             Refusal::TooLarge(_) => Errno::Efbig,
-            Refusal::QuotaExceeded { .. } => Errno::Edquot,
+            Refusal::QuotaExceeded { .. } | Refusal::Accounts(AccountsRefusal::BalanceSpent { .. }) => {
+                Errno::Edquot
+            }
             Refusal::BlobTooOld => Errno::Estale,
             Refusal::Invalid(_) => Errno::Einval,
             _ => Errno::Eio,

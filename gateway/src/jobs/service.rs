@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt as _};
+use makai_raft::facts::accounts::AccountsRefusal;
 use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::jobs::{
     Job as JobFact, JobId, JobState, JobsAnswer, JobsCommand, JobsQuery, JobsReply,
@@ -111,6 +112,9 @@ pub(super) fn status(error: MetaError) -> Status {
     match error {
         MetaError::Refused(refusal) => match refusal {
             Refusal::NotFound(_) => Status::not_found(refusal.to_string()),
+            Refusal::Accounts(AccountsRefusal::BalanceSpent { .. }) => {
+                Status::failed_precondition(refusal.to_string())
+            }
             Refusal::QuotaExceeded { .. } => Status::resource_exhausted(refusal.to_string()),
             _ => Status::invalid_argument(refusal.to_string()),
         },

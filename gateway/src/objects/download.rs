@@ -10,6 +10,7 @@ use makai_erasure::layout::PAGE_BYTES;
 use makai_erasure::seal::{DataKey, PageSealer, unwrap_key};
 use makai_erasure::stripe::{BlobSource, READ_WINDOW_BYTES, StripeError, read_range};
 use makai_erasure::{BlobId, PgId};
+use makai_ops::metering::Traffic;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{Blob, Content, ObjectHead, ObjectHeaders, ResolvedExtent};
 use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
@@ -106,6 +107,7 @@ impl Objects {
         version: Option<VersionId>,
         range: ByteRange,
     ) -> Result<Download, ObjectsError> {
+        self.count(caller, Traffic::Requests, 1);
         for _ in 0..RESTARTS_MAX {
             let first = match &range {
                 ByteRange::From { first, .. } => *first,
@@ -122,7 +124,8 @@ impl Objects {
                     )));
                 }
                 let bytes = plain.slice(range.start as usize..range.end as usize);
-                return Ok(Download { head, range, body: stream::iter([Ok(bytes)]).boxed(), versioning });
+                let body = self.counted(caller, stream::iter([Ok(bytes)]).boxed());
+                return Ok(Download { head, range, body, versioning });
             }
             let Some(extents) = self.extents(caller, bucket, key, version, &answer).await? else { continue };
             let range = resolve(&range, &head, &extents)?;
@@ -195,7 +198,7 @@ impl Objects {
     ) -> Result<Download, ObjectsError> {
         let Found { head, versioning } = found;
         let reading_key = self.reading_key(caller, &head.headers).await?;
-        let body = self.body_of(&reading_key, range.clone(), extents)?;
+        let body = self.counted(caller, self.body_of(&reading_key, range.clone(), extents)?);
         Ok(Download { head, range, body, versioning })
     }
 

@@ -35,9 +35,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 use makai_erasure::Scheme;
 use makai_erasure::codec::Codec;
 use makai_erasure::stripe::ShardPeers;
+use makai_ops::metering::{ServedMeter, Traffic};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
@@ -159,11 +161,17 @@ pub struct ObjectsOptions {
     pub uploads_in_flight_max: usize,
     /// How long an upload waits for room among them.
     pub upload_wait: Duration,
+    /// Where tenants' traffic is counted.
+    pub meter: ServedMeter,
 }
 
 impl Default for ObjectsOptions {
     fn default() -> Self {
-        Self { uploads_in_flight_max: 512, upload_wait: Duration::from_secs(5) }
+        Self {
+            uploads_in_flight_max: 512,
+            upload_wait: Duration::from_secs(5),
+            meter: ServedMeter::default(),
+        }
     }
 }
 
@@ -243,6 +251,20 @@ impl Objects {
             }),
             sealing: sealing::Sealing::Tenant,
         }
+    }
+
+    fn count(&self, caller: &Caller, what: Traffic, amount: u64) {
+        self.inner.options.meter.add_traffic(caller.tenant, what, amount);
+    }
+
+    /// A body whose bytes are counted as they are sent.
+    fn counted(
+        &self,
+        caller: &Caller,
+        body: BoxStream<'static, Result<Bytes, ObjectsError>>,
+    ) -> BoxStream<'static, Result<Bytes, ObjectsError>> {
+        let (meter, tenant) = (self.inner.options.meter.clone(), caller.tenant);
+        body.inspect_ok(move |bytes| meter.add_traffic(tenant, Traffic::Egress, bytes.len() as u64)).boxed()
     }
 
     fn codec(&self, scheme: Scheme) -> Result<Codec, ObjectsError> {

@@ -11,6 +11,8 @@ use makai_raft::facts::query::{Answer, Query};
 use std::ops::Range;
 
 use super::upload::Inlining;
+use makai_ops::metering::Traffic;
+
 use super::{Body, Objects, ObjectsError, Upstream, unexpected};
 use crate::identity::Caller;
 
@@ -86,7 +88,8 @@ impl Objects {
         content: &FileContent,
     ) -> Result<BoxStream<'static, Result<Bytes, ObjectsError>>, ObjectsError> {
         let key = self.reading_key(caller, &headers_of(content)).await?;
-        self.body_of(&key, range, &content.extents)
+        self.count(caller, Traffic::Requests, 1);
+        Ok(self.counted(caller, self.body_of(&key, range, &content.extents)?))
     }
 
     /// A key that the caller's tenant alone has, to vouch for what this room gives out.

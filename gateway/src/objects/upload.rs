@@ -20,6 +20,7 @@ use makai_erasure::stripe::{
     BlobSource, BlobWriter, READ_WINDOW_BYTES, StripeError, WritePlan, WrittenBlob, read_range,
 };
 use makai_erasure::{BlobId, Scheme, ShardKey};
+use makai_ops::metering::Traffic;
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::cluster::{Group, Standing};
 use makai_raft::facts::command::Refusal;
@@ -101,8 +102,10 @@ impl Objects {
             extents: Vec::new(),
             placed: Vec::new(),
         };
+        self.count(caller, Traffic::Requests, 1);
         match intake.take_body(upstream, inlining).await {
             Ok(content) => {
+                self.count(caller, Traffic::Ingress, content.size);
                 let placed = intake.placed.iter().map(|blob| (blob.group.clone(), blob.new.id)).collect();
                 Ok(Stored { content, placed })
             }

@@ -3,6 +3,7 @@
 //! Every refusal has the code that S3 documents for it, and a message that says what and how to mend it.
 
 use http::{HeaderMap, HeaderValue, StatusCode};
+use makai_raft::facts::accounts::AccountsRefusal;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::version::{VersionId, VersionRefusal};
 use s3s::{S3Error, S3ErrorCode, s3_error};
@@ -171,6 +172,9 @@ fn from_refusal(refusal: &Refusal) -> S3Error {
             let message = format!("{refusal}: delete objects, or ask the operator for a larger quota.");
             return custom("QuotaExceeded", 403, message);
         }
+        Refusal::Accounts(AccountsRefusal::BalanceSpent { .. }) => {
+            return custom("AccountProblem", 403, refusal.to_string());
+        }
         // The client did nothing wrong: its own retry sends the same again.
         Refusal::SourceChanged => S3ErrorCode::ServiceUnavailable,
         Refusal::BlobTooOld => S3ErrorCode::RequestTimeout,
@@ -247,6 +251,7 @@ pub(super) fn default_message(code: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use makai_raft::facts::accounts::Amount;
 
     /// Codes and statuses as the S3 API reference lists them.
     #[test]
@@ -264,6 +269,14 @@ mod tests {
             (ObjectsError::Refused(Refusal::TooLarge(9)), "EntityTooLarge", 400),
             (ObjectsError::Refused(Refusal::PreconditionFailed), "PreconditionFailed", 412),
             (ObjectsError::Refused(Refusal::QuotaExceeded { quota_bytes: 5 }), "QuotaExceeded", 403),
+            (
+                ObjectsError::Refused(Refusal::Accounts(AccountsRefusal::BalanceSpent {
+                    needed: Amount(1),
+                    free: Amount(0),
+                })),
+                "AccountProblem",
+                403,
+            ),
             (ObjectsError::Refused(Refusal::SourceChanged), "ServiceUnavailable", 503),
             (ObjectsError::Refused(Refusal::BlobTooOld), "RequestTimeout", 400),
             (ObjectsError::Refused(Refusal::Invalid("x".into())), "InvalidArgument", 400),

@@ -14,7 +14,7 @@ use makai_raft::facts::accounts::{
     Address, Amount, ClaimSignature, EpochResult, Genesis, Hash, LedgerEntry, LedgerEvent, PURPOSE_PAYOUT,
     PURPOSE_SIGNER, PayoutBinding, Signer,
 };
-use makai_raft::machine::accounts::{entry_hash, payout_digest, payout_message, signer_digest};
+use makai_raft::machine::accounts::{entry_hash, move_digest, payout_digest, payout_message, signer_digest};
 use makai_raft::signatures::{is_signed_by_node, recover};
 use serde::Serialize;
 
@@ -56,6 +56,9 @@ struct Walk {
     signers: BTreeMap<Address, Signer>,
     sealed: BTreeMap<u64, (Hash, u64, Hash)>,
     signed: BTreeMap<u64, EpochResult>,
+    /// For what epochs are signed from the next one on, and where that changed: after which epoch, from what.
+    domain: (u64, Address),
+    moved: Option<(u64, (u64, Address))>,
     claimed: BTreeMap<Address, Amount>,
     claimed_total: Amount,
 }
@@ -155,7 +158,49 @@ impl Walk {
                 self.claimed.insert(*payout, *cumulative);
                 Ok(())
             }
+            LedgerEvent::Credited { .. } => Ok(()),
+            LedgerEvent::Moved { chain_id, ledger, after_epoch, threshold, signatures } => {
+                if self.moved.is_some() || self.domain.0 != 0 || *after_epoch != self.last_signed() {
+                    return Err(
+                        "claims move once, from the embedded ledger, after the last signed epoch".into()
+                    );
+                }
+                self.check_majority(&move_digest(&self.domain.1, *chain_id, ledger), *threshold, signatures)?;
+                self.moved = Some((*after_epoch, self.domain));
+                self.domain = (*chain_id, *ledger);
+                Ok(())
+            }
         }
+    }
+
+    fn last_signed(&self) -> u64 {
+        self.signed.last_key_value().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// For what an epoch was signed.
+    fn domain_of(&self, epoch: u64) -> (u64, Address) {
+        self.moved.filter(|(after, _)| epoch <= *after).map_or(self.domain, |(_, before)| before)
+    }
+
+    fn check_majority(
+        &self,
+        digest: &Hash,
+        threshold: u32,
+        signatures: &[ClaimSignature],
+    ) -> Result<(), String> {
+        let good: BTreeSet<Address> = signatures
+            .iter()
+            .filter(|one| recover(digest, &one.signature) == Some(one.signer))
+            .map(|one| one.signer)
+            .filter(|signer| self.signers.contains_key(signer))
+            .collect();
+        if good.len() < threshold as usize || good.len() != signatures.len() {
+            return Err(format!("{} of {threshold} signatures hold", good.len()));
+        }
+        if (threshold as usize) <= self.signers.len() / 2 {
+            return Err(format!("{threshold} of {} signers are no majority", self.signers.len()));
+        }
+        Ok(())
     }
 
     fn open(&mut self, cluster_id: &str, genesis: &Genesis) -> Result<(), String> {
@@ -167,6 +212,7 @@ impl Walk {
             return Err("the emission is not that of the tokenomics table".into());
         }
         self.cluster_id = cluster_id.to_owned();
+        self.domain = (genesis.chain_id, genesis.ledger);
         self.genesis = Some(genesis.clone());
         Ok(())
     }
@@ -185,8 +231,8 @@ impl Walk {
             return Err(format!("epoch {} is signed out of order", result.epoch));
         }
         let statement = Statement {
-            chain_id: genesis.chain_id,
-            ledger: genesis.ledger,
+            chain_id: self.domain.0,
+            ledger: self.domain.1,
             epoch: result.epoch,
             root: result.claim_root,
             total: result.total,
@@ -196,18 +242,7 @@ impl Walk {
         if statement.digest() != result.digest {
             return Err("what was signed is not what it says".into());
         }
-        let good: BTreeSet<Address> = signatures
-            .iter()
-            .filter(|one| recover(&result.digest, &one.signature) == Some(one.signer))
-            .map(|one| one.signer)
-            .filter(|signer| self.signers.contains_key(signer))
-            .collect();
-        if good.len() < threshold as usize || good.len() != signatures.len() {
-            return Err(format!("{} of {threshold} signatures hold", good.len()));
-        }
-        if (threshold as usize) <= self.signers.len() / 2 {
-            return Err(format!("{threshold} of {} signers are no majority", self.signers.len()));
-        }
+        self.check_majority(&result.digest, threshold, signatures)?;
         let total_before = before.map_or(Amount(0), |(_, result)| result.total);
         if result.total < total_before || result.total > genesis.emission.until(result.epoch) {
             return Err(format!("the total {} falls or exceeds the emission", result.total));
@@ -251,8 +286,9 @@ impl Walk {
                 return Err(fault("its usage and accounts are not those that were signed"));
             }
             if number == 1 || before.is_some() {
+                let (chain_id, ledger) = self.domain_of(number);
                 let facts = EpochFacts {
-                    genesis,
+                    genesis: &Genesis { chain_id, ledger, ..genesis.clone() },
                     epoch: &file.epoch,
                     usage: &file.usage,
                     accounts_before: before.map_or(&[], |before| &before.accounts),

@@ -8,7 +8,7 @@ use makai_raft::facts::accounts::{
 use super::statement::Statement;
 use super::tree::ClaimTree;
 use crate::rewards::settle::{Inputs, Outcome, settle};
-use crate::rewards::tokenomics::{RULES, Tokenomics, TokenomicsError};
+use crate::rewards::tokenomics::{RULES, RULES_OLDEST, Tokenomics, TokenomicsError};
 
 /// Everything about one epoch that the result depends on.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ pub struct EpochFacts<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ComputeError {
     #[error(
-        "the cluster's accounts follow rules {0}, this release knows {RULES}; use a release that knows them"
+        "the cluster's accounts follow rules {0}, this release knows {RULES_OLDEST} to {RULES}; use a release that knows them"
     )]
     Rules(u32),
     #[error(transparent)]
@@ -85,7 +85,7 @@ pub fn data_hash(
 /// [`ComputeError`]: the facts do not belong together, or follow other rules.
 pub fn compute(facts: &EpochFacts<'_>, attempt: u32) -> Result<(Outcome, EpochResult), ComputeError> {
     let EpochFacts { genesis, epoch, .. } = facts;
-    if genesis.rules != RULES {
+    if !(RULES_OLDEST..=RULES).contains(&genesis.rules) {
         return Err(ComputeError::Rules(genesis.rules));
     }
     let table = Tokenomics::parse(&genesis.tokenomics)?;
@@ -101,6 +101,7 @@ pub fn compute(facts: &EpochFacts<'_>, attempt: u32) -> Result<(Outcome, EpochRe
         return Err(ComputeError::OtherBefore(epoch.number));
     }
     let outcome = settle(&Inputs {
+        rules: genesis.rules,
         table: &table,
         epoch: epoch.number,
         epoch_ms: genesis.epoch_ms,

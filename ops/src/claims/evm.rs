@@ -100,6 +100,18 @@ pub fn roots(index: u64) -> Vec<u8> {
     call("roots(uint256)", &[number(index.into())])
 }
 
+/// Whether signatures of this address count.
+#[must_use]
+pub fn is_signer(signer: &Address) -> Vec<u8> {
+    call("isSigner(address)", &[address(signer)])
+}
+
+/// All that the contract may ever pay, and how often its emission halves.
+#[must_use]
+pub fn terms() -> [Vec<u8>; 2] {
+    [call("pool()", &[]), call("halvingEpochs()", &[])]
+}
+
 #[must_use]
 pub fn claimed(payout: &Address) -> Vec<u8> {
     call("claimed(address)", &[address(payout)])

@@ -9,15 +9,20 @@
 use std::collections::BTreeMap;
 
 use makai_erasure::NodeId;
-use makai_raft::facts::accounts::{Address, Amount, Component, Leaf, NodeAccount, NodeUsage, Reason, Status};
+use makai_raft::facts::accounts::{
+    Address, Amount, Component, Leaf, NodeAccount, NodeUsage, Reason, SliceTime, Status,
+};
 
 use super::fixed::{PPM, blend, exp2_neg, mul_div};
-use super::tokenomics::{MONTH_MS, Tokenomics};
+use super::tokenomics::{MONTH_MS, RULES_LEASES, Tokenomics};
 use crate::reputation::{self, multiplier_ppm, score_ppm};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Storage is weighed in KiB-seconds, so that a million nodes' weights fit.
 const BYTE_MS_PER_WEIGHT: u128 = 1024 * 1000;
+
+/// What a whole GPU counts beside a core.
+const CORES_PER_CARD: u128 = 32;
 
 /// Billionths in a thousandth.
 const NUT_PER_MUT: u128 = 1_000_000;
@@ -25,6 +30,8 @@ const NUT_PER_MUT: u128 = 1_000_000;
 /// What an epoch is computed from: agreed facts, and nothing else.
 #[derive(Debug, Clone)]
 pub struct Inputs<'a> {
+    /// Of the cluster's genesis.
+    pub rules: u32,
     pub table: &'a Tokenomics,
     pub epoch: u64,
     pub epoch_ms: u64,
@@ -96,7 +103,7 @@ pub fn settle(inputs: &Inputs<'_>) -> Outcome {
             accounts.entry(usage.node).or_insert_with(|| new_account(usage.node, table, inputs.epoch));
         account.payout = usage.payout.or(account.payout);
         reputation::update(account, usage, table, inputs.epoch, inputs.epoch_ms);
-        for (component, score) in weigh(account, usage, table, inputs.epoch_ms) {
+        for (component, score) in weigh(account, usage, inputs) {
             scores.entry(component).or_default().push((usage.node, score));
         }
     }
@@ -132,12 +139,8 @@ pub fn settle(inputs: &Inputs<'_>) -> Outcome {
 }
 
 /// What a node's verified work weighs, component by component; notes why it is nothing or less.
-fn weigh(
-    account: &mut NodeAccount,
-    usage: &NodeUsage,
-    table: &Tokenomics,
-    epoch_ms: u64,
-) -> Vec<(Component, u128)> {
+fn weigh(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> Vec<(Component, u128)> {
+    let Inputs { table, epoch_ms, .. } = *inputs;
     let stored = credit_storage(account, usage);
     let power = credit_power(account, usage, table, epoch_ms);
     let score = score_ppm(account.alpha_ppm, account.beta_ppm);
@@ -148,6 +151,7 @@ fn weigh(
             Component::Storage => stored / BYTE_MS_PER_WEIGHT,
             Component::Egress => u128::from(usage.egress_bytes).saturating_add(usage.repair_bytes.into()),
             Component::Compute => power,
+            Component::Lease if inputs.rules >= RULES_LEASES => lease_weight(&usage.lease),
             Component::Lease | Component::Verify | Component::Lottery => 0,
         };
         let is_funded = table.split_bp.get(&component).is_some_and(|share| *share > 0);
@@ -168,6 +172,11 @@ fn weigh(
         }
     }
     weights
+}
+
+/// Slices held for customers' jobs: time of cores, and of cards as so many cores each.
+fn lease_weight(lease: &SliceTime) -> u128 {
+    u128::from(lease.cpu_core_ms) + u128::from(lease.gpu_card_ms) * CORES_PER_CARD
 }
 
 /// Byte-milliseconds that an audit covers now.
@@ -254,6 +263,7 @@ fn release(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rewards::tokenomics::RULES;
     use proptest::prelude::*;
 
     const EPOCH_MS: u64 = 3_600_000;
@@ -274,6 +284,7 @@ mod tests {
 
     fn run(table: &Tokenomics, epoch: u64, usage: &[NodeUsage], before: Option<&Outcome>) -> Outcome {
         settle(&Inputs {
+            rules: RULES,
             table,
             epoch,
             epoch_ms: EPOCH_MS,
@@ -365,6 +376,40 @@ mod tests {
             credit_power(&mut account, &NodeUsage::of(NodeId([1; 32])), &table, DAY_MS);
         }
         assert!((account.power_nut / 1_000_000).abs_diff(99_737) <= 1, "{}", account.power_nut);
+    }
+
+    /// A node that held slices for customers earns from the budget of leases; by the first rules it did not.
+    #[test]
+    fn leases_earn_where_the_rules_know_them() {
+        let table = table();
+        let slices = |cpu_core_ms, gpu_card_ms| SliceTime { cpu_core_ms, gpu_card_ms, memory_mib_ms: 0 };
+        let rows = [
+            NodeUsage { lease: slices(32_000, 0), ..usage(1, 0, 1, 0) },
+            NodeUsage { lease: slices(0, 1_000), ..usage(2, 0, 1, 0) },
+            usage(3, 0, 1, 0),
+        ];
+        let by = |rules| {
+            settle(&Inputs {
+                rules,
+                table: &table,
+                epoch: 1,
+                epoch_ms: EPOCH_MS,
+                usage: &rows,
+                accounts: &[],
+                leaves: &[],
+                difficulty: &[],
+            })
+        };
+        let now = by(RULES);
+        let budget = table.budget(table.emission().of_epoch(1), Component::Lease).0;
+        assert_eq!(
+            earned(&now, 1, Component::Lease),
+            earned(&now, 2, Component::Lease),
+            "a card is 32 cores"
+        );
+        assert!(earned(&now, 1, Component::Lease) * 2 > budget - 2);
+        assert!(has_reason(&now, 3, Component::Lease, Reason::NothingServed));
+        assert_eq!(earned(&by(1), 1, Component::Lease), 0);
     }
 
     #[test]

@@ -5,8 +5,13 @@ use std::collections::BTreeMap;
 use makai_raft::facts::accounts::{Amount, Component, Emission, Hash};
 use serde::{Deserialize, Serialize};
 
-/// Version of the rules in [`super::settle`]; a change of any formula is a new one.
-pub const RULES: u32 = 1;
+/// Version of the rules in [`super::settle`]; a change of any formula is a new one. Clusters keep those they began with:
+/// with 1, leases earn nothing.
+pub const RULES: u32 = 2;
+/// The oldest rules that this release computes by.
+pub const RULES_OLDEST: u32 = 1;
+/// The first rules by which leases earn.
+pub const RULES_LEASES: u32 = 2;
 
 /// Base units of one token.
 pub const UNITS_PER_TOKEN: u128 = 1_000_000_000_000_000_000;

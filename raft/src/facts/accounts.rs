@@ -8,6 +8,7 @@
 //! The machine keeps inputs, checks the rules that need no formula (order, emission, signatures, proofs), and chains all
 //! of it by hash. What a node earns is computed by `makai_ops` on every voter, which signs only what it computed itself.
 
+mod billing;
 mod values;
 
 use bytes::Bytes;
@@ -17,6 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::Timestamp;
 use super::tenant::TenantId;
 
+pub use billing::{
+    Balance, CHARGE_EVERY_MS, HOLD_MS, PRICE_MAX, Prices, REFERENCE_BYTES_MAX, SliceTime, UNITS_PER_CREDIT,
+};
 pub use values::{Address, Amount, Hash, RecoverableSignature, TextError};
 
 /// Rows in one command.
@@ -73,7 +77,7 @@ impl Emission {
     }
 }
 
-/// What the accounts of a cluster begin with; never changed afterwards.
+/// What the accounts of a cluster begin with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Genesis {
     /// Version of the rules by which rewards are computed.
@@ -88,7 +92,8 @@ pub struct Genesis {
     pub challenge_ms: u64,
     /// From a new payout address to its first earnings.
     pub payout_cooldown_ms: u64,
-    /// Domain of signatures: 0 on the embedded ledger.
+    /// Domain of signatures: 0 on the embedded ledger. Domain and contract are the only fields that ever change, once:
+    /// see [`AccountsCommand::Move`].
     pub chain_id: u64,
     /// The contract that is signed for; on the embedded ledger derived from the cluster's id.
     pub ledger: Address,
@@ -222,6 +227,36 @@ pub struct TenantRow {
     pub ingress_bytes: u64,
     pub egress_bytes: u64,
     pub requests: u64,
+    /// From here on what the facts know by themselves: gateways report zeros. Integral of the bytes kept.
+    #[serde(default)]
+    pub stored_byte_ms: u128,
+    #[serde(default)]
+    pub slices: SliceTime,
+    /// What was charged, given back for attempts that were lost, and could not be paid.
+    #[serde(default)]
+    pub charged: Amount,
+    #[serde(default)]
+    pub refunded: Amount,
+    #[serde(default)]
+    pub owed: Amount,
+}
+
+impl TenantRow {
+    /// Nothing yet.
+    #[must_use]
+    pub fn of(tenant: TenantId) -> Self {
+        Self {
+            tenant,
+            ingress_bytes: 0,
+            egress_bytes: 0,
+            requests: 0,
+            stored_byte_ms: 0,
+            slices: SliceTime::default(),
+            charged: Amount(0),
+            refunded: Amount(0),
+            owed: Amount(0),
+        }
+    }
 }
 
 /// What audits of a node found.
@@ -279,6 +314,10 @@ pub struct NodeUsage {
     pub jobs_ok: u32,
     pub jobs_disputed: u32,
     pub evidence: Vec<Evidence>,
+    /// Slices that it held for attempts which ended by their own doing. Absent from the encoding where there is none: so
+    /// that records of a release before keep their hash.
+    #[serde(default, skip_serializing_if = "SliceTime::is_none")]
+    pub lease: SliceTime,
 }
 
 impl NodeUsage {
@@ -303,6 +342,7 @@ impl NodeUsage {
             jobs_ok: 0,
             jobs_disputed: 0,
             evidence: Vec::new(),
+            lease: SliceTime::default(),
         }
     }
 }
@@ -411,14 +451,55 @@ pub struct LedgerEntry {
 /// What changed on the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LedgerEvent {
-    Opened { cluster_id: String, genesis: Genesis },
+    Opened {
+        cluster_id: String,
+        genesis: Genesis,
+    },
     SignerAdded(Signer),
-    SignerRemoved { address: Address },
-    PayoutBound { binding: PayoutBinding, effective_at: Timestamp },
-    EpochSealed { epoch: u64, usage_hash: Hash, node_count: u64 },
-    EpochSigned { result: EpochResult, threshold: u32, signatures: Vec<ClaimSignature>, active_at: Timestamp },
-    EpochDisputed { epoch: u64, attempt: u32, by: Address, reason: String },
-    Claimed { epoch: u64, payout: Address, amount: Amount, cumulative: Amount },
+    SignerRemoved {
+        address: Address,
+    },
+    PayoutBound {
+        binding: PayoutBinding,
+        effective_at: Timestamp,
+    },
+    EpochSealed {
+        epoch: u64,
+        usage_hash: Hash,
+        node_count: u64,
+    },
+    EpochSigned {
+        result: EpochResult,
+        threshold: u32,
+        signatures: Vec<ClaimSignature>,
+        active_at: Timestamp,
+    },
+    EpochDisputed {
+        epoch: u64,
+        attempt: u32,
+        by: Address,
+        reason: String,
+    },
+    Claimed {
+        epoch: u64,
+        payout: Address,
+        amount: Amount,
+        cumulative: Amount,
+    },
+    /// Epochs after `after_epoch` are signed for a contract, which pays from then on.
+    /// A tenant paid in.
+    Credited {
+        tenant: TenantId,
+        amount: Amount,
+        reference: String,
+    },
+    Moved {
+        chain_id: u64,
+        ledger: Address,
+        after_epoch: u64,
+        threshold: u32,
+        signatures: Vec<ClaimSignature>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -486,6 +567,26 @@ pub enum AccountsCommand {
     Prune {
         epoch: u64,
     },
+    /// A signer's word that claims go from the embedded ledger to this contract: done when more than half have given it.
+    Move {
+        chain_id: u64,
+        ledger: Address,
+        signature: ClaimSignature,
+    },
+    /// Forgets who might claim against a root once a later one pays, a bounded piece at a time; after [`Self::Prune`].
+    PruneLeaves {
+        epoch: u64,
+    },
+    /// What tenants pay from now on.
+    SetPrices(Prices),
+    /// A tenant pays in; from the first time on it pays in advance. Once for each reference.
+    Credit {
+        tenant: TenantId,
+        amount: Amount,
+        reference: String,
+    },
+    /// Charges what jobs used until now; ends those whose next minutes cannot be paid.
+    Charge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -497,6 +598,7 @@ pub enum AccountsReply {
     Pruned {
         is_more: bool,
     },
+    Balance(Balance),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -521,6 +623,8 @@ pub enum AccountsQuery {
     Claimed { payouts: Vec<Address> },
     /// -> `GroupBytes`: what each slot of every group holds now.
     GroupBytes,
+    /// -> `Billing`: prices, and the balance of every tenant that pays in advance.
+    Billing,
 }
 
 /// Where the accounts stand.
@@ -537,6 +641,12 @@ pub struct AccountsState {
     pub signers: Vec<Signer>,
     /// The oldest epoch whose accounts are kept; 0: none.
     pub kept_from: u64,
+    /// The last epoch that was signed for the embedded ledger before claims moved to a contract; `None`: they did not.
+    #[serde(default)]
+    pub moved_after: Option<u64>,
+    /// The oldest epoch whose leaves are kept; 0: none.
+    #[serde(default)]
+    pub leaves_from: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -552,6 +662,12 @@ pub enum AccountsAnswer {
     Ledger(Vec<LedgerEntry>),
     Claimed(Vec<Amount>),
     GroupBytes(Vec<GroupBytes>),
+    Billing {
+        prices: Prices,
+        balances: Vec<Balance>,
+        /// Whether anything runs that is charged.
+        has_open_bills: bool,
+    },
 }
 
 /// A group's shards, each of the same length on every disk of it.
@@ -589,4 +705,12 @@ pub enum AccountsRefusal {
     NothingToClaim(Address),
     #[error("claims of epoch {epoch} begin at {active_at}")]
     NotActive { epoch: u64, active_at: Timestamp },
+    #[error(
+        "the tenant's prepaid balance is used up: {needed} billionths of a credit are needed and {free} are free; ask the operator for `makai tenant credit`"
+    )]
+    BalanceSpent { needed: Amount, free: Amount },
+    #[error(
+        "claims are paid by the contract {ledger} on chain {chain_id}; set `[ledger] kind = \"evm\"` on this node"
+    )]
+    PaidByContract { chain_id: u64, ledger: Address },
 }

@@ -21,6 +21,23 @@ pub struct Tenant {
     /// Plaintext bytes of its objects and parts, versions included.
     pub used_bytes: u64,
     pub used_objects: u64,
+    /// Integral of `used_bytes` since the last sealing of an epoch, up to `counted_to`: what storage is charged by.
+    #[serde(default)]
+    pub byte_ms: u128,
+    #[serde(default)]
+    pub counted_to: Timestamp,
+}
+
+impl Tenant {
+    /// Takes the time until `now` into the integral.
+    pub fn count_to(&mut self, now: Timestamp) {
+        // A record of a release before counts from now on.
+        if self.counted_to > Timestamp(0) {
+            let span = u128::from(now.millis_since(self.counted_to));
+            self.byte_ms = self.byte_ms.saturating_add(span.saturating_mul(u128::from(self.used_bytes)));
+        }
+        self.counted_to = now.max(self.counted_to);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Outcome, all, expect, is_empty, keys_in, read, shift};
 use super::keys::{self, Counter};
 use super::kv::View;
-use super::{files, tenants, versions};
+use super::{accounts, files, tenants, versions};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
@@ -170,6 +170,7 @@ pub fn account(draft: &mut Draft<'_>, mut bucket: Bucket, change: Change) -> Out
     let Change { objects, object_bytes, part_bytes, noncurrent, noncurrent_bytes } = change;
     let mut tenant = tenants::get(draft, bucket.tenant)?;
     let used_before = tenant.used_bytes;
+    tenant.count_to(draft.now);
     let bytes = [object_bytes, part_bytes, noncurrent_bytes];
     let sum = |of: fn(&Flow) -> u64| bytes.iter().map(of).fold(0, u64::saturating_add);
     let (added, removed) = (sum(|flow| flow.added), sum(|flow| flow.removed));
@@ -178,6 +179,9 @@ pub fn account(draft: &mut Draft<'_>, mut bucket: Bucket, change: Change) -> Out
         && tenant.used_bytes > quota_bytes.max(used_before)
     {
         return Err(Refusal::QuotaExceeded { quota_bytes }.into());
+    }
+    if tenant.used_bytes > used_before {
+        accounts::billing::may_grow(draft, tenant.id)?;
     }
     let (added, removed) =
         (objects.added.saturating_add(noncurrent.added), objects.removed.saturating_add(noncurrent.removed));

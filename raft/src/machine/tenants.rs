@@ -47,6 +47,8 @@ pub fn create(
         created_at: draft.now,
         used_bytes: 0,
         used_objects: 0,
+        byte_ms: 0,
+        counted_to: draft.now,
     };
     draft.write(keys::tenant_name(name), &tenant.id)?;
     draft.write(keys::tenant(tenant.id), &tenant)?;

@@ -6,8 +6,8 @@ use super::keys;
 use super::{DONE, epochs, genesis, invalid, ledger, refused, standing, stop};
 use crate::facts::Timestamp;
 use crate::facts::accounts::{
-    AccountsRefusal, AccountsReply, Address, Amount, ClaimSignature, EpochState, Hash, Leaf, LedgerEvent,
-    PROOF_MAX, PURPOSE_PAYOUT, PURPOSE_SIGNER, Payout, PayoutBinding, Signer,
+    AccountsRefusal, AccountsReply, Address, Amount, ClaimSignature, EpochState, Genesis, Hash, Leaf,
+    LedgerEvent, PROOF_MAX, PURPOSE_PAYOUT, PURPOSE_SIGNER, Payout, PayoutBinding, Signer,
 };
 use crate::facts::cluster::{Node, Role, Standing};
 use crate::facts::command::Refusal;
@@ -159,6 +159,10 @@ pub fn bind_payout(draft: &mut Draft<'_>, binding: &PayoutBinding) -> Outcome<Ac
 
 /// Pays what an address may claim and has not claimed. Anyone may ask: only the address is paid.
 pub fn claim(draft: &mut Draft<'_>, number: u64, leaf: &Leaf, proof: &[Hash]) -> Outcome<AccountsReply> {
+    let Genesis { chain_id, ledger, .. } = genesis(draft)?;
+    if chain_id != 0 {
+        return refused(AccountsRefusal::PaidByContract { chain_id, ledger });
+    }
     let epoch = epochs::get(draft, number)?;
     let (EpochState::Signed, Some(result), Some(active_at)) = (epoch.state, &epoch.result, epoch.active_at)
     else {

@@ -185,6 +185,7 @@ pub fn sign(
         epoch.active_at = Some(active_at);
         standing.signed = number;
         standing.signed_total = result.total;
+        standing.leaves_from = standing.leaves_from().max(1);
         standing.kept_from = standing.kept_from.max(1);
         let (threshold, signatures) = (epoch.threshold, epoch.signatures.clone());
         let event = LedgerEvent::EpochSigned { result, threshold, signatures, active_at };
@@ -242,23 +243,41 @@ pub fn prune(draft: &mut Draft<'_>, number: u64) -> Outcome<AccountsReply> {
             standing.kept_from
         )));
     }
-    let mut left = PRUNE_KEYS_MAX;
-    let all = [
-        keys::usage_of(number),
-        keys::all_accounts(number),
-        keys::all_leaves(number),
-        keys::tenant_usage(number),
-    ];
-    for prefix in all {
-        for key in keys_in(draft, &prefix, &facts::end_of(&prefix), left)? {
-            draft.delete(key);
-            left -= 1;
-        }
-    }
-    let is_more = left == 0;
+    let all = [keys::usage_of(number), keys::all_accounts(number), keys::tenant_usage(number)];
+    let is_more = forget(draft, &all)?;
     if !is_more {
+        standing.leaves_from = standing.leaves_from();
         standing.kept_from += 1;
         draft.write(keys::standing(), &standing)?;
     }
     Ok(AccountsReply::Pruned { is_more })
+}
+
+/// As long as a claim may have to be made against this root, its leaves stay: until one that is [`KEPT_EPOCHS`] younger
+/// pays. A contract that waits no longer than the embedded ledger has a younger root by then, too.
+pub fn prune_leaves(draft: &mut Draft<'_>, number: u64) -> Outcome<AccountsReply> {
+    let mut standing = standing(draft)?;
+    let later: Option<Epoch> = read(draft, &keys::epoch(number.saturating_add(KEPT_EPOCHS)))?;
+    let pays = later.and_then(|later| later.active_at).is_some_and(|active_at| active_at <= draft.now);
+    if number != standing.leaves_from() || number >= standing.kept_from || !pays {
+        return Err(invalid(format!("the leaves of epoch {number} are kept: no later root pays yet")));
+    }
+    let is_more = forget(draft, &[keys::all_leaves(number)])?;
+    if !is_more {
+        standing.leaves_from = number + 1;
+        draft.write(keys::standing(), &standing)?;
+    }
+    Ok(AccountsReply::Pruned { is_more })
+}
+
+/// Deletes what lies below the prefixes, a bounded piece of it; returns whether more may be left.
+fn forget(draft: &mut Draft<'_>, prefixes: &[Vec<u8>]) -> Outcome<bool> {
+    let mut left = PRUNE_KEYS_MAX;
+    for prefix in prefixes {
+        for key in keys_in(draft, prefix, &facts::end_of(prefix), left)? {
+            draft.delete(key);
+            left -= 1;
+        }
+    }
+    Ok(left == 0)
 }

@@ -3,6 +3,8 @@
 use makai_erasure::{NodeId, PgId};
 
 use crate::facts::accounts::Address;
+use crate::facts::jobs::JobId;
+use crate::facts::tenant::TenantId;
 
 const GENESIS: u8 = 0x80;
 const EPOCH: u8 = 0x81;
@@ -18,6 +20,13 @@ const STANDING: u8 = 0x8A;
 const CLAIMED: u8 = 0x8B;
 const TENANT_USAGE: u8 = 0x8C;
 const GROUP_SLOTS: u8 = 0x8D;
+const MOVING: u8 = 0x8E;
+const PRICES: u8 = 0x90;
+const BALANCE: u8 = 0x91;
+const PAYMENT: u8 = 0x92;
+const BILL: u8 = 0x93;
+const JOBS_USE: u8 = 0x94;
+const LEASED: u8 = 0x95;
 
 fn join(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -134,4 +143,44 @@ pub fn claimed(payout: &Address) -> Vec<u8> {
 
 pub fn tenant_usage(epoch: u64) -> Vec<u8> {
     join(TENANT_USAGE, &[&epoch.to_be_bytes()])
+}
+
+pub fn moving() -> Vec<u8> {
+    vec![MOVING]
+}
+
+pub fn prices() -> Vec<u8> {
+    vec![PRICES]
+}
+
+pub fn balances() -> Vec<u8> {
+    vec![BALANCE]
+}
+
+pub fn balance(tenant: TenantId) -> Vec<u8> {
+    join(BALANCE, &[&tenant.0.to_be_bytes()])
+}
+
+pub fn payment(tenant: TenantId, reference: &str) -> Vec<u8> {
+    join(PAYMENT, &[&tenant.0.to_be_bytes(), reference.as_bytes()])
+}
+
+pub fn bills() -> Vec<u8> {
+    vec![BILL]
+}
+
+pub fn bill(job: JobId, index: u32) -> Vec<u8> {
+    join(BILL, &[&job.0.to_be_bytes(), &index.to_be_bytes()])
+}
+
+pub fn jobs_use(tenant: TenantId) -> Vec<u8> {
+    join(JOBS_USE, &[&tenant.0.to_be_bytes()])
+}
+
+pub fn all_leased() -> Vec<u8> {
+    vec![LEASED]
+}
+
+pub fn leased(node: &NodeId) -> Vec<u8> {
+    join(LEASED, &[&node.0])
 }

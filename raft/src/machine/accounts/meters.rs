@@ -11,7 +11,7 @@ use makai_erasure::{DiskId, NodeId, PgId};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, ReportKind};
-use super::{DONE, invalid, refused, standing};
+use super::{DONE, billing, invalid, refused, standing};
 use crate::facts::Timestamp;
 use crate::facts::accounts::{
     AccountsRefusal, AccountsReply, AuditRow, EVIDENCE_MAX, Hash, NodeUsage, Payout, ROWS_MAX, ServedRow,
@@ -148,6 +148,7 @@ pub fn seal(draft: &mut Draft<'_>, epoch: u64) -> Outcome<(u64, Hash)> {
     }
     credit_storage(draft, &mut usage)?;
     let tenants = credit_reports(draft, epoch, &mut usage)?;
+    let tenants = billing::seal(draft, &mut usage, tenants)?;
     let mut hasher = blake3::Hasher::new_derive_key("makai usage 1");
     for record in usage.values() {
         let place = keys::usage(epoch, &record.node);
@@ -192,7 +193,7 @@ fn credit_reports(
     draft: &Draft<'_>,
     epoch: u64,
     usage: &mut BTreeMap<NodeId, NodeUsage>,
-) -> Outcome<Vec<TenantRow>> {
+) -> Outcome<BTreeMap<TenantId, TenantRow>> {
     let mut tenants: BTreeMap<TenantId, TenantRow> = BTreeMap::new();
     for report in all::<Served>(draft, &keys::reports(epoch, ReportKind::Served))? {
         for row in report.served {
@@ -204,8 +205,7 @@ fn credit_reports(
             record.jobs_disputed = record.jobs_disputed.saturating_add(row.jobs_disputed);
         }
         for row in report.tenants {
-            let fresh = TenantRow { tenant: row.tenant, ingress_bytes: 0, egress_bytes: 0, requests: 0 };
-            let sum = tenants.entry(row.tenant).or_insert(fresh);
+            let sum = tenants.entry(row.tenant).or_insert_with(|| TenantRow::of(row.tenant));
             sum.ingress_bytes = sum.ingress_bytes.saturating_add(row.ingress_bytes);
             sum.egress_bytes = sum.egress_bytes.saturating_add(row.egress_bytes);
             sum.requests = sum.requests.saturating_add(row.requests);
@@ -223,7 +223,7 @@ fn credit_reports(
             record.evidence.extend(row.evidence.into_iter().take(room));
         }
     }
-    Ok(tenants.into_values().collect())
+    Ok(tenants)
 }
 
 /// Every group's slot bytes, by group.

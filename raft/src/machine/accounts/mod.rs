@@ -6,6 +6,8 @@
 //! | `meters`  | bytes in every group, reports of gateways and auditors, usage by node  |
 //! | `epochs`  | opening, sealing, results, signatures, disputes, forgetting            |
 //! | `claims`  | signers, payout addresses, claims                                      |
+//! | `billing` | what tenants pay in advance, and are charged                           |
+//! | `moving`  | from the embedded ledger to a contract                                 |
 //! | `ledger`  | the hash chain                                                         |
 //! | `reading` | answers                                                                |
 //!
@@ -25,16 +27,25 @@
 //! | `8B`  | address (20)                            | what was paid to it                                 |
 //! | `8C`  | epoch (8)                               | what tenants used                                   |
 //! | `8D`  | group (4)                               | who held its slots at the last sealing              |
+//! | `8E`  |                                         | signers' words for a move to a contract             |
+//! | `90`  |                                         | what tenants pay                                    |
+//! | `91`  | tenant (8)                              | balance of a tenant that pays in advance            |
+//! | `92`  | tenant (8), reference                   | what was paid in with it                            |
+//! | `93`  | job (8), index (4)                      | what a current attempt has cost                     |
+//! | `94`  | tenant (8)                              | what its jobs used in the open epoch                |
+//! | `95`  | node (32)                               | what it did for jobs in the open epoch              |
 //!
 //! Always: an epoch's inputs never change once it is sealed; a result counts only with the signatures of more than half
 //! of the signers; totals never fall and never exceed the emission; what is paid never exceeds the total; every change
 //! of these is a link of the chain.
 
+pub(super) mod billing;
 mod claims;
 mod epochs;
 mod keys;
 mod ledger;
 mod meters;
+mod moving;
 mod reading;
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +59,7 @@ pub use self::claims::{dispute_digest, payout_digest, payout_message, signer_dig
 pub use self::epochs::KEPT_EPOCHS;
 pub use self::ledger::entry_hash;
 pub use self::meters::{blob_came, blob_went};
+pub use self::moving::move_digest;
 pub use self::reading::answer;
 
 /// Where the accounts stand, in one small record.
@@ -59,6 +71,17 @@ struct Standing {
     claimed_total: Amount,
     head: LedgerHead,
     kept_from: u64,
+    #[serde(default)]
+    moved_after: Option<u64>,
+    #[serde(default)]
+    leaves_from: u64,
+}
+
+impl Standing {
+    /// A release before kept leaves no longer than accounts.
+    fn leaves_from(&self) -> u64 {
+        if self.leaves_from == 0 { self.kept_from } else { self.leaves_from }
+    }
 }
 
 fn refused<T>(refusal: AccountsRefusal) -> Outcome<T> {
@@ -103,6 +126,14 @@ pub fn run(draft: &mut Draft<'_>, command: &AccountsCommand) -> Outcome<Reply> {
         C::Dispute { epoch, reason, signature } => epochs::dispute(draft, *epoch, reason, signature)?,
         C::Claim { epoch, leaf, proof } => claims::claim(draft, *epoch, leaf, proof)?,
         C::Prune { epoch } => epochs::prune(draft, *epoch)?,
+        C::SetPrices(prices) => billing::set_prices(draft, prices)?,
+        C::Credit { tenant, amount, reference } => billing::credit(draft, *tenant, *amount, reference)?,
+        C::Charge => {
+            billing::charge_all(draft)?;
+            DONE
+        }
+        C::PruneLeaves { epoch } => epochs::prune_leaves(draft, *epoch)?,
+        C::Move { chain_id, ledger, signature } => moving::vote(draft, *chain_id, *ledger, signature)?,
     };
     Ok(Reply::Accounts(reply))
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use serde::de::DeserializeOwned;
 
 use super::keys;
-use super::{claims, genesis, meters, standing};
+use super::{billing, claims, genesis, meters, standing};
 use crate::facts::accounts::{
     AccountsAnswer, AccountsQuery, AccountsState, Amount, Epoch, Genesis, GroupBytes, LedgerEntry,
 };
@@ -61,6 +61,11 @@ pub fn answer(view: &dyn View, query: &AccountsQuery) -> Outcome<Answer> {
             let paid = |payout| Ok(read::<Amount>(view, &keys::claimed(payout))?.unwrap_or_default());
             A::Claimed(payouts.iter().map(paid).collect::<Outcome<_>>()?)
         }
+        Q::Billing => A::Billing {
+            prices: billing::prices(view)?,
+            balances: billing::balances(view)?,
+            has_open_bills: billing::has_open_bills(view)?,
+        },
         Q::GroupBytes => {
             let mut groups = Vec::new();
             for (pg, meter) in meters::group_meters(view)? {
@@ -87,6 +92,8 @@ fn state(view: &dyn View) -> Outcome<Option<AccountsState>> {
         head: standing.head,
         signers: claims::signers(view)?,
         kept_from: standing.kept_from,
+        moved_after: standing.moved_after,
+        leaves_from: standing.leaves_from(),
     }))
 }
 

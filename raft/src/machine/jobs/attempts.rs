@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use makai_erasure::NodeId;
 
+use super::super::accounts::billing::{self, Ended};
 use super::super::draft::{Draft, Outcome, expect, read, shift};
 use super::super::keys::Counter;
 use super::super::kv::{KvError, View};
@@ -62,6 +63,12 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
     for Assignment { job: id, index, node } in assignments {
         let Some((job, state)) = touched.get(draft, *id)? else { continue };
         let queued = keys::queued(job.spec.priority, *id, *index);
+        let is_waiting =
+            draft.get(&queued)?.is_some() || (*index == state.next_index && *index < job.spec.tasks);
+        // Its first minutes are set aside of what its tenant paid in; where that is too little it waits.
+        if !is_waiting || !billing::admit(draft, job, *index, *node)? {
+            continue;
+        }
         let mut task = if draft.get(&queued)?.is_some() {
             draft.delete(queued);
             expect(draft, &keys::task(*id, *index))?
@@ -236,6 +243,8 @@ fn end_attempt(
 ) -> Result<(), KvError> {
     let node = task.node.unwrap_or(NodeId([0; 32]));
     draft.delete(keys::active_task(&node, job.id, task.index));
+    let how = if end.verdict() == Verdict::Loss { Ended::Lost } else { Ended::ByItself };
+    billing::ended(draft, job.id, task.index, how)?;
     let counts = &mut state.counts;
     counts.active = u32::try_from(shift(counts.active.into(), 0, 1, "active tasks")?).unwrap_or(0);
     let verdict = end.verdict();

@@ -1,5 +1,6 @@
 //! Submission, cancellation, the end of jobs, their forgetting.
 
+use super::super::accounts::billing::{self, Ended};
 use super::super::draft::{Draft, Outcome, all, encode, expect, keys_in, read, shift};
 use super::super::keys::{Counter, end_of};
 use super::super::kv::KvError;
@@ -40,6 +41,7 @@ pub fn submit(
             Refusal::Invalid(format!("a job's specification has at most {SPEC_BYTES_MAX} bytes")).into()
         );
     }
+    billing::may_submit(draft, tenant, &spec.resources, spec.time_limit_ms)?;
     let open: u64 = read(draft, &keys::tenant_open(tenant))?.unwrap_or(0);
     if open >= OPEN_JOBS_MAX {
         return Err(Refusal::Invalid(format!(
@@ -96,6 +98,7 @@ pub fn cancel(draft: &mut Draft<'_>, tenant: Option<TenantId>, id: JobId, reason
             if let Some(node) = task.node {
                 draft.delete(keys::active_task(&node, id, task.index));
             }
+            billing::ended(draft, id, task.index, Ended::Cancelled)?;
             task.phase = TaskPhase::Cancelled;
             task.changed_at = draft.now;
             draft.write(keys::task(id, task.index), &task)?;

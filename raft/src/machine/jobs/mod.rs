@@ -68,6 +68,11 @@ pub fn run(draft: &mut Draft<'_>, command: &JobsCommand) -> Outcome<Reply> {
     }
 }
 
+/// Ends a job for a reason of the accounts.
+pub fn end_job(draft: &mut Draft<'_>, id: JobId, reason: &str) -> Outcome<()> {
+    lifecycle::cancel(draft, None, id, reason).map(drop)
+}
+
 fn find(view: &dyn View, id: JobId) -> Outcome<(Job, JobState)> {
     let job = read(view, &keys::job(id))?.ok_or_else(|| Refusal::NotFound(format!("job {}", id.0)))?;
     Ok((job, expect(view, &keys::state(id))?))

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use makai_erasure::NodeId;
 
+use super::super::accounts::billing;
 use super::super::draft::{Outcome, encode, expect, keys_in, read, scan_records};
 use super::super::keys::{after, end_of};
 use super::super::kv::{KvError, View};
@@ -171,6 +172,8 @@ fn assigned(view: &dyn View, entry: &ActiveAttempt) -> Outcome<AssignedTask> {
 fn queue(view: &dyn View, max: usize) -> Outcome<Vec<QueuedJob>> {
     let mut jobs: Vec<QueuedJob> = Vec::new();
     let mut left = max;
+    // Of a tenant whose balance is used up: it must not stand before others.
+    let mut unpaid: Option<JobId> = None;
     let (mut from, to) = (keys::queue(), end_of(&keys::queue()));
     while left > 0 {
         let mut entries = Vec::new();
@@ -185,8 +188,15 @@ fn queue(view: &dyn View, max: usize) -> Outcome<Vec<QueuedJob>> {
             if left == 0 {
                 break;
             }
+            if unpaid == Some(id) {
+                continue;
+            }
             if jobs.last().is_none_or(|queued| queued.job != id) {
                 let job: Job = expect(view, &keys::job(id))?;
+                if billing::waits(view, &job)? {
+                    unpaid = Some(id);
+                    continue;
+                }
                 jobs.push(describe(job));
             }
             let Some(queued) = jobs.last_mut() else { break };

@@ -8,10 +8,10 @@ use crate::facts::accounts::*;
 use crate::machine::accounts::{payout_digest, payout_message, signer_digest};
 use crate::signatures::{address_of, claim_leaf, node_message, parent_of};
 
-const EPOCH_MS: u64 = 10_000;
+pub(super) const EPOCH_MS: u64 = 10_000;
 
 /// A node with both of its keys.
-struct Keys {
+pub(super) struct Keys {
     identity: Ed25519KeyPair,
     claim: SigningKey,
 }
@@ -24,7 +24,7 @@ impl Keys {
         }
     }
 
-    fn id(&self) -> NodeId {
+    pub(super) fn id(&self) -> NodeId {
         NodeId(self.identity.public_key().as_ref().try_into().unwrap())
     }
 
@@ -85,7 +85,7 @@ fn genesis(challenge_ms: u64) -> Genesis {
 }
 
 /// Three voters with their keys known, and accounts open.
-fn opened(challenge_ms: u64) -> (World, Vec<Keys>) {
+pub(super) fn opened(challenge_ms: u64) -> (World, Vec<Keys>) {
     let mut world = World::new();
     let voters: Vec<Keys> = (1..=3).map(Keys::new).collect();
     for voter in &voters {
@@ -122,14 +122,14 @@ fn opened(challenge_ms: u64) -> (World, Vec<Keys>) {
     (world, voters)
 }
 
-fn act(world: &mut World, command: AccountsCommand) -> Result<AccountsReply, Refusal> {
+pub(super) fn act(world: &mut World, command: AccountsCommand) -> Result<AccountsReply, Refusal> {
     match world.run(Command::Accounts(command))? {
         Reply::Accounts(reply) => Ok(reply),
         other => panic!("{other:?}"),
     }
 }
 
-fn ask(world: &World, query: AccountsQuery) -> AccountsAnswer {
+pub(super) fn ask(world: &World, query: AccountsQuery) -> AccountsAnswer {
     match crate::machine::query(&world.kv, &Query::Accounts(query)).unwrap().unwrap() {
         Answer::Accounts(answer) => answer,
         other => panic!("{other:?}"),
@@ -150,7 +150,7 @@ fn ledger(world: &World) -> Vec<LedgerEntry> {
     }
 }
 
-fn usage(world: &World, epoch: u64, node: NodeId) -> NodeUsage {
+pub(super) fn usage(world: &World, epoch: u64, node: NodeId) -> NodeUsage {
     match ask(world, AccountsQuery::Usage { epoch, after: None, entries_max: 1000 }) {
         AccountsAnswer::Usage(usage) => usage.into_iter().find(|usage| usage.node == node).unwrap(),
         other => panic!("{other:?}"),
@@ -164,7 +164,7 @@ fn is_refusal(result: Result<AccountsReply, Refusal>, is_it: impl Fn(&AccountsRe
     }
 }
 
-fn seal(world: &mut World, epoch: u64) {
+pub(super) fn seal(world: &mut World, epoch: u64) {
     world.now.0 += EPOCH_MS;
     act(world, AccountsCommand::Seal { epoch }).unwrap();
 }
@@ -481,6 +481,83 @@ fn the_chain_holds_and_old_epochs_are_forgotten_in_order() {
         panic!("usage")
     };
     assert!(gone.is_empty());
+    assert_eq!(state(&world).leaves_from, 1, "claims may still be made by them");
+    assert!(act(&mut world, AccountsCommand::PruneLeaves { epoch: 2 }).is_err(), "the oldest goes first");
+    for epoch in 1..=3 {
+        let pruned = act(&mut world, AccountsCommand::PruneLeaves { epoch });
+        assert_eq!(pruned, Ok(AccountsReply::Pruned { is_more: false }));
+    }
+    assert!(act(&mut world, AccountsCommand::PruneLeaves { epoch: 4 }).is_err(), "no longer than accounts");
+    assert_eq!(state(&world).leaves_from, 4);
+}
+
+/// Where the window is longer than the epochs that are kept, what may be claimed now can still be proved.
+#[test]
+fn leaves_stay_until_a_later_root_pays() {
+    const WINDOW_MS: u64 = 14 * EPOCH_MS;
+    let (mut world, voters) = opened(WINDOW_MS);
+    for epoch in 1..=20 {
+        close(&mut world, &voters, epoch, &[leaf(1, u128::from(epoch))]);
+        let kept_from = state(&world).kept_from;
+        drop(act(&mut world, AccountsCommand::Prune { epoch: kept_from }));
+        let leaves_from = state(&world).leaves_from;
+        drop(act(&mut world, AccountsCommand::PruneLeaves { epoch: leaves_from }));
+    }
+    let AccountsAnswer::Epochs(epochs) = ask(&world, AccountsQuery::Epochs { from: 1, entries_max: 100 })
+    else {
+        panic!("epochs")
+    };
+    let now = epochs.last().unwrap().opened_at;
+    let payable = epochs.iter().rfind(|epoch| epoch.active_at.is_some_and(|active_at| active_at <= now));
+    let payable = payable.unwrap().number;
+    assert!(payable < state(&world).kept_from, "its accounts are forgotten");
+    assert!(payable >= state(&world).leaves_from, "its leaves are not");
+    let claimed = act(
+        &mut world,
+        AccountsCommand::Claim { epoch: payable, leaf: leaf(1, payable.into()), proof: vec![] },
+    );
+    assert_eq!(claimed, Ok(AccountsReply::Paid(Amount(payable.into()))));
+}
+
+/// Most signers together move claims to a contract: later epochs are signed for it, and it alone pays.
+#[test]
+fn claims_move_to_a_contract_once_and_by_majority() {
+    let (mut world, voters) = opened(0);
+    close(&mut world, &voters, 1, &[leaf(1, 5)]);
+    seal(&mut world, 2);
+    act(&mut world, AccountsCommand::Result(result(2, 1, &[leaf(1, 6)]))).unwrap();
+    let (contract, other) = (Address([0xC0; 20]), Address([0xC1; 20]));
+    let from = state(&world).genesis.ledger;
+    let word = |voter: &Keys, ledger: Address| {
+        let digest = crate::machine::accounts::move_digest(&from, 31_337, &ledger);
+        AccountsCommand::Move { chain_id: 31_337, ledger, signature: voter.statement(&digest) }
+    };
+    act(&mut world, word(&voters[0], contract)).unwrap();
+    act(&mut world, word(&voters[0], contract)).unwrap();
+    assert_eq!(state(&world).genesis.chain_id, 0, "one voice, however often");
+    act(&mut world, word(&voters[1], other)).unwrap();
+    act(&mut world, word(&voters[0], contract)).unwrap();
+    assert_eq!(state(&world).genesis.chain_id, 0, "each for another contract");
+    let AccountsCommand::Move { signature, .. } = word(&voters[1], other) else { unreachable!() };
+    let forged = AccountsCommand::Move { chain_id: 31_337, ledger: contract, signature };
+    is_refusal(act(&mut world, forged), |refusal| matches!(refusal, AccountsRefusal::BadSignature(_)));
+    act(&mut world, word(&voters[1], contract)).unwrap();
+    let moved = state(&world);
+    assert_eq!((moved.genesis.chain_id, moved.genesis.ledger), (31_337, contract));
+    assert_eq!(moved.moved_after, Some(1));
+    let claim = AccountsCommand::Claim { epoch: 1, leaf: leaf(1, 5), proof: vec![] };
+    is_refusal(act(&mut world, claim), |refusal| matches!(refusal, AccountsRefusal::PaidByContract { .. }));
+    is_refusal(act(&mut world, word(&voters[2], other)), |refusal| {
+        matches!(refusal, AccountsRefusal::PaidByContract { .. })
+    });
+    let AccountsAnswer::Epochs(epochs) = ask(&world, AccountsQuery::Epochs { from: 2, entries_max: 1 })
+    else {
+        panic!("epochs")
+    };
+    assert!(
+        matches!(epochs[0].state, EpochState::Sealed),
+        "what was proposed for the old ledger is not signed"
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Properties of the machine.
 
 mod accounts;
+mod billing;
 mod cluster;
 mod damage;
 mod identity;
