@@ -413,6 +413,9 @@ impl Console {
                 let node = node.ok_or_else(|| failure(StatusCode::BAD_REQUEST, "name the node: ?node=ID"))?;
                 json(&api::proof(shell, node).await.map_err(unavailable)?)
             }
+            (&Method::POST, "/estimate") => {
+                json(&api::estimate(shell, &read(body)?).await.map_err(unavailable)?)
+            }
             (&Method::POST, "/credit") => json(&api::credit(shell, read(body)?).await.map_err(unavailable)?),
             (&Method::POST, "/claim") => {
                 let request: api::ClaimRequest = read(body)?;

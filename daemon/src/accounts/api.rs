@@ -9,6 +9,7 @@
 //! | `GET /api/v1/accounts/usage`        | [`Usage`] of the newest sealed epoch                          |
 //! | `POST /api/v1/accounts/credit`      | [`CreditRequest`] -> the tenant's balance                     |
 //! | `GET /api/v1/accounts/earnings`     | [`Earnings`] of the newest signed epoch                       |
+//! | `POST /api/v1/accounts/estimate`    | [`Machine`] -> [`Estimate`]                                   |
 //! | `GET /api/v1/accounts/opening`      | [`Opening`]: with what a contract is deployed                 |
 //! | `GET /api/v1/accounts/ledger`       | the ledger as a file: see `makai_ops::claims::file`           |
 
@@ -21,11 +22,12 @@ use makai_ops::claims::evm;
 use makai_ops::claims::file::{EpochFile, LedgerFile};
 use makai_ops::claims::statement::Statement;
 use makai_ops::claims::tree::{ClaimTree, embedded_ledger};
+use makai_ops::rewards::settle::{Inputs, settle};
 use makai_ops::rewards::tokenomics::{Tokenomics, UNITS_PER_TOKEN};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::accounts::{
     AccountsCommand, AccountsReply, AccountsState, Address, Amount, Balance, ClaimSignature, Component,
-    Epoch, EpochState, Hash, Leaf, NodeAccount, NodeUsage, Prices, Reason, Status, TenantRow,
+    Epoch, EpochState, Hash, Leaf, NodeAccount, NodeUsage, Prices, Reason, SliceTime, Status, TenantRow,
 };
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::query::{Answer, Query};
@@ -202,6 +204,28 @@ pub struct Earnings {
     /// What all could earn in the epoch.
     pub emission: Amount,
     pub nodes: Vec<NodeEarnings>,
+}
+
+/// A machine that somebody thinks of offering, used in full.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Machine {
+    pub stored_bytes: u64,
+    pub egress_bytes_a_day: u64,
+    pub cores: u64,
+    pub gpus: u64,
+}
+
+/// What it would have earned.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Estimate {
+    pub epoch: u64,
+    pub epoch_ms: u64,
+    pub components: Vec<(Component, Amount)>,
+    pub earned: Amount,
+    /// As long as supply and demand stay as they were.
+    pub a_day: Amount,
+    /// Of that, held back in a node's first month.
+    pub held_back_pct: u8,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -557,6 +581,66 @@ pub async fn earnings(shell: &Shell) -> anyhow::Result<Earnings> {
     let nodes = reading::accounts(facts, epoch.number).await?.into_iter().map(of_node).collect();
     let emission = state.genesis.emission.of_epoch(epoch.number);
     Ok(Earnings { epoch: epoch.number, epoch_ms, emission, nodes })
+}
+
+/// What a node like this would have earned in the newest signed epoch beside those that were there: by the code that
+/// settles epochs.
+///
+/// # Errors
+/// As [`overview`]; or no epoch is signed yet.
+pub async fn estimate(shell: &Shell, machine: &Machine) -> anyhow::Result<Estimate> {
+    /// No key has this id.
+    const NEW_NODE: NodeId = NodeId([0xFF; 32]);
+    const DAY_MS: u128 = 24 * 60 * 60 * 1000;
+    let facts = &*shell.facts;
+    let state = need_state(facts).await?;
+    let epoch = newest_signed(facts, &state).await?.context("no epoch is signed yet")?;
+    let (number, epoch_ms) = (epoch.number, state.genesis.epoch_ms);
+    let mut usage = reading::usage(facts, number).await?;
+    let (accounts, before) = match number {
+        1 => (Vec::new(), None),
+        _ => {
+            let before = reading::epoch(facts, number - 1).await?.result;
+            (reading::accounts(facts, number - 1).await?, before)
+        }
+    };
+    let a_day =
+        |bytes: u64| u64::try_from(u128::from(bytes) * u128::from(epoch_ms) / DAY_MS).unwrap_or(u64::MAX);
+    let time = |count: u64| count.saturating_mul(epoch_ms);
+    usage.push(NodeUsage {
+        stored_bytes: machine.stored_bytes,
+        storage_byte_ms: u128::from(machine.stored_bytes) * u128::from(epoch_ms),
+        egress_bytes: a_day(machine.egress_bytes_a_day),
+        audits_pass: 1,
+        lease: SliceTime {
+            cpu_core_ms: time(machine.cores),
+            memory_mib_ms: 0,
+            gpu_card_ms: time(machine.gpus),
+        },
+        ..NodeUsage::of(NEW_NODE)
+    });
+    let table = Tokenomics::parse(&state.genesis.tokenomics)?;
+    let outcome = settle(&Inputs {
+        rules: state.genesis.rules,
+        table: &table,
+        epoch: number,
+        epoch_ms,
+        usage: &usage,
+        accounts: &accounts,
+        leaves: &[],
+        difficulty: before.as_ref().map_or(&[], |result| &result.difficulty),
+    });
+    let account = outcome.accounts.into_iter().find(|account| account.node == NEW_NODE);
+    let account = account.context("the settlement knows no new node")?;
+    let earned = account.earned.iter().fold(Amount(0), |sum, (_, amount)| sum.plus(*amount));
+    Ok(Estimate {
+        epoch: number,
+        epoch_ms,
+        a_day: Amount(earned.0.saturating_mul(DAY_MS) / u128::from(epoch_ms.max(1))),
+        components: account.earned,
+        earned,
+        held_back_pct: table.holdback_pct(0),
+    })
 }
 
 /// With what a contract for this cluster is deployed, so that its first root is the newest that may be claimed here.

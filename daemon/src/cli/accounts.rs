@@ -1,13 +1,14 @@
-//! `makai usage`, `makai earnings`, `makai why`: what was served, what it earned, and why not more.
+//! `makai usage`, `makai earnings`, `makai estimate`, `makai why`: what was served, what it earns, and why not more.
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use http::Method;
 use makai_raft::facts::accounts::{Amount, Component, Reason, SliceTime, Status, UNITS_PER_CREDIT};
 
 use super::remote::Target;
 use super::{human_bytes, print_json};
-use crate::accounts::api::{Earnings, NodeEarnings, Usage};
+use crate::accounts::api::{Earnings, Estimate, Machine, NodeEarnings, Usage};
 
 const UNITS_PER_TOKEN: u128 = makai_ops::rewards::tokenomics::UNITS_PER_TOKEN;
 
@@ -23,6 +24,24 @@ pub struct UsageArgs {
 pub struct EarningsArgs {
     /// Only this node: its name, or the beginning of its id
     node: Option<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What a machine could earn here, as the newest epoch was: by the code that settles epochs
+#[derive(Debug, clap::Args)]
+pub struct EstimateArgs {
+    /// GiB that it would keep for customers
+    #[arg(long, default_value_t = 0)]
+    stored_gib: u64,
+    /// GiB that customers would read from it in a day
+    #[arg(long, default_value_t = 0)]
+    egress_gib_a_day: u64,
+    /// Cores, and whole GPUs, that jobs would hold all day
+    #[arg(long, default_value_t = 0)]
+    cores: u64,
+    #[arg(long, default_value_t = 0)]
+    gpus: u64,
     #[command(flatten)]
     target: Target,
 }
@@ -166,6 +185,27 @@ pub async fn earnings(args: EarningsArgs) -> anyhow::Result<ExitCode> {
             println!("    {:<10} {:>16}", component(one.component), tokens(one.amount));
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn estimate(args: EstimateArgs) -> anyhow::Result<ExitCode> {
+    let machine = Machine {
+        stored_bytes: args.stored_gib.saturating_mul(1 << 30),
+        egress_bytes_a_day: args.egress_gib_a_day.saturating_mul(1 << 30),
+        cores: args.cores,
+        gpus: args.gpus,
+    };
+    let estimate: Estimate =
+        args.target.call(Method::POST, "/api/v1/accounts/estimate", Some(&machine)).await?;
+    if args.target.json {
+        print_json(&estimate)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (component_of, amount) in estimate.components.iter().filter(|(_, amount)| *amount > Amount(0)) {
+        println!("{:<10} {:>16} in epoch {}", component(*component_of), tokens(*amount), estimate.epoch);
+    }
+    println!("{} tokens a day while supply and demand stay as they were", tokens(estimate.a_day));
+    println!("{} % of it is held back in a node's first month", estimate.held_back_pct);
     Ok(ExitCode::SUCCESS)
 }
 
