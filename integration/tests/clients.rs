@@ -1,4 +1,4 @@
-//! Promise: customers' own clients work as they are: boto3, the AWS CLI, rclone.
+//! Promise: customers' own clients work as they are: boto3, the AWS CLI, rclone, s3cmd, restic, s3fs, and others.
 //!
 //! `MAKAI_TEST_CLIENTS=skip` leaves this out; `./test` installs what it needs.
 
