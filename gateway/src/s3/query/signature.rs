@@ -41,8 +41,8 @@ impl<'a> Signed<'a> {
         let header =
             header.to_str().ok().and_then(|text| text.strip_prefix(ALGORITHM)).ok_or_else(malformed)?;
         let part = |name: &str| {
-            let parts = header.split(',').map(str::trim);
-            parts.into_iter().find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+            let mut parts = header.split(',').map(str::trim);
+            parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
         };
         let scope = part("Credential").ok_or_else(malformed)?;
         let mut scope = scope.rsplitn(5, '/');
