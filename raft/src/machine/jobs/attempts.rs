@@ -75,8 +75,11 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         let mut task = if draft.get(&queued)?.is_some() {
             draft.delete(queued);
             expect(draft, &keys::task(*id, *index))?
-        } else if *index == state.next_index && *index < job.spec.tasks {
-            // Tasks that were never tried go in order.
+        } else if *index == state.next_index
+            && *index < job.spec.tasks
+            && draft.get(&keys::queued(job.spec.priority, *id, keys::FRESH))?.is_some()
+        {
+            // Tasks that were never tried go in order, and none of a job that waits for others.
             state.next_index += 1;
             if state.next_index == job.spec.tasks {
                 draft.delete(keys::queued(job.spec.priority, *id, keys::FRESH));

@@ -465,7 +465,7 @@ fn stages_begin_when_those_before_have_succeeded() {
 fn stages_end_with_what_they_wait_for() {
     let mut world = World::new();
     for cancelled in [false, true] {
-        let (first, _) = world.submit("", spec(1)).unwrap();
+        let (first, _) = world.submit("", JobSpec { attempts_max: 1, ..spec(1) }).unwrap();
         let mut chain = vec![first];
         for _ in 0..200 {
             let mut before = vec![first, *chain.last().unwrap()];
