@@ -260,11 +260,11 @@ fn a_specification_that_cannot_work_is_refused() {
         ("cpu_millis", |spec| spec.resources.cpu_millis = 0),
         ("memory_bytes", |spec| spec.resources.memory_bytes = 1),
         ("image", |spec| {
-            let Work::Container { image, .. } = &mut spec.work;
+            let Work::Container { image, .. } = &mut spec.work else { panic!("a container") };
             image.key.clear();
         }),
         ("env", |spec| {
-            let Work::Container { env, .. } = &mut spec.work;
+            let Work::Container { env, .. } = &mut spec.work else { panic!("a container") };
             env.push(("A=B".into(), String::new()));
         }),
         ("input", |spec| {
