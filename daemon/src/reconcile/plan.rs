@@ -146,7 +146,7 @@ pub struct Planned {
     /// Stopped so that what is worth more can start; they wait again.
     pub preempted: Vec<(AttemptId, String)>,
     pub assignments: Vec<Assignment>,
-    /// Of each job the first task that was placed, and the first that waits.
+    /// Tasks that were placed, and the first of those that wait.
     pub why: BTreeMap<(JobId, u32), Why>,
 }
 

@@ -152,7 +152,7 @@ pub fn capacity(heard: &HashMap<NodeId, Heard>, spec: &JobSpec) -> Capacity {
     for offer in heard.values().filter_map(|heard| heard.compute.as_ref()) {
         let tasks = plan::fits(offer, &demand);
         capacity.nodes += u32::from(tasks > 0);
-        capacity.tasks_at_once += tasks;
+        capacity.tasks_at_once += u64::from(tasks);
     }
     capacity
 }

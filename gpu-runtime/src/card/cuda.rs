@@ -47,15 +47,7 @@ macro_rules! interface {
         impl Interface {
             fn bind(library: Handle) -> Result<Self, CardError> {
                 Ok(Self {
-                    $($name: {
-                        // SAFETY: the handle is an open library; the name ends with a zero byte.
-                        let found = unsafe { libc::dlsym(library, $symbol.as_ptr()) };
-                        if found.is_null() {
-                            return Err(absent(format!("the CUDA driver has no {:?}: it is too old", $symbol)));
-                        }
-                        // SAFETY: of this name the driver's interface has a function of this type.
-                        unsafe { std::mem::transmute::<Handle, unsafe extern "C" fn($($kind),*) -> c_int>(found) }
-                    },)*
+                    $($name: typed(symbol(library, $symbol)?),)*
                 })
             }
         }
@@ -85,6 +77,24 @@ interface! {
     event_wait = c"cuEventSynchronize" (Handle);
     event_between = c"cuEventElapsedTime" (*mut f32, Handle, Handle);
     error_name = c"cuGetErrorName" (c_int, *mut *const c_char);
+}
+
+/// Where the library has a function.
+fn symbol(library: Handle, name: &CStr) -> Result<Handle, CardError> {
+    // SAFETY: the handle is an open library; the name ends with a zero byte.
+    let found = unsafe { libc::dlsym(library, name.as_ptr()) };
+    if found.is_null() {
+        return Err(absent(format!("the CUDA driver has no {name:?}: it is too old")));
+    }
+    Ok(found)
+}
+
+/// The function there, of the type that the driver's interface gives to its name.
+fn typed<F: Copy>(found: Handle) -> F {
+    assert_eq!(size_of::<F>(), size_of::<Handle>());
+    // SAFETY: `F` is a function pointer wherever this is called, as large as the address it is made of; that its type fits the name
+    // is read off `cuda.h`, line by line in the list above.
+    unsafe { std::mem::transmute_copy(&found) }
 }
 
 /// The driver's library, open.

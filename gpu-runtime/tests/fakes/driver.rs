@@ -189,7 +189,7 @@ extern "C" fn cuDeviceGet(device: *mut c_int, index: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuCtxCreate_v2(context: *mut *mut c_void, _flags: c_uint, _device: c_int) -> c_int {
-    with(|_| put(context, 1 as *mut c_void))
+    with(|_| put(context, 16 as *mut c_void))
 }
 
 #[unsafe(no_mangle)]
@@ -335,7 +335,7 @@ extern "C" fn cuModuleGetFunction(
 
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamCreate(stream: *mut *mut c_void, _flags: c_uint) -> c_int {
-    put(stream, 1 as *mut c_void)
+    put(stream, 16 as *mut c_void)
 }
 
 #[unsafe(no_mangle)]
@@ -602,7 +602,7 @@ extern "C" fn nvmlDeviceGetSupportedEventTypes(_device: *mut c_void, kinds: *mut
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlEventSetCreate(set: *mut *mut c_void) -> c_int {
-    put(set, 1 as *mut c_void)
+    put(set, 16 as *mut c_void)
 }
 
 #[unsafe(no_mangle)]
