@@ -31,6 +31,8 @@ const LOCK_FREE_WITHIN: Duration = Duration::from_secs(60);
 const DETACHED_WITHIN: Duration = Duration::from_secs(20);
 /// Longest that one file may take while a node dies: a busy machine elects in seconds.
 const STALL_MAX: Duration = Duration::from_secs(20);
+/// Written while a node dies.
+const FILES_PER_ROUND: u64 = 60;
 
 /// A mounted bucket: its process, and where it is attached.
 struct Mounted {
@@ -357,11 +359,12 @@ async fn nodes_die(cluster: &mut Cluster, mount: &Mounted) -> anyhow::Result<BTr
         let leader = cluster.leader().await?;
         let victim = if round == 0 { usize::from(leader == 0) } else { leader };
         let path = mount.path.clone();
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        // Room for every file: the writer never waits for who counts.
+        let (tell, mut told) = tokio::sync::mpsc::channel(FILES_PER_ROUND as usize);
         let worker =
             tokio::task::spawn_blocking(move || -> anyhow::Result<(BTreeMap<String, Content>, Duration)> {
                 let (mut written, mut longest) = (BTreeMap::new(), Duration::ZERO);
-                for at in 0..60 {
+                for at in 0..FILES_PER_ROUND {
                     let name = format!("round-{round}-{at}");
                     let length = if at % 10 == 0 { 2_000_000 } else { 3_000 * at };
                     let content = Content::new(&name, length);
@@ -371,7 +374,7 @@ async fn nodes_die(cluster: &mut Cluster, mount: &Mounted) -> anyhow::Result<BTr
                     ensure!(back == content.bytes(), "{name} is read as another");
                     longest = longest.max(begun.elapsed());
                     written.insert(name, content);
-                    let _ = tell.send(at);
+                    let _ = tell.try_send(at);
                 }
                 Ok((written, longest))
             });

@@ -514,7 +514,7 @@ fn errno_named(name: &str) -> Option<Errno> {
 
 fn errno_of(status: &Status) -> Errno {
     let name = status.metadata().get("makai-errno").and_then(|name| name.to_str().ok());
-    name.and_then(errno_named).unwrap_or(match status.code() {
+    name.and_then(errno_named).unwrap_or_else(|| match status.code() {
         Code::PermissionDenied | Code::Unauthenticated => Errno::ACCES,
         Code::NotFound => Errno::NOENT,
         Code::ResourceExhausted => Errno::NOSPC,

@@ -137,6 +137,10 @@ impl Mount {
         is_append: bool,
     ) -> Result<u32> {
         let is_to_be_sent = self.is_pool_nearly_full(data.len());
+        if is_to_be_sent {
+            // What was accepted before must not be refused together with these bytes.
+            self.sync(file).await?;
+        }
         loop {
             let room = self.room.notified();
             if let Some(done) = self.take(file, offset, data, is_append) {
