@@ -49,6 +49,6 @@ async fn main() -> std::io::Result<()> {
             detach(&directory)?;
         }
     }
-    mount.end().await;
+    mount.end().await.map_err(std::io::Error::other)?;
     Ok(())
 }

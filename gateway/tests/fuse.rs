@@ -67,7 +67,7 @@ impl Drop for Mounted {
         detach(&self.path).unwrap();
         let ended = self.ended.take().map(JoinHandle::join);
         if let Some(runtime) = self.runtime.take() {
-            runtime.block_on(self.mount.end());
+            let _ = runtime.block_on(self.mount.end());
             runtime.shutdown_background();
         }
         let _ = fs::remove_dir(&self.path);

@@ -66,7 +66,7 @@ enum Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(mount::options::command_line());
     if let Command::Worker(args) = &cli.command {
         return worker::run(args);
     }

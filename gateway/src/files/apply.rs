@@ -128,8 +128,7 @@ impl Files {
             if ops.is_empty() {
                 break;
             }
-            // What is left of a request is known again by its round.
-            let request = if request == 0 { 0 } else { request.wrapping_add(round as u64).max(1) };
+            let request = if request == 0 { 0 } else { request_of_round(request, round as u64) };
             let command = FileCommand::Apply {
                 bucket: named(bucket),
                 session,
@@ -388,6 +387,18 @@ impl Files {
             },
         })
     }
+}
+
+/// What is left of a request is known again by its round. Clients count their requests: those of rounds lie elsewhere.
+fn request_of_round(request: u64, round: u64) -> u64 {
+    if round == 0 {
+        return request;
+    }
+    // SplitMix64's step: neighbours lie far apart.
+    let mixed = request ^ round.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    (mixed ^ (mixed >> 31)) | 1 << 63
 }
 
 /// The extents that an operation brings.

@@ -33,6 +33,7 @@ pub fn attributes(stat: &Stat) -> proto::Attributes {
         data_version: stat.data_version,
         needs_place: stat.needs_place,
         etag: stat.etag.clone(),
+        has_no_xattrs: stat.has_no_xattrs,
     }
 }
 

@@ -1,12 +1,16 @@
 //! The pool as files, over gRPC (`proto/makai/file/v1`): one session on one bucket.
 //!
 //! Two tasks live with it: one renews the session, one follows what others change. While that stream is silent for
-//! longer than its beat, nothing told before is vouched for. A call that a gateway does not answer is repeated until
-//! the configured time is over, and then is `EIO`: no program waits for ever.
+//! longer than its beat, nothing told before is vouched for. A call that a gateway does not answer is repeated, at the
+//! next gateway, until the configured time is over, and then is `EIO`: no program waits for ever.
+//!
+//! A session ends when it was not renewed in time: the pool was away, or this machine slept. A new one begins then, nothing
+//! told before is believed, and locks are taken again. What a gateway may have done in the old session and did not
+//! answer is repeated where doing it twice is the same as once, else it is `EIO`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::nodes::lock;
@@ -32,18 +36,31 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const CHUNK_BYTES: usize = 256 << 10;
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// A gateway that does not take a connection within this is not there.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
+/// A connection is asked for a sign of life so often; without one it is broken, whatever waits on it.
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(2);
+const SIGN_OF_LIFE_WITHIN: Duration = Duration::from_secs(4);
 /// The stream of changes speaks every second; silent for so long, it is broken.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A stream of changes that broke begins again after so long: nothing is cached meanwhile.
+const WATCH_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Changes told and not taken yet.
 const CHANGES_MAX: usize = 1024;
 /// A listing's page.
 const ENTRIES_MAX: u32 = 1000;
+/// Open files named in one renewal.
+const HELD_MAX: usize = 65_536;
+/// Sessions that one change outlives.
+const SESSIONS_TRIED_MAX: usize = 3;
 
 /// Where a bucket is and who asks.
 #[derive(Clone)]
 pub struct Target {
-    /// `http://` or `https://`, host and port of a gateway's gRPC door.
-    pub endpoint: String,
+    /// `http://` or `https://`, host and port of gateways' gRPC doors. One is asked as long as it answers, then the next.
+    pub endpoints: Vec<String>,
+    /// Who vouches for the gateways' certificates, PEM.
+    pub authorities: Vec<u8>,
     pub access_key_id: String,
     pub secret_access_key: String,
     pub bucket: String,
@@ -81,15 +98,22 @@ pub enum ConnectError {
     Refused { endpoint: String, bucket: String, why: String },
 }
 
+/// Changes of one owner's locks on a file, in order: done again, they are its locks.
+type LockSteps = Vec<(FileRef, Lock)>;
+
 /// A session on a bucket.
 pub struct FileClient {
-    stub: Stub,
+    doors: Vec<Stub>,
+    /// Which of them is asked.
+    door: AtomicUsize,
     target: Target,
-    session: u64,
+    session: AtomicU64,
+    beginning: tokio::sync::Mutex<()>,
     root: Attr,
     cache: Duration,
     requests: AtomicU64,
     open: Mutex<HashSet<Ino>>,
+    locks: Mutex<HashMap<(Ino, u64), LockSteps>>,
     heard_at: Mutex<Option<Instant>>,
     seen: AtomicU64,
     changes: tokio::sync::Mutex<mpsc::Receiver<Change>>,
@@ -107,36 +131,49 @@ impl FileClient {
     /// # Errors
     /// The address or the credentials are unusable, or the gateway refuses.
     pub async fn connect(target: Target) -> std::result::Result<Arc<Self>, ConnectError> {
-        let endpoint = endpoint(&target)
-            .map_err(|source| ConnectError::Endpoint { endpoint: target.endpoint.clone(), source })?;
         let who = format!("{}:{}", target.access_key_id, target.secret_access_key);
         let who = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(who));
         let mut who: MetadataValue<Ascii> = who.parse().map_err(|_| ConnectError::Credentials)?;
         who.set_sensitive(true);
-        let stub = FilesClient::with_interceptor(endpoint.connect_lazy(), Credentials(who))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let request = wire::OpenSessionRequest {
-            bucket: target.bucket.clone(),
-            prefix: target.prefix.clone(),
-            client: target.client.clone(),
-        };
-        let refused = |why: String| ConnectError::Refused {
-            endpoint: target.endpoint.clone(),
-            bucket: target.bucket.clone(),
-            why,
-        };
-        let opened = stub.clone().open_session(request).await;
-        let opened = opened.map_err(|status| refused(status.message().to_owned()))?.into_inner();
-        let root = opened.root.and_then(attr).ok_or_else(|| refused("it tells no root directory".into()))?;
+        let mut doors = Vec::new();
+        for address in &target.endpoints {
+            let endpoint = endpoint(&target, address)
+                .map_err(|source| ConnectError::Endpoint { endpoint: address.clone(), source })?;
+            let stub = FilesClient::with_interceptor(endpoint.connect_lazy(), Credentials(who.clone()));
+            doors.push(
+                stub.max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
+            );
+        }
+        let mut why = "no gateway is named".to_owned();
+        for (at, door) in doors.iter().enumerate() {
+            match door.clone().open_session(open_request(&target)).await {
+                Ok(opened) => return Self::begin(doors, at, target, opened.into_inner()),
+                Err(status) => why = status.message().to_owned(),
+            }
+        }
+        Err(refused(&target, why))
+    }
+
+    fn begin(
+        doors: Vec<Stub>,
+        door: usize,
+        target: Target,
+        opened: wire::OpenSessionReply,
+    ) -> std::result::Result<Arc<Self>, ConnectError> {
+        let root = opened.root.and_then(attr);
+        let root = root.ok_or_else(|| refused(&target, "it tells no root directory".into()))?;
         let (tell, changes) = mpsc::channel(CHANGES_MAX);
         let client = Arc::new(Self {
-            stub,
-            session: opened.session,
+            doors,
+            door: AtomicUsize::new(door),
+            session: AtomicU64::new(opened.session),
+            beginning: tokio::sync::Mutex::default(),
             root,
             cache: Duration::from_millis(opened.cache_ms.into()),
             requests: AtomicU64::new(1),
             open: Mutex::default(),
+            locks: Mutex::default(),
             heard_at: Mutex::new(None),
             seen: AtomicU64::new(opened.sequence),
             changes: tokio::sync::Mutex::new(changes),
@@ -150,50 +187,146 @@ impl FileClient {
         Ok(client)
     }
 
+    fn session(&self) -> u64 {
+        self.session.load(Ordering::Acquire)
+    }
+
+    /// The door that is asked, and its place.
+    fn door(&self) -> (usize, Stub) {
+        let at = self.door.load(Ordering::Acquire) % self.doors.len();
+        (at, self.doors[at].clone())
+    }
+
+    /// Asks another door from now on, unless someone has decided so before.
+    fn leave_door(&self, at: usize) {
+        let next = (at + 1) % self.doors.len();
+        let _ = self.door.compare_exchange(at, next, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Begins another session in place of one that has ended.
+    async fn begin_anew(&self, ended: u64) -> Result<()> {
+        let _one = self.beginning.lock().await;
+        if self.session() != ended {
+            return Ok(());
+        }
+        let request = open_request(&self.target);
+        let opened = self.ask(async |mut stub: Stub| stub.open_session(request.clone()).await).await?;
+        if opened.root.and_then(attr).is_none_or(|root| root.ino != self.root.ino) {
+            tracing::error!(bucket = self.target.bucket, "the bucket is another by now: mount it anew");
+            return Err(Errno::STALE);
+        }
+        *lock(&self.heard_at) = None;
+        self.seen.store(opened.sequence, Ordering::Release);
+        self.session.store(opened.session, Ordering::Release);
+        tracing::warn!("the mount's session had ended, as the pool was out of reach; a new one has begun");
+        self.lock_again(opened.session).await;
+        Ok(())
+    }
+
+    /// Takes the locks of the session before.
+    async fn lock_again(&self, session: u64) {
+        let locks = std::mem::take(&mut *lock(&self.locks));
+        for ((ino, owner), steps) in locks {
+            let mut kept = Vec::with_capacity(steps.len());
+            for (file, step) in steps {
+                let operation = wire_operation(Operation::Lock { file: file.clone(), lock: step });
+                match self.apply_in(session, &[operation], &AtomicBool::new(false)).await.as_deref() {
+                    Ok([Ok(_)]) => kept.push((file, step)),
+                    _ => tracing::error!(inode = ino.0, owner, "a lock is lost: another took it meanwhile"),
+                }
+            }
+            let mut locks = lock(&self.locks);
+            let since = locks.entry((ino, owner)).or_default();
+            kept.append(since);
+            *since = kept;
+        }
+    }
+
+    fn keep_lock(&self, file: FileRef, step: Lock) {
+        let key = (file.ino, step.owner);
+        let mut locks = lock(&self.locks);
+        let is_all = step.start == 0 && step.end >= i64::MAX as u64;
+        if is_all {
+            locks.remove(&key); // What stood there before is overridden.
+        }
+        if step.kind != LockKind::Unlock || (!is_all && locks.contains_key(&key)) {
+            locks.entry(key).or_default().push((file, step));
+        }
+    }
+
     /// Renews the session as long as this process lives.
     async fn renew(self: Arc<Self>, every: Duration) {
         let mut beat = tokio::time::interval(every);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             beat.tick().await;
             // All that is open: which of them have lost their names, the gateway knows.
-            let held = lock(&self.open).iter().map(|ino| ino.0).collect();
+            let held = lock(&self.open).iter().map(|ino| ino.0).take(HELD_MAX).collect();
+            let session = self.session();
             let request = wire::RenewSessionRequest {
                 bucket: self.target.bucket.clone(),
-                session: self.session,
+                session,
                 seen_sequence: self.seen.load(Ordering::Acquire),
                 held,
                 inodes_wanted: 0,
             };
-            if let Err(status) = self.stub.clone().renew_session(request).await {
-                tracing::warn!(%status, "the mount's session is not renewed; trying again");
+            let renewed = self.ask(async |mut stub: Stub| stub.renew_session(request.clone()).await).await;
+            match renewed {
+                Ok(_) => {}
+                Err(Errno::STALE) => _ = self.begin_anew(session).await,
+                Err(errno) => tracing::warn!(%errno, "the mount's session is not renewed; trying again"),
             }
         }
     }
 
     async fn watch(self: Arc<Self>, tell: mpsc::Sender<Change>) {
         loop {
+            let session = self.session();
             let request = wire::WatchRequest {
                 bucket: self.target.bucket.clone(),
-                session: self.session,
+                session,
                 after_sequence: self.seen.load(Ordering::Acquire),
             };
-            if let Ok(stream) = self.stub.clone().watch(request).await {
-                let mut stream = stream.into_inner();
-                while let Ok(Ok(Some(reply))) = tokio::time::timeout(SILENCE_MAX, stream.message()).await {
-                    for change in reply.events.into_iter().filter_map(Self::change) {
-                        if tell.send(change).await.is_err() {
-                            return;
+            let (at, mut door) = self.door();
+            let mut why = None;
+            match door.watch(request).await {
+                Ok(stream) => {
+                    let mut stream = stream.into_inner();
+                    loop {
+                        let reply = match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
+                            Ok(Ok(Some(reply))) => reply,
+                            Ok(Ok(None)) | Err(_) => break,
+                            Ok(Err(status)) => {
+                                why = Some(status);
+                                break;
+                            }
+                        };
+                        for change in reply.events.into_iter().filter_map(Self::change) {
+                            if tell.send(change).await.is_err() {
+                                return;
+                            }
                         }
+                        if self.session() != session {
+                            break;
+                        }
+                        self.seen.store(reply.sequence, Ordering::Release);
+                        *lock(&self.heard_at) = Some(timer());
                     }
-                    self.seen.store(reply.sequence, Ordering::Release);
-                    *lock(&self.heard_at) = Some(timer());
                 }
+                Err(status) => why = Some(status),
             }
             *lock(&self.heard_at) = None;
+            let has_ended =
+                why.is_some_and(|status| !is_passing(&status) && errno_of(&status) == Errno::STALE);
+            if has_ended {
+                let _ = self.begin_anew(session).await;
+            } else {
+                self.leave_door(at);
+            }
             if tell.send(Change::All).await.is_err() {
                 return;
             }
-            tokio::time::sleep(RETRY_MAX).await;
+            tokio::time::sleep(if has_ended { RETRY_MIN } else { WATCH_AGAIN_AFTER }).await;
         }
     }
 
@@ -213,12 +346,25 @@ impl FileClient {
     where
         F: Future<Output = std::result::Result<tonic::Response<A>, Status>>,
     {
+        self.ask_noting(call, &AtomicBool::new(false)).await
+    }
+
+    /// As [`ask`](Self::ask); `is_doubtful` is set once a call may have been carried out without an answer.
+    async fn ask_noting<A, F>(&self, call: impl Fn(Stub) -> F, is_doubtful: &AtomicBool) -> Result<A>
+    where
+        F: Future<Output = std::result::Result<tonic::Response<A>, Status>>,
+    {
         let asking = async {
             let mut pause = RETRY_MIN;
             loop {
-                match call(self.stub.clone()).await {
+                let (at, door) = self.door();
+                match call(door).await {
                     Ok(answer) => return Ok(answer.into_inner()),
                     Err(status) if is_passing(&status) => {
+                        if status.code() != Code::ResourceExhausted {
+                            is_doubtful.store(true, Ordering::Release);
+                            self.leave_door(at);
+                        }
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(RETRY_MAX);
                     }
@@ -229,10 +375,30 @@ impl FileClient {
         match tokio::time::timeout(self.target.timeout, asking).await {
             Ok(answer) => answer,
             Err(_) => {
-                tracing::warn!(endpoint = self.target.endpoint, "no answer in time");
+                tracing::warn!(endpoints = ?self.target.endpoints, "no gateway answers in time");
                 Err(Errno::IO)
             }
         }
+    }
+
+    async fn apply_in(
+        &self,
+        session: u64,
+        operations: &[wire::Operation],
+        is_doubtful: &AtomicBool,
+    ) -> Result<Vec<Result<Done>>> {
+        let request = wire::ApplyRequest {
+            bucket: self.bucket(),
+            session,
+            request_id: self.requests.fetch_add(1, Ordering::Relaxed),
+            operations: operations.to_vec(),
+        };
+        let call = async |mut stub: Stub| stub.apply(request.clone()).await;
+        let reply = self.ask_noting(call, is_doubtful).await?;
+        if reply.results.len() != operations.len() {
+            return Err(Errno::IO);
+        }
+        Ok(reply.results.into_iter().map(done).collect())
     }
 
     fn bucket(&self) -> String {
@@ -256,19 +422,57 @@ impl FileClient {
     }
 }
 
-fn endpoint(target: &Target) -> std::result::Result<Endpoint, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(target.endpoint.clone())?
-        .connect_timeout(target.timeout)
+fn open_request(target: &Target) -> wire::OpenSessionRequest {
+    wire::OpenSessionRequest {
+        bucket: target.bucket.clone(),
+        prefix: target.prefix.clone(),
+        client: target.client.clone(),
+    }
+}
+
+fn refused(target: &Target, why: String) -> ConnectError {
+    ConnectError::Refused { endpoint: target.endpoints.join(", "), bucket: target.bucket.clone(), why }
+}
+
+fn endpoint(target: &Target, address: &str) -> std::result::Result<Endpoint, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(address.to_owned())?
+        .connect_timeout(target.timeout.min(CONNECT_TIME_MAX))
+        .http2_keep_alive_interval(SIGN_OF_LIFE_EVERY)
+        .keep_alive_timeout(SIGN_OF_LIFE_WITHIN)
+        .keep_alive_while_idle(true)
         .tcp_nodelay(true)
         .http2_adaptive_window(true);
-    match target.endpoint.starts_with("https://") {
-        true => endpoint.tls_config(ClientTlsConfig::new()),
+    match address.starts_with("https://") {
+        true => {
+            let authorities = Certificate::from_pem(&target.authorities);
+            endpoint.tls_config(ClientTlsConfig::new().ca_certificate(authorities))
+        }
         false => Ok(endpoint),
+    }
+}
+
+/// Whether what was done twice is as if it was done once.
+fn is_repeatable(operation: &Operation) -> bool {
+    match operation {
+        Operation::Edit { edits, .. } => {
+            !edits.iter().any(|edit| matches!(edit, Edit::Append(_) | Edit::Replace { .. }))
+        }
+        Operation::SetAttributes { .. } | Operation::Lock { .. } => true,
+        Operation::SetXattr { mode, .. } => *mode == XattrMode::Either,
+        Operation::Make { .. }
+        | Operation::Link { .. }
+        | Operation::Unlink { .. }
+        | Operation::RemoveDirectory { .. }
+        | Operation::Rename { .. } => false,
     }
 }
 
 /// Whether the same call may succeed later.
 fn is_passing(status: &Status) -> bool {
+    // No gateway said so: the connection broke.
+    if std::error::Error::source(status).is_some() {
+        return true;
+    }
     let busy = status.metadata().get("makai-errno").is_some_and(|name| name == "EBUSY");
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded => true,
@@ -310,7 +514,7 @@ fn errno_named(name: &str) -> Option<Errno> {
 
 fn errno_of(status: &Status) -> Errno {
     let name = status.metadata().get("makai-errno").and_then(|name| name.to_str().ok());
-    name.and_then(errno_named).unwrap_or(match status.code() {
+    name.and_then(errno_named).unwrap_or_else(|| match status.code() {
         Code::PermissionDenied | Code::Unauthenticated => Errno::ACCES,
         Code::NotFound => Errno::NOENT,
         Code::ResourceExhausted => Errno::NOSPC,
@@ -394,6 +598,7 @@ fn attr(told: wire::Attributes) -> Option<Attr> {
         ctime: time(told.changed_at),
         btime: time(told.created_at),
         data_version: told.data_version,
+        has_no_xattrs: told.has_no_xattrs,
     })
 }
 
@@ -423,6 +628,7 @@ fn wire_bytes(payload: Payload) -> wire::Bytes {
 fn wire_edit(edit: Edit) -> wire::Change {
     use wire::change::What;
     let what = match edit {
+        Edit::Replace { data, .. } => What::Replace(wire_bytes(Payload::Inline(data))),
         Edit::Write { offset, data } => What::Write(wire::Write { offset, bytes: Some(wire_bytes(data)) }),
         Edit::Append(data) => What::Append(wire_bytes(data)),
         Edit::Punch { offset, length } => What::Punch(wire::Range { offset, length }),
@@ -500,7 +706,10 @@ fn wire_operation(operation: Operation) -> wire::Operation {
         }
         Operation::Edit { file, edits, mtime } => What::Edit(wire::Edit {
             file: wire_file(&file),
-            if_data_version: None,
+            if_data_version: edits.iter().find_map(|edit| match edit {
+                Edit::Replace { version, .. } => Some(*version),
+                _ => None,
+            }),
             changes: edits.into_iter().map(wire_edit).collect(),
             modified_at: mtime.map(wire_time),
         }),
@@ -633,7 +842,7 @@ impl FileService for FileClient {
     async fn lock_conflict(&self, file: &FileRef, lock: Lock) -> Result<Option<Lock>> {
         let request = wire::GetLockRequest {
             bucket: self.bucket(),
-            session: self.session,
+            session: self.session(),
             file: wire_file(file),
             lock: Some(wire_lock(lock)),
         };
@@ -666,18 +875,39 @@ impl FileService for FileClient {
     }
 
     async fn apply(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
-        let count = operations.len();
-        let request = wire::ApplyRequest {
-            bucket: self.bucket(),
-            session: self.session,
-            request_id: self.requests.fetch_add(1, Ordering::Relaxed),
-            operations: operations.into_iter().map(wire_operation).collect(),
-        };
-        let reply = self.ask(async |mut stub: Stub| stub.apply(request.clone()).await).await?;
-        if reply.results.len() != count {
-            return Err(Errno::IO);
+        let locks: Vec<_> = operations
+            .iter()
+            .enumerate()
+            .filter_map(|(at, operation)| match operation {
+                Operation::Lock { file, lock } => Some((at, file.clone(), *lock)),
+                _ => None,
+            })
+            .collect();
+        let is_repeatable = operations.iter().all(is_repeatable);
+        let operations: Vec<_> = operations.into_iter().map(wire_operation).collect();
+        let is_doubtful = AtomicBool::new(false);
+        for _ in 0..SESSIONS_TRIED_MAX {
+            let session = self.session();
+            match self.apply_in(session, &operations, &is_doubtful).await {
+                Err(Errno::STALE) => {
+                    self.begin_anew(session).await?;
+                    if is_doubtful.load(Ordering::Acquire) && !is_repeatable {
+                        tracing::error!("whether a change was made before the session ended is not known");
+                        return Err(Errno::IO);
+                    }
+                }
+                Err(errno) => return Err(errno),
+                Ok(results) => {
+                    for (at, file, lock) in locks {
+                        if results[at].is_ok() {
+                            self.keep_lock(file, lock);
+                        }
+                    }
+                    return Ok(results);
+                }
+            }
         }
-        Ok(reply.results.into_iter().map(done).collect())
+        Err(Errno::IO)
     }
 
     fn hold(&self, ino: Ino) {
@@ -703,7 +933,7 @@ impl FileService for FileClient {
 
     async fn close(&self) {
         lock(&self.tasks).drain(..).for_each(|task| task.abort());
-        let request = wire::CloseSessionRequest { bucket: self.bucket(), session: self.session };
+        let request = wire::CloseSessionRequest { bucket: self.bucket(), session: self.session() };
         if let Err(errno) = self.ask(async |mut stub: Stub| stub.close_session(request.clone()).await).await {
             tracing::warn!(%errno, "the mount's session ends by itself when its lease is over");
         }

@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -30,11 +31,15 @@ const FILE_UNSENT_BYTES_MAX: usize = 16 << 20;
 const PIECES_MAX: usize = 500;
 /// Bytes that travel inside an edit; more are stored before it.
 const INLINE_BYTES_MAX: usize = 128 << 10;
+/// A whole content up to this travels as one: the pool keeps it beside the file's attributes, in no shards.
+const WHOLE_BYTES_MAX: usize = 4096;
 /// Bytes stored in one call; several calls run in parallel.
 const STORE_BYTES_MAX: usize = 4 << 20;
 /// Sent after so long. With the time of sending it stays below a second.
 const UNSENT_AGE_MAX: Duration = Duration::from_millis(600);
 const AGE_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How old knowledge of the pool's room may be.
+const ROOM_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A reader that is overtaken by writers so often takes the file's turn.
 const READ_RETRIES_MAX: usize = 3;
 /// One request of a read-ahead.
@@ -48,6 +53,25 @@ const LOCK_RETRY_MAX: Duration = Duration::from_millis(100);
 impl Mount {
     /// Takes bytes if there is room for them now; `None`: [`write`](Self::write) waits for it.
     pub fn write_now(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: &[u8],
+        is_append: bool,
+    ) -> Option<Result<u32>> {
+        if self.is_pool_nearly_full(data.len()) {
+            return None;
+        }
+        self.take(file, offset, data, is_append)
+    }
+
+    /// Whether the pool may have no room for so many bytes more: it has to say so itself.
+    fn is_pool_nearly_full(&self, bytes: usize) -> bool {
+        let unsent = *lock(&self.unsent) + bytes;
+        self.pool_room.load(Ordering::Relaxed) < unsent as u64
+    }
+
+    fn take(
         self: &Arc<Self>,
         file: &OpenFile,
         offset: u64,
@@ -101,10 +125,10 @@ impl Mount {
         Some(Ok(data.len() as u32))
     }
 
-    /// Takes bytes, when there is room for them.
+    /// Takes bytes, when there is room for them. Where the pool is nearly full, they are there when it returns.
     ///
     /// # Errors
-    /// A write-back failed before, `EFBIG`.
+    /// A write-back failed before, `EFBIG`, `EDQUOT`, `ENOSPC`.
     pub async fn write(
         self: &Arc<Self>,
         file: &OpenFile,
@@ -112,9 +136,17 @@ impl Mount {
         data: &[u8],
         is_append: bool,
     ) -> Result<u32> {
+        let is_to_be_sent = self.is_pool_nearly_full(data.len());
+        if is_to_be_sent {
+            // What was accepted before must not be refused together with these bytes.
+            self.sync(file).await?;
+        }
         loop {
             let room = self.room.notified();
-            if let Some(done) = self.write_now(file, offset, data, is_append) {
+            if let Some(done) = self.take(file, offset, data, is_append) {
+                if is_to_be_sent && done.is_ok() {
+                    self.sync(file).await?;
+                }
                 return done;
             }
             if lock(&file.node.state).unsent_bytes() > 0 {
@@ -166,6 +198,22 @@ impl Mount {
         let bytes: usize = lock(&node.state).sending.iter().map(|(_, piece)| piece.len()).sum();
         let asked = self.asking(None);
         let has_edit = !unsent.is_empty();
+        if then.is_empty()
+            && let Some(edit) = whole(node, &unsent)
+        {
+            let file = file.clone();
+            match self.apply(Operation::Edit { file, edits: vec![edit], mtime: unsent.mtime }).await {
+                Ok(done) => {
+                    self.has_landed(node, &unsent, bytes, &done, asked);
+                    return Ok(Done::default());
+                }
+                Err(Errno::STALE) => {} // Another has changed it: only what was written here may replace his bytes.
+                Err(errno) => {
+                    self.has_failed(node, bytes, errno);
+                    return Err(errno);
+                }
+            }
+        }
         let mut operations = Vec::new();
         if has_edit {
             match self.edits(&unsent).await {
@@ -258,6 +306,9 @@ impl Mount {
             state.generation += 1;
         }
         drop(state);
+        // Counted as grown until the pool is asked again: too little room is found out, too much would lose bytes.
+        let room = self.pool_room.load(Ordering::Relaxed);
+        self.pool_room.store(room.saturating_sub(bytes as u64), Ordering::Relaxed);
         if is_elsewhere {
             let _ = self.forgets.try_send(Forget::Node(node.ino));
         }
@@ -278,15 +329,33 @@ impl Mount {
         self.has_sent(bytes);
     }
 
-    /// Sends all that is unsent.
-    pub async fn send_all(self: &Arc<Self>) {
+    /// Sends all that is unsent, of every file.
+    ///
+    /// # Errors
+    /// That of a file whose bytes are lost.
+    pub async fn send_all(self: &Arc<Self>) -> Result<()> {
         let nodes: Vec<_> = lock(&self.table).nodes().cloned().collect();
         let dirty = nodes.iter().filter(|node| lock(&node.state).is_dirty());
-        futures::future::join_all(dirty.map(|node| self.send(node))).await;
+        let sent = futures::future::join_all(dirty.map(|node| self.send(node))).await;
+        sent.into_iter().collect()
+    }
+
+    /// Asks how much the pool still takes, now and while something is written.
+    pub async fn look_for_room(self: Arc<Self>) {
+        loop {
+            if let Ok(space) = self.service.space().await {
+                let room = space.bytes_total.saturating_sub(space.bytes_used);
+                self.pool_room.store(room, Ordering::Relaxed);
+            }
+            tokio::time::sleep(ROOM_LOOK_EVERY).await;
+            self.is_written.notified().await;
+        }
     }
 
     /// Sends what has waited long enough, for ever.
     pub async fn send_by_age(self: Arc<Self>) {
+        let room = tokio::spawn(self.clone().look_for_room());
+        let _ends_with_this = tokio_util::task::AbortOnDropHandle::new(room);
         let mut look = tokio::time::interval(AGE_LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -294,6 +363,7 @@ impl Mount {
             if *lock(&self.unsent) == 0 {
                 continue;
             }
+            self.is_written.notify_one();
             let nodes: Vec<_> = lock(&self.table).nodes().cloned().collect();
             for node in nodes {
                 let state = lock(&node.state);
@@ -314,11 +384,7 @@ impl Mount {
     /// A write-back failed.
     pub async fn flush(self: &Arc<Self>, file: &OpenFile, owner: u64) -> Result<()> {
         let node = &file.node;
-        let has_locks = lock(&node.state).lock_owners.remove(&owner);
-        if has_locks {
-            let lock = Lock { kind: LockKind::Unlock, start: 0, end: OFFSET_MAX, owner, pid: 0 };
-            self.apply(Operation::Lock { file: node.file_ref(), lock }).await?;
-        }
+        self.unlock_all(node, owner).await?;
         if self.options.durable_close {
             let _ = self.send(node).await; // Reported below, once.
         } else if lock(&node.state).unsent_bytes() > 0 && lock(&node.state).attr.nlink > 0 {
@@ -326,6 +392,16 @@ impl Mount {
             tokio::spawn(async move { mount.send(&node).await });
         }
         file.report_failure()
+    }
+
+    /// Gives back all locks of an owner, if it has any.
+    pub(super) async fn unlock_all(&self, node: &Node, owner: u64) -> Result<()> {
+        let has_locks = lock(&node.state).lock_owners.remove(&owner);
+        if has_locks {
+            let lock = Lock { kind: LockKind::Unlock, start: 0, end: OFFSET_MAX, owner, pid: 0 };
+            self.apply(Operation::Lock { file: node.file_ref(), lock }).await?;
+        }
+        Ok(())
     }
 
     /// Returns when all that was written to the file is durable.
@@ -583,6 +659,18 @@ impl Mount {
             AttrChange { size: Some(0), mtime: Some(super::service::SetTime::Now), ..AttrChange::default() };
         self.set_attributes(ino, change).await.map(drop)
     }
+}
+
+/// A small file that was written from its first byte to its last.
+fn whole(node: &Node, unsent: &Unsent) -> Option<Edit> {
+    let attr = lock(&node.state).attr;
+    let data = match (&unsent.pieces[..], &unsent.appended) {
+        ([(0, data)], None) if data.len() as u64 >= attr.size => data,
+        ([], Some((0, data))) if attr.size == 0 => data,
+        _ => return None,
+    };
+    let is_small = data.len() <= WHOLE_BYTES_MAX && attr.kind == super::service::Kind::File;
+    is_small.then(|| Edit::Replace { data: data.clone(), version: attr.data_version })
 }
 
 /// The runtime's time: only differences of it are used, so that a test may pause it.

@@ -78,8 +78,8 @@ pub struct Handles {
     directories: HashMap<u64, Arc<OpenDirectory>>,
 }
 
-/// Entries handed over at a time, at most.
-const LISTED_MAX: usize = 1000;
+/// Entries handed over at a time, at most: as many as the kernel has room for in one answer.
+const LISTED_MAX: usize = 256;
 /// `.` and `..` come first.
 const DOTS: u64 = 2;
 
@@ -118,10 +118,15 @@ impl Mount {
         lock(&self.handles).files.get(&number).cloned().ok_or(Errno::BADF)
     }
 
-    /// Forgets an open file; its bytes go on their way.
-    pub async fn release(self: &Arc<Self>, number: u64) {
+    /// Forgets an open file, and the locks of `owner`; its bytes go on their way.
+    pub async fn release(self: &Arc<Self>, number: u64, owner: Option<u64>) {
         let Some(file) = lock(&self.handles).files.remove(&number) else { return };
         let node = &file.node;
+        if let Some(owner) = owner
+            && let Err(errno) = self.unlock_all(node, owner).await
+        {
+            tracing::warn!(%errno, inode = node.ino.0, "a lock is not given back: it ends with the mount");
+        }
         let is_last_of_orphan = {
             let state = lock(&node.state);
             state.opens == 1 && state.attr.nlink == 0

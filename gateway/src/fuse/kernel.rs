@@ -62,6 +62,8 @@ pub struct Attach {
     pub is_private: bool,
     /// Devices and set-id programs of the bucket count.
     pub is_trusted: bool,
+    /// `flock` locks are this machine's alone.
+    pub is_flock_local: bool,
 }
 
 /// A mount that is attached.
@@ -97,7 +99,7 @@ pub fn attach(
     config.clone_fd = true;
     let root = mount.root();
     let view = View { root, uid: attach.uid, gid: attach.gid, umask: attach.umask };
-    let kernel = Kernel { mount, runtime, view };
+    let kernel = Kernel { mount, runtime, view, is_flock_local: attach.is_flock_local };
     let session = fuser::Session::new(kernel, &attach.directory, &config)?.spawn()?;
     let notifier = session.notifier();
     std::thread::Builder::new().name("fuse-forgets".into()).spawn(move || {
@@ -222,6 +224,7 @@ struct Kernel {
     mount: Arc<Mount>,
     runtime: Handle,
     view: View,
+    is_flock_local: bool,
 }
 
 impl Kernel {
@@ -333,6 +336,9 @@ impl fuser::Filesystem for Kernel {
         for flag in WANTED {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
+        }
+        if !self.is_flock_local {
+            let _ = config.add_capabilities(InitFlags::FUSE_FLOCK_LOCKS);
         }
         let _ = config.set_max_write(WRITE_BYTES_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -619,13 +625,14 @@ impl fuser::Filesystem for Kernel {
         _: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
-        _: Option<LockOwner>,
+        // Of `flock`: such a lock lives as long as the open file.
+        owner: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
         let mount = self.mount.clone();
         self.empty(reply, async move {
-            mount.release(handle.0).await;
+            mount.release(handle.0, owner.map(|owner| owner.0)).await;
             Ok(())
         });
     }

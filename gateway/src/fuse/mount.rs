@@ -26,6 +26,8 @@ use super::service::{
 pub const NAME_BYTES_MAX: usize = 255;
 /// The kernel believes an answer at most so long, even while the pool vouches for longer.
 const KERNEL_CACHE_MAX: Duration = Duration::from_secs(10);
+/// That a name stands for nothing is believed by the kernel alone: nobody can tell it all of them when changes were lost.
+const MISSING_CACHE_MAX: Duration = Duration::from_secs(1);
 
 /// How a mount behaves.
 #[derive(Debug, Clone)]
@@ -64,6 +66,9 @@ pub struct Mount {
     /// Bytes that were written and are not in the pool yet, of all files.
     pub(super) unsent: Mutex<usize>,
     pub(super) room: Notify,
+    /// Bytes that the pool still takes, as far as it is known; what comes near is sent before it is acknowledged.
+    pub(super) pool_room: AtomicU64,
+    pub(super) is_written: Notify,
     pub(super) fetches: tokio::sync::Semaphore,
     epoch: AtomicU64,
     changes: AtomicU64,
@@ -101,6 +106,8 @@ impl Mount {
             blocks: Mutex::new(BlockCache::new(options.cache_bytes_max)),
             unsent: Mutex::new(0),
             room: Notify::new(),
+            pool_room: AtomicU64::new(u64::MAX),
+            is_written: Notify::new(),
             fetches: tokio::sync::Semaphore::new(FETCHES_MAX),
             epoch: AtomicU64::new(1),
             changes: AtomicU64::new(0),
@@ -153,6 +160,9 @@ impl Mount {
             }
             state.attr = attr;
             state.fresh_in = if is_current { asked.epoch } else { 0 };
+            if is_current && attr.has_no_xattrs {
+                state.xattrs = Some(Vec::new());
+            }
         }
         drop(state);
         node
@@ -171,6 +181,9 @@ impl Mount {
         }
         state.attr = listed.attr;
         state.fresh_in = asked.epoch;
+        if listed.attr.has_no_xattrs {
+            state.xattrs = Some(Vec::new());
+        }
         true
     }
 
@@ -223,6 +236,10 @@ impl Mount {
         if let Some(node) = known.filter(|node| self.is_fresh(node)) {
             return Ok(self.refer(&node));
         }
+        let vouched = self.service.cache_for().min(MISSING_CACHE_MAX);
+        if !vouched.is_zero() && lock(&self.table).is_missing(&place, asked.epoch) {
+            return Err((Errno::NOENT, vouched));
+        }
         let known = lock(&self.table).named(&place);
         let known = known.map(|node| (node.ino, lock(&node.state).changes));
         match self.service.lookup(&place).await {
@@ -238,7 +255,6 @@ impl Mount {
             Err(Errno::NOENT) => {
                 lock(&self.table).unname(&place);
                 let is_current = self.changes.load(Ordering::Acquire) == asked.changes;
-                let vouched = self.service.cache_for().min(KERNEL_CACHE_MAX);
                 Err((Errno::NOENT, if is_current { vouched } else { Duration::ZERO }))
             }
             Err(errno) => Err((errno, Duration::ZERO)),
@@ -318,10 +334,17 @@ impl Mount {
         acl::inherit(&inherited, &mut node, umask);
         let xattrs = node.xattrs.clone();
         let asked = self.asking(None);
-        let done = self.apply(Operation::Make { place: place.clone(), node }).await?;
+        let done = self.apply(Operation::Make { place: place.clone(), node }).await;
+        let done = done.inspect_err(|_| lock(&self.table).doubt_names_in(parent))?;
         let attr = done.attr.ok_or(Errno::IO)?;
         self.learn_directories(&done, asked);
         let node = self.learn_own(attr, asked);
+        {
+            let mut state = lock(&node.state);
+            if attr.kind == Kind::Directory && self.changes.load(Ordering::Acquire) == asked.changes {
+                state.complete_in = asked.epoch; // It is new, and empty.
+            }
+        }
         lock(&self.table).name(place, &node, asked.epoch);
         lock(&node.state).xattrs = Some(xattrs);
         Ok(self.refer(&node))
@@ -411,6 +434,9 @@ impl Mount {
         }
         let (moved, _) = self.known(&from);
         let (replaced, is_replaced_held) = self.known(&to);
+        if moved.is_none() {
+            lock(&self.table).doubt_names_in(to.parent);
+        }
         let is_same = moved.as_ref().zip(replaced.as_ref()).is_some_and(|(a, b)| a.ino == b.ino);
         let operation = Operation::Rename { from: from.clone(), to: to.clone(), mode, is_replaced_held };
         let asked = self.asking(None);
@@ -459,15 +485,19 @@ impl Mount {
     }
 
     pub(super) async fn xattrs(&self, node: &Node) -> Result<Vec<(Bytes, Bytes)>> {
-        let known = { lock(&node.state).xattrs.clone() };
-        if let Some(known) = known.filter(|_| self.is_fresh(node)) {
+        self.refresh(node).await?;
+        let (before, known) = {
+            let state = lock(&node.state);
+            (state.changes, state.xattrs.clone())
+        };
+        if let Some(known) = known.filter(|_| !self.service.cache_for().is_zero()) {
             return Ok(known);
         }
-        self.refresh(node).await?;
-        let before = lock(&node.state).changes;
+        let asked = self.asking(None);
         let xattrs = self.service.xattrs(&node.file_ref()).await?;
         let mut state = lock(&node.state);
-        if state.changes == before {
+        let is_current = self.changes.load(Ordering::Acquire) == asked.changes && self.epoch() == asked.epoch;
+        if is_current && state.changes == before {
             state.xattrs = Some(xattrs.clone());
         }
         Ok(xattrs)
@@ -559,6 +589,7 @@ impl Mount {
             let mut state = lock(&node.state);
             state.fresh_in = 0;
             state.generation += 1;
+            state.xattrs = None;
         };
         match change {
             Change::Node(ino) => {
@@ -570,6 +601,7 @@ impl Mount {
                 let (parent, named) = {
                     let mut table = lock(&self.table);
                     table.doubt_name(&place);
+                    table.doubt_names_in(place.parent);
                     (table.node(place.parent), table.named(&place))
                 };
                 let nodes = [parent, named].into_iter().flatten();
@@ -583,17 +615,25 @@ impl Mount {
             Change::Unlocked(_) => Vec::new(),
             Change::All => {
                 self.epoch.fetch_add(1, Ordering::AcqRel);
-                let nodes: Vec<_> = lock(&self.table).nodes().cloned().collect();
+                let (nodes, places) = {
+                    let table = lock(&self.table);
+                    (table.nodes().cloned().collect::<Vec<_>>(), table.places())
+                };
                 nodes.iter().for_each(|node| doubt(node));
-                nodes.into_iter().map(|node| Forget::Node(node.ino)).collect()
+                let nodes = nodes.into_iter().map(|node| Forget::Node(node.ino));
+                nodes.chain(places.into_iter().map(Forget::Name)).collect()
             }
         }
     }
 
     /// Sends what is unsent and ends the session.
-    pub async fn end(self: &Arc<Self>) {
-        self.send_all().await;
+    ///
+    /// # Errors
+    /// Bytes that were written are lost.
+    pub async fn end(self: &Arc<Self>) -> Result<()> {
+        let sent = self.send_all().await;
         self.service.close().await;
+        sent
     }
 
     pub(super) fn reference(&self, ino: Ino) -> Result<FileRef> {

@@ -60,6 +60,8 @@ pub struct State {
     /// Blocks on their way from the pool.
     pub fetching: BTreeSet<u64>,
     pub xattrs: Option<Vec<(Bytes, Bytes)>>,
+    /// Of a directory: in which epoch the table had all of its names. A name that is missing there stands for nothing.
+    pub complete_in: u64,
     pub lock_owners: HashSet<u64>,
 }
 
@@ -99,6 +101,7 @@ impl State {
             kernel_generation: None,
             fetching: BTreeSet::new(),
             xattrs: None,
+            complete_in: 0,
             lock_owners: HashSet::new(),
         }
     }
@@ -249,6 +252,20 @@ impl Table {
         }
     }
 
+    /// Whether nothing has this name, and that is known without asking.
+    #[must_use]
+    pub fn is_missing(&self, place: &Place, epoch: u64) -> bool {
+        let Some(directory) = self.nodes.get(&place.parent) else { return false };
+        lock(&directory.state).complete_in == epoch && !self.names.contains_key(place)
+    }
+
+    /// The table may lack names of a directory from now on.
+    pub fn doubt_names_in(&self, directory: Ino) {
+        if let Some(directory) = self.nodes.get(&directory) {
+            lock(&directory.state).complete_in = 0;
+        }
+    }
+
     pub fn unname(&mut self, place: &Place) {
         if let Some(name) = self.names.remove(place) {
             self.unplace(name.ino, place);
@@ -275,11 +292,19 @@ impl Table {
         if state.lookups > 0 || state.opens > 0 || state.is_dirty() || state.is_failure_unseen {
             return;
         }
-        for place in &state.places {
-            self.names.remove(place);
-        }
+        let places = state.places.clone();
         drop(state);
+        for place in places {
+            self.names.remove(&place);
+            self.doubt_names_in(place.parent);
+        }
         self.nodes.remove(&ino);
+    }
+
+    /// All names that are known.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        self.names.keys().cloned().collect()
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {

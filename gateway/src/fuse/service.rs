@@ -89,6 +89,8 @@ pub struct Attr {
     pub btime: SystemTime,
     /// Another with each change of the bytes: what was read at one number is valid as long as it stands.
     pub data_version: u64,
+    /// Extended attributes need not be asked for: there are none.
+    pub has_no_xattrs: bool,
 }
 
 /// A time to set.
@@ -183,6 +185,11 @@ impl Payload {
 /// One change of a file's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
+    /// All of the content, if it is of this version still: otherwise `ESTALE`. Stands alone in its operation.
+    Replace {
+        data: Bytes,
+        version: u64,
+    },
     Write {
         offset: u64,
         data: Payload,

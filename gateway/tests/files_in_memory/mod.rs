@@ -66,6 +66,7 @@ fn attr(ino: u64, node: &NewNode) -> Attr {
         ctime: now,
         btime: now,
         data_version: 1,
+        has_no_xattrs: false,
     }
 }
 
@@ -289,6 +290,15 @@ impl Inner {
         let mut landed = 0;
         for edit in edits {
             match edit {
+                Edit::Replace { data, version } => {
+                    let node = self.node(ino)?;
+                    if node.attr.data_version != *version {
+                        return Err(Errno::STALE);
+                    }
+                    node.pages.clear();
+                    node.attr.size = 0;
+                    node.write(0, data);
+                }
                 Edit::Write { offset, data } => {
                     let data = self.payload(data)?;
                     self.node(ino)?.write(*offset, &data);

@@ -139,6 +139,9 @@ pub struct Stat {
     pub needs_place: bool,
     /// Empty for directories.
     pub etag: String,
+    /// It has no extended attributes; false: it may have some. Answers to questions tell it, replies to commands do not.
+    #[serde(default)]
+    pub has_no_xattrs: bool,
 }
 
 /// A bucket, and which of those that had its name.

@@ -17,6 +17,8 @@ use crate::cli::print_json;
 const SMALL_BYTES: usize = 4096;
 const LARGE_PART_BYTES: usize = 1 << 20;
 const MIB: u64 = 1 << 20;
+/// Even: the directory has its name again.
+const RENAMES: usize = 20;
 
 /// Create, read and write files in a directory of any filesystem: rates, latencies, processor time
 #[derive(Debug, clap::Args)]
@@ -29,6 +31,9 @@ pub struct Args {
     /// Size of the large file, MiB
     #[arg(long, default_value_t = 256)]
     large_mib: u64,
+    /// Programs that create small files at once, in a second round; 0: none
+    #[arg(long, default_value_t = 16)]
+    writers: usize,
     /// Random reads of 4 KiB
     #[arg(long, default_value_t = 5000)]
     reads: usize,
@@ -87,6 +92,9 @@ fn measure(args: &Args, folder: &Path) -> anyhow::Result<Vec<Row>> {
     rows.push(timed(args, "create + write 4 KiB + close", args.files, SMALL_BYTES, |number| {
         Ok(File::create_new(name(number))?.write_all(&small)?)
     })?);
+    if args.writers > 0 {
+        rows.push(created_at_once(args, folder, &small)?);
+    }
     let mut buffer = vec![0; LARGE_PART_BYTES];
     rows.push(timed(args, "open + read 4 KiB + close", args.files, SMALL_BYTES, |number| {
         File::open(name(number))?.read_exact(&mut buffer[..SMALL_BYTES])?;
@@ -100,6 +108,18 @@ fn measure(args: &Args, folder: &Path) -> anyhow::Result<Vec<Row>> {
             name(number)
         );
         Ok(())
+    })?);
+    let mut listed = 0;
+    rows.push(timed(args, "list, with attributes", 1, 0, |_| {
+        for entry in fs::read_dir(folder)? {
+            listed += usize::from(entry?.metadata()?.is_file());
+        }
+        Ok(())
+    })?);
+    ensure!(listed == args.files, "{listed} of {} files are listed", args.files);
+    let moved = [folder.with_extension("moved"), folder.to_owned()];
+    rows.push(timed(args, "rename of the directory", RENAMES, 0, |number| {
+        Ok(fs::rename(&moved[(number + 1) % 2], &moved[number % 2])?)
     })?);
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&large)?;
     rows.push(timed(args, "write in order, then fsync", parts as usize, LARGE_PART_BYTES, |number| {
@@ -131,6 +151,74 @@ fn measure(args: &Args, folder: &Path) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Small files made by several threads, each in a directory of its own.
+fn created_at_once(args: &Args, folder: &Path, small: &[u8]) -> anyhow::Result<Row> {
+    let each = args.files.div_ceil(args.writers);
+    let folders: Vec<PathBuf> =
+        (0..args.writers).map(|writer| folder.join(format!("writer-{writer}"))).collect();
+    for folder in &folders {
+        fs::create_dir(folder)?;
+    }
+    let write = |folder: &PathBuf| -> anyhow::Result<Latencies> {
+        let mut latencies = Latencies::default();
+        for number in 0..each {
+            let one = stopwatch();
+            File::create_new(folder.join(format!("file-{number}")))?.write_all(small)?;
+            latencies.add(one.elapsed());
+        }
+        Ok(latencies)
+    };
+    let measured = Measured::begin(args)?;
+    let mut latencies = Latencies::default();
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = folders.iter().map(|folder| scope.spawn(move || write(folder))).collect();
+        for writer in writers {
+            let Ok(done) = writer.join() else { anyhow::bail!("a writer panicked") };
+            latencies.merge(&done?);
+        }
+        Ok(())
+    })?;
+    let row = measured.end("create, by several at once", each * args.writers, SMALL_BYTES, &latencies)?;
+    for folder in &folders {
+        fs::remove_dir_all(folder)?;
+    }
+    Ok(row)
+}
+
+/// A measurement under way.
+struct Measured {
+    watch: Watch,
+    begun: std::time::Instant,
+}
+
+impl Measured {
+    fn begin(args: &Args) -> anyhow::Result<Self> {
+        let mut pids = args.pids.clone();
+        pids.push(std::process::id());
+        Ok(Self { watch: Watch::start(&pids)?, begun: stopwatch() })
+    }
+
+    fn end(
+        self,
+        what: &'static str,
+        count: usize,
+        bytes: usize,
+        latencies: &Latencies,
+    ) -> anyhow::Result<Row> {
+        let seconds = self.begun.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+        let cost = self.watch.stop()?;
+        Ok(Row {
+            what,
+            operations: count as u64,
+            per_second: count as f64 / seconds,
+            mib_per_second: (count * bytes) as f64 / MIB as f64 / seconds,
+            p50_us: latencies.percentile(500).as_micros(),
+            p99_us: latencies.percentile(990).as_micros(),
+            cpu_us: cost.cpu.as_secs_f64() * 1e6 / count as f64,
+        })
+    }
+}
+
 fn timed(
     args: &Args,
     what: &'static str,
@@ -138,27 +226,14 @@ fn timed(
     bytes: usize,
     mut work: impl FnMut(usize) -> anyhow::Result<()>,
 ) -> anyhow::Result<Row> {
-    let mut pids = args.pids.clone();
-    pids.push(std::process::id());
-    let watch = Watch::start(&pids)?;
+    let measured = Measured::begin(args)?;
     let mut latencies = Latencies::default();
-    let begun = stopwatch();
     for number in 0..count {
         let one = stopwatch();
         work(number).with_context(|| format!("{what}, operation {number}"))?;
         latencies.add(one.elapsed());
     }
-    let seconds = begun.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
-    let cost = watch.stop()?;
-    Ok(Row {
-        what,
-        operations: count as u64,
-        per_second: count as f64 / seconds,
-        mib_per_second: (count * bytes) as f64 / MIB as f64 / seconds,
-        p50_us: latencies.percentile(500).as_micros(),
-        p99_us: latencies.percentile(990).as_micros(),
-        cpu_us: cost.cpu.as_secs_f64() * 1e6 / count as f64,
-    })
+    measured.end(what, count, bytes, &latencies)
 }
 
 #[cfg(test)]
@@ -171,6 +246,7 @@ mod tests {
         let args = Args {
             directory: folder.path().into(),
             files: 3,
+            writers: 2,
             large_mib: 2,
             reads: 7,
             pids: Vec::new(),
@@ -180,7 +256,7 @@ mod tests {
         fs::create_dir(&within).unwrap();
         let rows = measure(&args, &within).unwrap();
         let counts: Vec<_> = rows.iter().map(|row| row.operations).collect();
-        assert_eq!(counts, [3, 3, 3, 2, 2, 7, 3]);
+        assert_eq!(counts, [3, 4, 3, 3, 1, RENAMES as u64, 2, 2, 7, 3]);
         assert!(rows.iter().all(|row| row.per_second > 0.0));
         let left: Vec<_> = fs::read_dir(&within).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["large"]);

@@ -68,7 +68,7 @@ fn lookup(view: &dyn View, bucket: &Bucket, parent: u64, names: &[Name]) -> Outc
         };
         match step {
             Ok(below) => {
-                found.push(below.stat());
+                found.push(attributes::with_xattrs_known(view, below.stat())?);
                 at = below;
             }
             Err(Stop::Refused(refusal)) => return Ok(FileAnswer::Found { found, ended: Some(refusal) }),
@@ -103,7 +103,7 @@ fn stats(view: &dyn View, bucket: &Bucket, files: &[FileRef]) -> Outcome<FileAns
     let mut stats: Vec<Result<Stat, Refusal>> = Vec::with_capacity(files.len());
     for file in files {
         match node::find(view, bucket, file) {
-            Ok(found) => stats.push(Ok(found.stat())),
+            Ok(found) => stats.push(Ok(attributes::with_xattrs_known(view, found.stat())?)),
             Err(Stop::Refused(refusal)) => stats.push(Err(refusal)),
             Err(broken) => return Err(broken),
         }
@@ -154,6 +154,7 @@ fn directory(
             let stat = node::stat(&node::at_entry(view, key.clone(), &record)?.meta);
             (name, stat)
         };
+        let stat = attributes::with_xattrs_known(view, stat)?;
         entries.push(DirectoryEntry { name, stat, cursor });
     }
     let parent = directory.parent();

@@ -7,10 +7,10 @@ use super::node::{self, Found};
 use super::work::Work;
 use crate::facts::Timestamp;
 use crate::facts::files::{
-    Edit, FileDone, FileEvent, FileRef, FileRefusal, FileTime, MODE_BITS, SetAttributes, TimeToSet,
+    Edit, FileDone, FileEvent, FileRef, FileRefusal, FileTime, MODE_BITS, SetAttributes, Stat, TimeToSet,
     XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX, XattrHow,
 };
-use crate::machine::draft::{Outcome, scan_records};
+use crate::machine::draft::{Outcome, is_empty, scan_records};
 use crate::machine::keys as store_keys;
 use crate::machine::kv::{KvError, View};
 
@@ -124,6 +124,12 @@ impl Work<'_, '_> {
 }
 
 /// All extended attributes of a file, by name.
+/// What `stat` shows, and whether there are extended attributes.
+pub fn with_xattrs_known(view: &dyn View, stat: Stat) -> Result<Stat, KvError> {
+    let has_no_xattrs = is_empty(view, &keys::xattrs(stat.inode))?;
+    Ok(Stat { has_no_xattrs, ..stat })
+}
+
 pub fn xattrs(view: &dyn View, inode: u64) -> Result<Vec<(Bytes, Bytes)>, KvError> {
     let from = keys::xattrs(inode);
     let mut found = Vec::new();

@@ -171,6 +171,7 @@ pub fn stat(meta: &Meta) -> Stat {
         data_version: meta.version,
         needs_place: meta.file.is_none(),
         etag: meta.etag.clone(),
+        has_no_xattrs: false,
     }
 }
 

@@ -127,6 +127,7 @@ impl Dir {
             data_version: 0,
             needs_place: false,
             etag: String::new(),
+            has_no_xattrs: false,
         }
     }
 

@@ -1,11 +1,14 @@
 //! `makai mount`: a bucket as a filesystem, until it is unmounted, Ctrl-C or a signal to end.
 
-use std::path::PathBuf;
+mod background;
+pub mod options;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use makai_gateway::fuse::client::{FileClient, Target};
 use makai_gateway::fuse::kernel::{Attach, attach, detach, detach_dead};
 use makai_gateway::fuse::mount::{Mount, Options};
@@ -13,6 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::profile::Profile;
 
+/// Where systems keep whom they trust, if `SSL_CERT_FILE` names nothing else.
+const AUTHORITIES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 /// What the kernel has still to be told to forget.
 const FORGETS_MAX: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -27,6 +33,18 @@ pub struct Args {
     /// Profile of the cluster (`makai dev` writes DIR/profile.json)
     #[arg(long, env = "MAKAI_PROFILE", value_name = "FILE")]
     profile: Option<PathBuf>,
+    /// Who vouches for gateways at https://, PEM; without it, whom this system trusts
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Mount options as in /etc/fstab: ro, durable-close, uid=..., profile=..., and the others below
+    #[arg(short, long = "options", value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
+    /// Go on in the background once mounted
+    #[arg(long)]
+    daemon: bool,
+    /// Where a mount in the background says what goes wrong
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
@@ -54,9 +72,16 @@ pub struct Args {
     /// Memory for bytes that were written and not sent
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     unsent_mib: usize,
-    /// A gateway that does not answer for so long is an I/O error
+    /// Keep `flock` locks within this machine; otherwise all mounts see them, as locks on the whole file
+    #[arg(long)]
+    local_flock: bool,
+    /// Gateways that do not answer for so long are an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
+    #[arg(long, hide = true)]
+    detached: bool,
+    #[arg(long, hide = true)]
+    fake: bool,
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -71,16 +96,33 @@ fn now() -> SystemTime {
     SystemTime::now()
 }
 
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
+    options::take(&mut args)?;
+    if args.fake {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.daemon && !args.detached {
+        return background::start(&args);
+    }
+    if args.detached {
+        background::leave_terminal();
+    }
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr);
+    // A second subscriber is refused, and needed by nobody.
+    let _ = log.with_ansi(false).try_init();
     let path = args.profile.clone().or_else(Profile::default_path);
     let profile = Profile::load(&path.context("which cluster? give --profile FILE, or set MAKAI_PROFILE")?)?;
-    ensure!(!profile.grpc.endpoint.is_empty(), "the profile names no gRPC endpoint: a mount needs one");
     let (bucket, prefix) = args.source.split_once('/').unwrap_or((&args.source, ""));
     if detach_dead(&args.directory)? {
         eprintln!("{} was left by a mount that died: taken off", args.directory.display());
     }
+    ensure!(args.directory.is_dir(), "{} is no directory: make it first", args.directory.display());
+    let endpoints = endpoints(&profile);
+    ensure!(!endpoints.is_empty(), "the profile names no gRPC endpoint: a mount needs one");
+    let is_secure = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
     let target = Target {
-        endpoint: profile.grpc.endpoint.clone(),
+        authorities: if is_secure { authorities(args.ca.as_deref())? } else { Vec::new() },
+        endpoints,
         access_key_id: profile.s3.access_key_id.clone(),
         secret_access_key: profile.s3.secret_access_key.clone(),
         bucket: bucket.into(),
@@ -100,6 +142,29 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     serve(args, mount, forgotten).await
 }
 
+/// The gateways of a cluster, the one that the profile prefers first.
+fn endpoints(profile: &Profile) -> Vec<String> {
+    let others = profile.nodes.iter().map(|node| &node.grpc);
+    let mut endpoints: Vec<String> = Vec::new();
+    for endpoint in std::iter::once(&profile.grpc.endpoint).chain(others) {
+        if !endpoint.is_empty() && !endpoints.contains(endpoint) {
+            endpoints.push(endpoint.clone());
+        }
+    }
+    endpoints
+}
+
+fn authorities(given: Option<&Path>) -> anyhow::Result<Vec<u8>> {
+    let named = given.map(Path::to_owned).or_else(|| std::env::var_os("SSL_CERT_FILE").map(PathBuf::from));
+    if let Some(path) = named {
+        return std::fs::read(&path).with_context(|| format!("read the authorities in {path:?}"));
+    }
+    match AUTHORITIES.iter().find_map(|path| std::fs::read(path).ok()) {
+        Some(authorities) => Ok(authorities),
+        None => bail!("this system names nobody who vouches for certificates: give --ca FILE"),
+    }
+}
+
 async fn serve(
     args: Args,
     mount: Arc<Mount>,
@@ -114,21 +179,27 @@ async fn serve(
         umask: args.umask,
         is_private: args.private,
         is_trusted: args.trusted,
+        is_flock_local: args.local_flock,
     };
     let (mut interrupted, mut ended) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let attached = attach(mount.clone(), &how, forgotten, tokio::runtime::Handle::current())
         .with_context(|| format!("mount on {}", args.directory.display()))?;
     tokio::spawn(mount.clone().follow_changes());
     tokio::spawn(mount.clone().send_by_age());
-    println!("{} is mounted on {}; Ctrl-C unmounts", args.source, args.directory.display());
+    background::tell_service_manager();
+    let how_to_end = if args.detached { "`umount` ends it" } else { "Ctrl-C unmounts" };
+    println!("{} is mounted on {}; {how_to_end}", args.source, args.directory.display());
     let over = tokio::task::spawn_blocking(move || attached.join());
     let end = tokio::select! {
         over = over => over?.map_err(anyhow::Error::from),
         _ = interrupted.recv() => detach(&args.directory).map_err(Into::into),
         _ = ended.recv() => detach(&args.directory).map_err(Into::into),
     };
-    mount.end().await;
-    end?;
+    let sent = mount.end().await.context("bytes that were written are not stored, and are lost");
     // Programs may have files open on a mount that was taken off: this process does not wait for them.
-    std::process::exit(0)
+    let failed = end.err().or(sent.err());
+    if let Some(error) = &failed {
+        eprintln!("makai: {error:#}");
+    }
+    std::process::exit(failed.is_some().into())
 }
