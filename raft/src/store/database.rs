@@ -392,7 +392,8 @@ impl MetaStore {
         let path = self.0.config.dir.join(DATABASE_FILE);
         let failed = |error: KvError| StoreError::Database { path: path.clone(), why: error.0 };
         let _writing = self.writing();
-        let database = self.database().map_err(failed)?;
+        let _folding = self.0.folding.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = self.with_current(|current| current.database.clone()).map_err(failed)?;
         let mut filling = Filling { database: &database, pairs: Vec::new(), bytes: 0 };
         snapshot::read(file, |key, value| filling.push(key, value).map_err(|error| error.0))
             .map_err(StoreError::BadSnapshot)?;
@@ -400,7 +401,15 @@ impl MetaStore {
             filling.push(&key, &value).map_err(failed)?;
         }
         filling.finish(position).map_err(failed)?;
-        self.publish(position);
+        let (base, position) = Base::of(&database).map_err(failed)?;
+        let next = next_index(&position);
+        self.with_current(|current| {
+            current.base = Arc::new(base);
+            current.delta = Arc::default();
+            current.position = Arc::new(position);
+        })
+        .map_err(failed)?;
+        self.0.applied.send_replace(next);
         Ok(())
     }
 

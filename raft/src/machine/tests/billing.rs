@@ -48,6 +48,8 @@ fn submit(world: &mut World, tasks: u32, cpu_millis: u32) -> Result<JobId, Refus
         time_limit_ms: 3_600_000,
         deadline: None,
         site: String::new(),
+        after: Vec::new(),
+        is_gang: false,
     };
     let (access_key_id, client_token) = ("KEY".to_owned(), String::new());
     match jobs(world, JobsCommand::Submit { tenant: TENANT, access_key_id, client_token, spec })? {
@@ -57,7 +59,7 @@ fn submit(world: &mut World, tasks: u32, cpu_millis: u32) -> Result<JobId, Refus
 }
 
 fn assign(world: &mut World, job: JobId, index: u32, node: NodeId) -> Option<AttemptId> {
-    let assignments = vec![Assignment { job, index, node }];
+    let assignments = vec![Assignment { job, index, node, gpus: Vec::new() }];
     match jobs(world, JobsCommand::Assign { assignments }).unwrap() {
         Reply::Jobs(JobsReply::Assigned(assigned)) => assigned.into_iter().next(),
         other => panic!("{other:?}"),
