@@ -8,19 +8,23 @@
 //! distinct; they lie on as many nodes, then owners, then sites as the members allow; a slot changes only when its
 //! disk may no longer be used.
 
+mod danger;
 mod moves;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::ids::{DiskId, NodeId, PgId};
 use crate::layout::Scheme;
 
-pub use moves::{Busy, Move, Moving, plan_moves};
+pub use danger::{Danger, Patience, Presence, Thresholds, danger, thresholds};
+pub use moves::{Busy, Move, Moving, Reasons, plan_moves};
 
 /// Groups each disk should be in: enough that a lost disk is rebuilt from and by many.
 const GROUPS_PER_DISK: usize = 20;
 /// Groups of one scheme, whatever the cluster's size.
 const GROUPS_MAX: usize = 1 << 17;
+/// Disks that are looked at for one slot where none is apart from all others of its group.
+const LOOKS_MAX: usize = 512;
 
 /// A disk that may take shards, and what fails together with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,32 +64,63 @@ pub fn default_scheme(nodes: usize, disks: usize) -> Scheme {
     Scheme { data, parity }
 }
 
-/// What a group must be spread over, counted while it is filled.
-#[derive(Default)]
-struct Spread<'m> {
-    nodes: BTreeMap<NodeId, u32>,
-    owners: BTreeMap<&'m str, u32>,
-    sites: BTreeMap<&'m str, u32>,
+/// Disks by number, and what fails together with each: node, owner, site as numbers, 0 for one that is unknown.
+struct Roster<'m> {
+    members: Vec<&'m Member>,
+    numbers: HashMap<DiskId, usize>,
+    domains: Vec<[u32; 3]>,
 }
 
-impl<'m> Spread<'m> {
-    fn add(&mut self, member: &'m Member) {
-        *self.nodes.entry(member.node).or_default() += 1;
-        for (counts, domain) in [(&mut self.owners, &member.owner), (&mut self.sites, &member.site)] {
-            if !domain.is_empty() {
-                *counts.entry(domain).or_default() += 1;
+impl<'m> Roster<'m> {
+    /// The first of several with one disk counts.
+    fn new(members: impl IntoIterator<Item = &'m Member>) -> Self {
+        let mut roster = Self { members: Vec::new(), numbers: HashMap::new(), domains: Vec::new() };
+        let (mut nodes, mut owners, mut sites) = (HashMap::new(), HashMap::new(), HashMap::new());
+        for member in members {
+            let number = roster.members.len();
+            if *roster.numbers.entry(member.disk).or_insert(number) != number {
+                continue;
             }
+            roster.members.push(member);
+            let node = number_of(&mut nodes, member.node);
+            let owner = if member.owner.is_empty() { 0 } else { number_of(&mut owners, &*member.owner) };
+            let site = if member.site.is_empty() { 0 } else { number_of(&mut sites, &*member.site) };
+            roster.domains.push([node, owner, site]);
         }
+        roster
     }
 
-    /// How many already chosen fail together with `member`: node first, then owner, then site.
-    fn shared(&self, member: &Member) -> (u32, u32, u32) {
-        let of = |counts: &BTreeMap<&str, u32>, domain: &str| counts.get(domain).copied().unwrap_or(0);
-        (
-            self.nodes.get(&member.node).copied().unwrap_or(0),
-            of(&self.owners, &member.owner),
-            of(&self.sites, &member.site),
-        )
+    fn number(&self, disk: DiskId) -> Option<usize> {
+        self.numbers.get(&disk).copied()
+    }
+}
+
+/// Numbers names from 1 in the order in which they come.
+fn number_of<K: Eq + std::hash::Hash>(names: &mut HashMap<K, u32>, name: K) -> u32 {
+    let next = names.len() as u32 + 1; // Disks are far fewer than 2^32.
+    *names.entry(name).or_insert(next)
+}
+
+/// What a group's disks are spread over, noted while it is filled.
+#[derive(Default)]
+struct Spread {
+    chosen: Vec<[u32; 3]>,
+}
+
+impl Spread {
+    fn add(&mut self, domains: [u32; 3]) {
+        self.chosen.push(domains);
+    }
+
+    /// How many already chosen fail together with a disk of these domains: node first, then owner, then site.
+    fn shared(&self, domains: [u32; 3]) -> [u32; 3] {
+        let mut shared = [0; 3];
+        for other in &self.chosen {
+            for at in 0..3 {
+                shared[at] += u32::from(domains[at] != 0 && other[at] == domains[at]);
+            }
+        }
+        shared
     }
 }
 
@@ -93,8 +128,71 @@ impl<'m> Spread<'m> {
 fn rendezvous(group: PgId, slot: usize, disk: DiskId) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&group.0.to_be_bytes()).update(&(slot as u64).to_be_bytes()).update(&disk.0);
-    let hash = hasher.finalize();
+    first_bytes(&hasher.finalize())
+}
+
+fn first_bytes(hash: &blake3::Hash) -> u64 {
     u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+}
+
+/// Disks that may take slots, the least laden for their size first. Those that are equally laden come in an order that is
+/// another one at each load, so that a disk meets many others.
+struct Shelf<'r> {
+    roster: &'r Roster<'r>,
+    seeds: Vec<u64>,
+    loads: Vec<u64>,
+    order: BTreeSet<(u128, u64, usize)>,
+}
+
+impl<'r> Shelf<'r> {
+    fn new(roster: &'r Roster<'r>, taking: impl IntoIterator<Item = usize>) -> Self {
+        let seed = |member: &&Member| first_bytes(&blake3::hash(&member.disk.0));
+        let seeds = roster.members.iter().map(seed).collect();
+        let loads = vec![0; roster.members.len()];
+        let mut shelf = Self { roster, seeds, loads, order: BTreeSet::new() };
+        for number in taking {
+            shelf.order.insert(shelf.place(number));
+        }
+        shelf
+    }
+
+    fn place(&self, number: usize) -> (u128, u64, usize) {
+        let capacity = u128::from(self.roster.members[number].capacity_bytes.max(1));
+        let fullness = (u128::from(self.loads[number]) << 64) / capacity;
+        (fullness, mix(self.seeds[number] ^ mix(self.loads[number])), number)
+    }
+
+    fn load(&mut self, number: usize) {
+        let is_taking = self.order.remove(&self.place(number));
+        self.loads[number] += 1;
+        if is_taking {
+            self.order.insert(self.place(number));
+        }
+    }
+
+    /// The least laden disk of those that share least with what was chosen; beyond [`LOOKS_MAX`] disks a sample decides.
+    fn best(&self, spread: &Spread, taken: &[usize]) -> Option<usize> {
+        let mut best: Option<([u32; 3], usize)> = None;
+        let free = self.order.iter().map(|(_, _, number)| *number).filter(|number| !taken.contains(number));
+        for number in free.take(LOOKS_MAX) {
+            let shared = spread.shared(self.roster.domains[number]);
+            if best.is_none_or(|(least, _)| shared < least) {
+                best = Some((shared, number));
+            }
+            if shared == [0; 3] {
+                break;
+            }
+        }
+        best.map(|(_, number)| number)
+    }
+}
+
+/// The finaliser of SplitMix64: spreads any difference over all bits.
+fn mix(mut value: u64) -> u64 {
+    value = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    value ^ (value >> 31)
 }
 
 /// Groups of `scheme` to add, and existing ones with slots to change.
@@ -102,7 +200,7 @@ fn rendezvous(group: PgId, slot: usize, disk: DiskId) -> u64 {
 /// `members`: every disk that may take shards. `keeping`: disks that take no new slots and keep those they have, since what
 /// they hold is still read. `existing`: all groups of this scheme. `next_id`: the first id free.
 /// Makes no new group where fewer disks than shards are: such a scheme cannot be placed.
-/// Cost: groups changed x shards x members.
+/// Cost: existing slots, and slots filled x the disks that share something with each group.
 #[must_use]
 pub fn plan(
     scheme: Scheme,
@@ -112,34 +210,38 @@ pub fn plan(
     next_id: u32,
 ) -> Vec<Placed> {
     let width = scheme.shard_count();
-    let by_disk: BTreeMap<DiskId, &Member> = members.iter().map(|member| (member.disk, member)).collect();
-    let known: BTreeMap<DiskId, &Member> =
-        keeping.iter().chain(members).map(|member| (member.disk, member)).collect();
-    let mut load: BTreeMap<DiskId, u64> = by_disk.keys().map(|disk| (*disk, 0)).collect();
-    for disk in existing.iter().flat_map(|group| &group.disks) {
-        load.entry(*disk).and_modify(|count| *count += 1);
-    }
+    let roster = Roster::new(members.iter().chain(keeping));
+    let taking: Vec<usize> = {
+        let numbers: BTreeSet<usize> =
+            members.iter().filter_map(|member| roster.number(member.disk)).collect();
+        numbers.into_iter().collect()
+    };
     let mut changes = Vec::new();
-
-    for group in existing {
-        let is_sound = |disk: &DiskId| known.contains_key(disk);
-        if group.disks.len() != width || group.disks.iter().all(is_sound) {
-            continue;
+    let is_broken = |group: &&Placed| {
+        group.disks.len() == width && group.disks.iter().any(|disk| roster.number(*disk).is_none())
+    };
+    let broken: Vec<&Placed> = existing.iter().filter(is_broken).collect();
+    if !broken.is_empty() {
+        let mut shelf = Shelf::new(&roster, taking.iter().copied());
+        for number in existing.iter().flat_map(|group| &group.disks).filter_map(|disk| roster.number(*disk)) {
+            shelf.load(number);
         }
-        let kept = group.disks.iter().map(|disk| is_sound(disk).then_some(*disk)).collect();
-        if let Some(disks) = fill(group.id, kept, &known, &by_disk, &mut load) {
-            changes.push(Placed { id: group.id, version: group.version + 1, disks });
+        for group in broken {
+            let kept = group.disks.iter().map(|disk| roster.number(*disk)).collect();
+            if let Some(disks) = fill(kept, &mut shelf) {
+                changes.push(Placed { id: group.id, version: group.version + 1, disks });
+            }
         }
     }
 
-    if by_disk.len() < width {
+    if taking.len() < width {
         return changes;
     }
+    let wanted = (taking.len() * GROUPS_PER_DISK).div_ceil(width).min(GROUPS_MAX);
     // Shared out evenly among themselves: what a disk has too many of otherwise moves, bytes and all.
-    let mut load: BTreeMap<DiskId, u64> = by_disk.keys().map(|disk| (*disk, 0)).collect();
-    let wanted = (by_disk.len() * GROUPS_PER_DISK).div_ceil(width).min(GROUPS_MAX);
+    let mut shelf = Shelf::new(&roster, taking);
     for id in (next_id..).take(wanted.saturating_sub(existing.len())).map(PgId) {
-        if let Some(disks) = fill(id, vec![None; width], &known, &by_disk, &mut load) {
+        if let Some(disks) = fill(vec![None; width], &mut shelf) {
             changes.push(Placed { id, version: 1, disks });
         }
     }
@@ -147,36 +249,24 @@ pub fn plan(
 }
 
 /// Fills the empty slots, each with the disk that shares least with the others and is least laden for its size.
-fn fill(
-    id: PgId,
-    mut slots: Vec<Option<DiskId>>,
-    known: &BTreeMap<DiskId, &Member>,
-    by_disk: &BTreeMap<DiskId, &Member>,
-    load: &mut BTreeMap<DiskId, u64>,
-) -> Option<Vec<DiskId>> {
+fn fill(mut slots: Vec<Option<usize>>, shelf: &mut Shelf<'_>) -> Option<Vec<DiskId>> {
     let mut spread = Spread::default();
-    let mut taken = BTreeSet::new();
-    for disk in slots.iter().flatten() {
-        spread.add(known.get(disk)?);
-        taken.insert(*disk);
+    let mut taken: Vec<usize> = slots.iter().flatten().copied().collect();
+    taken.iter().for_each(|number| spread.add(shelf.roster.domains[*number]));
+    for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+        let number = shelf.best(&spread, &taken)?;
+        spread.add(shelf.roster.domains[number]);
+        taken.push(number);
+        shelf.load(number);
+        *slot = Some(number);
     }
-    for (at, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
-        let member =
-            by_disk.values().filter(|member| !taken.contains(&member.disk)).min_by_key(|member| {
-                let fullness =
-                    (u128::from(load[&member.disk]) << 64) / u128::from(member.capacity_bytes.max(1));
-                (spread.shared(member), fullness, rendezvous(id, at, member.disk), member.disk)
-            })?;
-        spread.add(member);
-        taken.insert(member.disk);
-        load.entry(member.disk).and_modify(|count| *count += 1);
-        *slot = Some(member.disk);
-    }
-    slots.into_iter().collect()
+    slots.into_iter().map(|slot| slot.map(|number| shelf.roster.members[number].disk)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -288,5 +378,83 @@ mod tests {
             let sites: BTreeSet<_> = group.disks.iter().map(|disk| &of(disk).site).collect();
             assert_eq!((owners.len(), sites.len()), (4, 4));
         }
+    }
+
+    /// Ten thousand nodes: groups are distinct in nodes, even, and each disk meets many others.
+    #[test]
+    fn large_clusters_are_planned_evenly() {
+        let members: Vec<Member> = (0..10_000u32)
+            .map(|number| {
+                let mut disk = [0; 16];
+                disk[..4].copy_from_slice(&number.to_be_bytes());
+                let mut node = [0; 32];
+                node[..4].copy_from_slice(&number.to_be_bytes());
+                Member {
+                    disk: DiskId(disk),
+                    node: NodeId(node),
+                    owner: format!("owner{}", number / 2),
+                    site: format!("site{}", number % 500),
+                    capacity_bytes: (1 + u64::from(number % 4)) << 40,
+                }
+            })
+            .collect();
+        let scheme = Scheme::new(16, 8).unwrap();
+        let groups = plan(scheme, &members, &[], &[], 1);
+        assert_eq!(groups.len(), 10_000 * GROUPS_PER_DISK / 24 + 1);
+        let number = |disk: &DiskId| u32::from_be_bytes(disk.0[..4].try_into().unwrap());
+        let mut loads = vec![0u64; members.len()];
+        let mut meets = BTreeSet::new();
+        for group in &groups {
+            let numbers: Vec<u32> = group.disks.iter().map(number).collect();
+            let owners: BTreeSet<u32> = numbers.iter().map(|number| number / 2).collect();
+            let sites: BTreeSet<u32> = numbers.iter().map(|number| number % 500).collect();
+            assert_eq!((owners.len(), sites.len()), (24, 24));
+            numbers.iter().for_each(|number| loads[*number as usize] += 1);
+            if numbers.contains(&7) {
+                meets.extend(numbers);
+            }
+        }
+        for of in 0..4u64 {
+            let of_size = loads.iter().skip(of as usize).step_by(4);
+            let (least, most) = (of_size.clone().min().unwrap(), of_size.max().unwrap());
+            assert!(most - least <= 2, "disks of size {}: {least} to {most} slots", of + 1);
+        }
+        let slots = loads[7] * 23;
+        assert!(meets.len() as u64 > slots * 9 / 10, "{} others in {slots} slots", meets.len());
+    }
+
+    /// Prints times: `cargo test --release -p makai-erasure --lib placement -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "measures time: for BENCHMARKS.md"]
+    #[expect(clippy::disallowed_methods, reason = "it measures")]
+    fn times_of_plans() {
+        let members: Vec<Member> = (0..20_000u32)
+            .map(|number| {
+                let mut disk = [0; 16];
+                disk[..4].copy_from_slice(&number.to_be_bytes());
+                let mut node = [0; 32];
+                node[..4].copy_from_slice(&(number / 2).to_be_bytes());
+                let (owner, site) = (String::new(), String::new());
+                Member { disk: DiskId(disk), node: NodeId(node), owner, site, capacity_bytes: 1 << 40 }
+            })
+            .collect();
+        let scheme = Scheme::new(2, 2).unwrap();
+        let begun = std::time::Instant::now();
+        let groups = plan(scheme, &members, &[], &[], 1);
+        println!("{} groups on 10,000 nodes, from nothing: {:.2?}", groups.len(), begun.elapsed());
+        let begun = std::time::Instant::now();
+        assert_eq!(plan(scheme, &members, &[], &groups, 200_000), []);
+        println!("looked through again: {:.2?}", begun.elapsed());
+        let begun = std::time::Instant::now();
+        let changed = plan(scheme, &members[2..], &[], &groups, 200_000);
+        println!("{} groups after a node is lost: {:.2?}", changed.len(), begun.elapsed());
+        let moving: Vec<Moving> = groups
+            .iter()
+            .map(|group| Moving { id: group.id, disks: group.disks.clone(), moves: vec![] })
+            .collect();
+        let reasons = Reasons { leaving: &BTreeSet::new(), endangered: &[] };
+        let begun = std::time::Instant::now();
+        let moves = plan_moves(&members, &members, reasons, &moving, &mut Busy::default());
+        println!("{} moves of a settled cluster: {:.2?}", moves.len(), begun.elapsed());
     }
 }

@@ -1,21 +1,23 @@
-//! Which slots go to other disks while the disks that hold them still answer: off disks that leave, and onto disks that
-//! hold less than their share.
+//! Which slots go to other disks: those to be made again, since their disks are away; off disks that leave; and onto disks
+//! that hold less than their share.
 //!
 //! ```text
-//! (disks that may take slots, disks that leave, groups with moves under way) ─ plan_moves ─> moves to begin
+//! (disks that may take slots, why slots go, groups with moves under way) ─ plan_moves ─> moves to begin
 //! ```
 //!
 //! Pure and deterministic. Always: a move puts no two slots of a group nearer together than they were; a disk's share is
 //! the part of all slots that its part of the capacity is; only what a disk has above its share moves, so that joining
 //! and leaving move no more than must be; a few moves at once touch one disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Member, Spread, rendezvous};
+use super::{Member, Roster, Spread, rendezvous};
 use crate::ids::{DiskId, PgId};
 
 /// Moves under way that read from one disk, and that fill one disk.
 const MOVES_PER_DISK_MAX: usize = 2;
+/// Slots that are made again on one disk at once: they are read from many.
+const REMAKES_PER_DISK_MAX: usize = 6;
 /// Slots that a disk may have above or below its share: nearer to it, moving costs more than it evens out.
 const UNEVEN_SLOTS_MIN: u64 = 2;
 /// As above, in parts of the disk's share.
@@ -60,41 +62,73 @@ impl Busy {
         *self.to.entry(to).or_default() += 1;
     }
 
-    fn has_room(&self, from: DiskId, to: DiskId) -> bool {
+    fn has_room(&self, from: DiskId, to: DiskId, why: Why) -> bool {
         let count = |of: &BTreeMap<DiskId, usize>, disk| of.get(&disk).copied().unwrap_or(0);
-        count(&self.from, from) < MOVES_PER_DISK_MAX && count(&self.to, to) < MOVES_PER_DISK_MAX
+        match why {
+            // A disk that is away is not read.
+            Why::Away => count(&self.to, to) < REMAKES_PER_DISK_MAX,
+            Why::Leaving | Why::Uneven => {
+                count(&self.from, from) < MOVES_PER_DISK_MAX && count(&self.to, to) < MOVES_PER_DISK_MAX
+            }
+        }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Away,
+    Leaving,
+    Uneven,
+}
+
+/// Why slots go to other disks, apart from uneven shares.
+#[derive(Debug, Clone, Copy)]
+pub struct Reasons<'a> {
+    /// Disks that answer and are to be emptied.
+    pub leaving: &'a BTreeSet<DiskId>,
+    /// Slots to be made again elsewhere, the most endangered first.
+    pub endangered: &'a [(PgId, u8)],
 }
 
 /// Moves to begin now in the groups of one scheme.
 ///
-/// `members`: every disk that may take slots. `known`: those and all that hold slots which are still read. `leaving`: of
-/// these, the ones to be emptied. Cost: slots that move x members, and slots.
+/// `members`: every disk that may take slots and answers. `known`: those and all that hold slots which are still read.
+/// Cost: slots that move x members, and slots.
 #[must_use]
 pub fn plan_moves(
     members: &[Member],
     known: &[Member],
-    leaving: &BTreeSet<DiskId>,
+    reasons: Reasons<'_>,
     groups: &[Moving],
     busy: &mut Busy,
 ) -> Vec<Move> {
-    let taking: BTreeMap<DiskId, &Member> = members
-        .iter()
-        .filter(|member| !leaving.contains(&member.disk))
-        .map(|member| (member.disk, member))
-        .collect();
-    let known: BTreeMap<DiskId, &Member> =
-        known.iter().chain(members).map(|member| (member.disk, member)).collect();
-    let mut round = Round { load: settled_load(groups), taking, known, busy, moves: Vec::new() };
+    let Reasons { leaving, endangered } = reasons;
+    let roster = Roster::new(members.iter().chain(known));
+    let taking: Vec<&Member> = members.iter().filter(|member| !leaving.contains(&member.disk)).collect();
+    let by_id: BTreeMap<PgId, &Moving> = groups.iter().map(|group| (group.id, group)).collect();
+    let mut round =
+        Round { load: settled_load(groups), taking, roster: &roster, busy, moves: BTreeMap::new() };
+    for (id, slot) in endangered {
+        if let Some(group) = by_id.get(id).filter(|group| usize::from(*slot) < group.disks.len())
+            && !is_moving(group, usize::from(*slot))
+        {
+            round.relocate(group, usize::from(*slot), Why::Away);
+        }
+    }
     for group in groups {
-        for slot in 0..group.disks.len() {
-            if leaving.contains(&group.disks[slot]) && !is_moving(group, slot) {
-                round.empty(group, slot);
+        let is_begun = round.moves.contains_key(&group.id);
+        let slots = (0..group.disks.len()).filter(|slot| !is_begun && leaving.contains(&group.disks[*slot]));
+        for slot in slots.filter(|slot| !is_moving(group, *slot)) {
+            if round.relocate(group, slot, Why::Leaving) {
+                break;
             }
         }
     }
     round.even_out(groups);
-    round.moves
+    let moves = round.moves.into_iter();
+    moves
+        .flat_map(|(group, moves)| moves.into_iter().map(move |(slot, to)| Move { group, slot, to }))
+        .collect()
 }
 
 /// Slots by disk once all moves under way are done.
@@ -119,13 +153,14 @@ fn uneven(share: u64) -> u64 {
 
 struct Round<'a, 'b> {
     load: BTreeMap<DiskId, u64>,
-    taking: BTreeMap<DiskId, &'a Member>,
-    known: BTreeMap<DiskId, &'a Member>,
+    taking: Vec<&'a Member>,
+    roster: &'b Roster<'a>,
     busy: &'b mut Busy,
-    moves: Vec<Move>,
+    /// Begun in this round, by group.
+    moves: BTreeMap<PgId, Vec<(u8, DiskId)>>,
 }
 
-impl<'a> Round<'a, '_> {
+impl Round<'_, '_> {
     fn load_of(&self, disk: DiskId) -> u64 {
         self.load.get(&disk).copied().unwrap_or(0)
     }
@@ -135,24 +170,36 @@ impl<'a> Round<'a, '_> {
         (u128::from(self.load_of(member.disk)) << 64) / u128::from(member.capacity_bytes.max(1))
     }
 
+    /// Disks that slots of a group are on their way to.
+    fn coming(&self, group: &Moving) -> Vec<(u8, DiskId)> {
+        group.moves.iter().chain(self.moves.get(&group.id).into_iter().flatten()).copied().collect()
+    }
+
     /// What the other slots of a group are spread over; `None` where one of its disks is unknown.
-    fn others(&self, group: &Moving, slot: usize) -> Option<Spread<'a>> {
+    fn others(&self, group: &Moving, slot: usize) -> Option<Spread> {
         let mut spread = Spread::default();
-        let holders = group.disks.iter().enumerate().filter(|(at, _)| *at != slot && !is_moving(group, *at));
-        let coming = group.moves.iter().filter(|(at, _)| usize::from(*at) != slot).map(|(_, to)| to);
-        for disk in holders.map(|(_, disk)| disk).chain(coming) {
-            spread.add(self.known.get(disk).copied()?);
+        let coming = self.coming(group);
+        let is_coming = |at: usize| coming.iter().any(|(moving, _)| usize::from(*moving) == at);
+        let holders = group.disks.iter().enumerate().filter(|(at, _)| *at != slot && !is_coming(*at));
+        let others = coming.iter().filter(|(at, _)| usize::from(*at) != slot).map(|(_, to)| to);
+        for disk in holders.map(|(_, disk)| disk).chain(others) {
+            spread.add(self.roster.domains[self.roster.number(*disk)?]);
         }
         Some(spread)
     }
 
+    fn shared(&self, disk: DiskId, others: &Spread) -> Option<[u32; 3]> {
+        self.roster.number(disk).map(|number| others.shared(self.roster.domains[number]))
+    }
+
     /// Whether the slot may go there: not a disk of the group, and no nearer to its other slots than now.
-    fn may_go(&self, group: &Moving, slot: usize, to: &Member, others: &Spread<'a>) -> bool {
+    fn may_go(&self, group: &Moving, slot: usize, to: &Member, others: &Spread, why: Why) -> bool {
         let from = group.disks[slot];
         let is_new =
-            !group.disks.contains(&to.disk) && group.moves.iter().all(|(_, other)| *other != to.disk);
-        let now = self.known.get(&from).map(|member| others.shared(member));
-        is_new && now.is_none_or(|now| others.shared(to) <= now) && self.busy.has_room(from, to.disk)
+            !group.disks.contains(&to.disk) && self.coming(group).iter().all(|(_, other)| *other != to.disk);
+        is_new
+            && self.busy.has_room(from, to.disk, why)
+            && self.shared(from, others).is_none_or(|now| self.shared(to.disk, others) <= Some(now))
     }
 
     fn begin(&mut self, group: &Moving, slot: usize, to: DiskId) {
@@ -163,27 +210,25 @@ impl<'a> Round<'a, '_> {
             *load = load.saturating_sub(1);
         }
         // A slot's number fits: a scheme has at most 255 shards.
-        self.moves.push(Move { group: group.id, slot: slot as u8, to });
+        self.moves.entry(group.id).or_default().push((slot as u8, to));
     }
 
-    /// Takes a slot off its disk, to the least laden that it may go to.
-    fn empty(&mut self, group: &Moving, slot: usize) {
-        if self.moves.iter().any(|begun| begun.group == group.id) {
-            return;
-        }
-        let Some(others) = self.others(group, slot) else { return };
+    /// Takes a slot off its disk, to the least laden that it may go to. Returns whether there is one.
+    fn relocate(&mut self, group: &Moving, slot: usize, why: Why) -> bool {
+        let Some(others) = self.others(group, slot) else { return false };
         let best = self
             .taking
-            .values()
-            .filter(|member| self.may_go(group, slot, member, &others))
+            .iter()
+            .filter(|member| self.may_go(group, slot, member, &others, why))
             .min_by_key(|member| {
                 let tie = rendezvous(group.id, slot, member.disk);
-                (others.shared(member), self.fullness(member), tie, member.disk)
+                (self.shared(member.disk, &others), self.fullness(member), tie, member.disk)
             })
             .map(|member| member.disk);
         if let Some(to) = best {
             self.begin(group, slot, to);
         }
+        best.is_some()
     }
 
     /// Slots of a disk when all are shared out by capacity.
@@ -194,30 +239,39 @@ impl<'a> Round<'a, '_> {
 
     /// From disks above their share to those below theirs, where one of the two is far from it.
     fn even_out(&mut self, groups: &[Moving]) {
-        let capacity: u128 = self.taking.values().map(|member| u128::from(member.capacity_bytes)).sum();
-        let slots: u64 = self.taking.keys().map(|disk| self.load_of(*disk)).sum();
-        let shares: BTreeMap<DiskId, u64> =
-            self.taking.values().map(|member| (member.disk, self.share(member, slots, capacity))).collect();
+        let capacity: u128 = self.taking.iter().map(|member| u128::from(member.capacity_bytes)).sum();
+        let slots: u64 = self.taking.iter().map(|member| self.load_of(member.disk)).sum();
+        let shares: HashMap<DiskId, u64> =
+            self.taking.iter().map(|member| (member.disk, self.share(member, slots, capacity))).collect();
+        let share_of = |disk: DiskId| shares.get(&disk).copied().unwrap_or(0);
+        let below: Vec<&Member> =
+            self.taking.iter().copied().filter(|to| share_of(to.disk) > self.load_of(to.disk)).collect();
+        let is_far_below = |round: &Self, to: &Member| {
+            share_of(to.disk) >= round.load_of(to.disk) + uneven(share_of(to.disk))
+        };
+        let far_below: Vec<&Member> = below.iter().copied().filter(|to| is_far_below(self, to)).collect();
         for group in groups {
-            if self.moves.iter().any(|begun| begun.group == group.id) || !group.moves.is_empty() {
+            if self.moves.contains_key(&group.id) || !group.moves.is_empty() {
                 continue;
             }
             for slot in 0..group.disks.len() {
                 let from = group.disks[slot];
-                let share_of = |disk: DiskId| shares.get(&disk).copied().unwrap_or(0);
                 if !shares.contains_key(&from) || self.load_of(from) <= share_of(from) {
                     continue;
                 }
                 let is_far_above = self.load_of(from) >= share_of(from) + uneven(share_of(from));
+                let receivers = if is_far_above { &below } else { &far_below };
+                if receivers.is_empty() {
+                    continue;
+                }
                 let Some(others) = self.others(group, slot) else { continue };
-                let best = self
-                    .taking
-                    .values()
+                let best = receivers
+                    .iter()
                     .filter(|to| {
-                        let below = share_of(to.disk).saturating_sub(self.load_of(to.disk));
-                        below > 0 && (is_far_above || below >= uneven(share_of(to.disk)))
+                        let has_room = share_of(to.disk) > self.load_of(to.disk);
+                        has_room && (is_far_above || is_far_below(self, to))
                     })
-                    .filter(|to| self.may_go(group, slot, to, &others))
+                    .filter(|to| self.may_go(group, slot, to, &others, Why::Uneven))
                     .min_by_key(|to| (self.fullness(to), rendezvous(group.id, slot, to.disk), to.disk))
                     .map(|to| to.disk);
                 if let Some(to) = best {
@@ -258,7 +312,8 @@ mod tests {
                 .iter()
                 .map(|group| Moving { id: group.id, disks: group.disks.clone(), moves: vec![] })
                 .collect();
-            let moves = plan_moves(members, members, leaving, &now, &mut Busy::default());
+            let reasons = Reasons { leaving, endangered: &[] };
+            let moves = plan_moves(members, members, reasons, &now, &mut Busy::default());
             if moves.is_empty() {
                 return moved;
             }
@@ -348,7 +403,68 @@ mod tests {
             .map(|group| Moving { id: group.id, disks: group.disks, moves: vec![] })
             .collect();
         let leaving = BTreeSet::from([members[0].disk]);
-        let moves = plan_moves(&members, &members, &leaving, &now, &mut Busy::default());
+        let reasons = Reasons { leaving: &leaving, endangered: &[] };
+        let moves = plan_moves(&members, &members, reasons, &now, &mut Busy::default());
         assert_eq!(moves.len(), MOVES_PER_DISK_MAX);
+    }
+
+    /// All slots of a group that must be made again go at once, to nodes apart, the most endangered group first.
+    #[test]
+    fn endangered_slots_are_made_again_together() {
+        let members = cluster(0..9);
+        let groups = plan(Scheme::new(2, 2).unwrap(), &members, &[], &[], 1);
+        let now: Vec<Moving> = groups
+            .iter()
+            .map(|group| Moving { id: group.id, disks: group.disks.clone(), moves: vec![] })
+            .collect();
+        let (taking, away) = (&members[2..], [members[0].disk, members[1].disk]);
+        let mut endangered: Vec<(usize, PgId, u8)> = Vec::new();
+        for group in &now {
+            let lost: Vec<u8> =
+                (0..4).filter(|slot| away.contains(&group.disks[usize::from(*slot)])).collect();
+            endangered.extend(lost.iter().map(|slot| (4 - lost.len(), group.id, *slot)));
+        }
+        endangered.sort_unstable();
+        let endangered: Vec<(PgId, u8)> = endangered.iter().map(|(_, id, slot)| (*id, *slot)).collect();
+        let reasons = Reasons { leaving: &BTreeSet::new(), endangered: &endangered };
+        let moves = plan_moves(taking, &members, reasons, &now, &mut Busy::default());
+        let most = REMAKES_PER_DISK_MAX * taking.len();
+        assert!(
+            moves.len() >= endangered.len().min(most) - taking.len(),
+            "{} of {}",
+            moves.len(),
+            endangered.len()
+        );
+        let most_endangered = endangered[0].0;
+        for (id, slot) in endangered.iter().filter(|(id, _)| *id == most_endangered) {
+            assert!(moves.iter().any(|moved| moved.group == *id && moved.slot == *slot));
+        }
+        for group in &now {
+            let mut disks = group.disks.clone();
+            for moved in moves.iter().filter(|moved| moved.group == group.id) {
+                assert!(away.contains(&disks[usize::from(moved.slot)]), "a slot moves that is there");
+                disks[usize::from(moved.slot)] = moved.to;
+            }
+            assert_eq!(disks.iter().collect::<BTreeSet<_>>().len(), 4);
+        }
+    }
+
+    /// One node more, one node less, of a hundred: no more moves than a tenth above what must.
+    #[test]
+    fn joining_and_leaving_move_what_must_move() {
+        let before = cluster(0..100);
+        let scheme = Scheme::new(4, 3).unwrap();
+        let placed = plan(scheme, &before, &[], &[], 1);
+        let mut groups = placed.clone();
+        let members = cluster(0..101);
+        let moved = settle(&members, &BTreeSet::new(), &mut groups);
+        let share = placed.len() * 7 / 101;
+        assert!(moved > 0 && moved * 10 <= share * 11, "{moved} slots moved for a share of {share}");
+
+        let mut groups = placed;
+        let gone = before[0].disk;
+        let had = loads(&groups)[&gone];
+        let moved = settle(&before, &BTreeSet::from([gone]), &mut groups);
+        assert!(moved >= had && moved * 10 <= had * 11, "{moved} slots moved, {had} had to");
     }
 }
