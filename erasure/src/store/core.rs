@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 
 use super::StoreOptions;
@@ -15,6 +15,7 @@ use super::index::{Entry, Index};
 use super::janitor::Chore;
 use super::segment::{Marks, Segments};
 use super::superblock::{DirLock, SEGMENTS};
+use super::upkeep::Home;
 use crate::ids::ShardKey;
 
 pub struct Core {
@@ -30,6 +31,10 @@ pub struct Core {
     pub is_sparse: AtomicBool,
     pub writers: AtomicUsize,
     pub dir_lock: Mutex<Option<DirLock>>,
+    /// The directory as it was opened; empty where it is no real one.
+    pub home: OnceLock<Home>,
+    /// What the segment files took of the device when last measured.
+    pub held_bytes: AtomicU64,
     failed: OnceLock<Arc<str>>,
     closed: AtomicBool,
 }
@@ -59,6 +64,8 @@ impl Core {
             is_sparse: AtomicBool::new(false),
             writers: AtomicUsize::new(0),
             dir_lock: Mutex::new(None),
+            home: OnceLock::new(),
+            held_bytes: AtomicU64::new(0),
             failed: OnceLock::new(),
             closed: AtomicBool::new(false),
         }
@@ -109,8 +116,17 @@ impl Core {
         }
     }
 
+    /// The filesystem's, as far as this disk may fill it.
     pub fn space(&self) -> Result<Space, StoreError> {
-        self.disk.space(&self.dir).map_err(|error| StoreError::io("size of", &self.dir, error))
+        let all = self.disk.space(&self.dir).map_err(|error| StoreError::io("size of", &self.dir, error))?;
+        let max = self.options.capacity_bytes_max;
+        if max == 0 {
+            return Ok(all);
+        }
+        // The reserve is the filesystem's, not a part of what this disk may hold.
+        let left = max.saturating_sub(self.held_bytes.load(Ordering::Relaxed));
+        let free = all.free.min(left.saturating_add(self.options.reserve_bytes));
+        Ok(Space { capacity: all.capacity.min(max), free })
     }
 
     /// Counts a shard that became readable.

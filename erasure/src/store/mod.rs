@@ -21,6 +21,7 @@
 //! | `index`        | shards in memory                                                       |
 //! | `scan`, `recover` | a start                                                             |
 //! | `compact`      | emptying segments that are mostly dead                                 |
+//! | `upkeep`       | directories and files that go away, and what is held of the device     |
 //!
 //! Always:
 //! - A shard can be read, and is listed, only after its finish is durable; after that it survives any crash.
@@ -42,6 +43,7 @@ mod recover;
 mod scan;
 mod segment;
 mod superblock;
+mod upkeep;
 mod writer;
 
 #[cfg(test)]
@@ -80,6 +82,8 @@ const CHORES_MAX: usize = 65_536;
 pub struct StoreOptions {
     /// Bytes of the filesystem that are never taken.
     pub reserve_bytes: u64,
+    /// Of the device, segment files hold no more than this; 0: as much as there is.
+    pub capacity_bytes_max: u64,
     /// Size of a segment file. Each open one is set aside in full.
     pub segment_bytes: u64,
     /// Segments that are written at once, under load.
@@ -94,6 +98,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             reserve_bytes: 1 << 30,
+            capacity_bytes_max: 0,
             segment_bytes: 256 << 20,
             append_segments: 4,
             writers_max: 512,
@@ -111,6 +116,11 @@ pub struct DiskUsage {
     pub free: u64,
     /// Bytes of the records that can be read.
     pub live_bytes: u64,
+    /// Bytes of the device that the segment files took when last measured: those of live records, room set aside for
+    /// shards to come, and garbage.
+    pub held_bytes: u64,
+    /// Room that is set aside and not taken yet.
+    pub set_aside_bytes: u64,
     pub shard_count: u64,
 }
 
@@ -169,6 +179,7 @@ impl ShardStore {
         }
         let (store, report) = Self::open_on(Arc::new(OsDisk), dir, superblock, options)?;
         *lock(&store.core.dir_lock) = Some(dir_lock);
+        _ = store.core.home.set(upkeep::Home::of(dir)?);
         Ok((store, report))
     }
 
@@ -185,6 +196,9 @@ impl ShardStore {
         let (chores, chores_taken) = mpsc::sync_channel(CHORES_MAX);
         let mut core = Core::new(dir.to_path_buf(), disk, superblock, options, chores);
         let (report, sequence) = recover::recover(&mut core)?;
+        if let Err(error) = upkeep::measure_held(&core) {
+            tracing::warn!(?dir, %error, "what the disk holds was not measured; trying again later");
+        }
         let core = Arc::new(core);
         let threads =
             Threads { core: Arc::clone(&core), flusher: Mutex::new(None), janitor: Mutex::new(None) };
@@ -279,12 +293,37 @@ impl ShardStore {
         let space = self.core.space().unwrap_or(disk::Space { capacity: 0, free: 0 });
         let live = self.core.segments.all();
         let live = live.iter().map(|(segment, _)| segment.live_bytes.load(Ordering::Relaxed));
+        let set_aside_bytes = self.core.segments.open_room();
         DiskUsage {
             capacity: space.capacity,
-            free: space.free.saturating_sub(self.core.options.reserve_bytes) + self.core.segments.open_room(),
+            free: space.free.saturating_sub(self.core.options.reserve_bytes) + set_aside_bytes,
             live_bytes: live.sum(),
+            held_bytes: self.core.held_bytes.load(Ordering::Relaxed),
+            set_aside_bytes,
             shard_count: self.core.index.len() as u64,
         }
+    }
+
+    /// Whether the directory is still the one that was opened.
+    ///
+    /// # Errors
+    /// The disk failed, or its directory is gone or another one: nothing written from now on would be found again.
+    pub async fn check_home(&self) -> Result<(), StoreError> {
+        self.blocking(|core| upkeep::check_home(core)).await
+    }
+
+    /// Measures what the segment files hold of the device, and forgets the shards of files that somebody removed; returns
+    /// how many those were.
+    ///
+    /// # Errors
+    /// The directory cannot be looked through.
+    pub async fn look_over(&self) -> Result<u64, StoreError> {
+        self.blocking(|core| {
+            let forgotten = upkeep::forget_removed(core)?;
+            upkeep::measure_held(core)?;
+            Ok(forgotten)
+        })
+        .await
     }
 
     /// Moves what lives in one mostly dead segment elsewhere and removes the file; `true` while there may be

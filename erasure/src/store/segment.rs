@@ -23,6 +23,7 @@ use super::format::{
 };
 use super::janitor::Chore;
 use super::scan::{Found, scan};
+use super::upkeep::measure_held;
 
 /// Writers that share one segment before another is opened: a file takes one write at a time.
 const WRITERS_PER_SEGMENT: usize = 8;
@@ -321,6 +322,11 @@ impl Segments {
         table.cached.push_back(number);
     }
 
+    /// Lets no writer into an open segment any more.
+    pub fn retire_one(&self, core: &Core, number: u32) {
+        self.retire(core, &mut lock(&self.table), number);
+    }
+
     /// Lets no writer into the open segments; those that none uses are sealed.
     pub fn retire_all(&self, core: &Core) {
         let mut table = lock(&self.table);
@@ -330,6 +336,9 @@ impl Segments {
     }
 
     fn open_segment(&self, core: &Core, bytes: u64, reserve: u64) -> Result<(), StoreError> {
+        if core.options.capacity_bytes_max > 0 {
+            measure_held(core)?;
+        }
         let free = core.space()?.free;
         let spare = free.saturating_sub(reserve);
         let full = || StoreError::DiskFull { path: core.dir.clone(), free, reserve };

@@ -19,6 +19,7 @@ use crate::layout::{BlobLayout, CELL_BYTES, Scheme};
 pub fn options() -> StoreOptions {
     StoreOptions {
         reserve_bytes: 0,
+        capacity_bytes_max: 0,
         segment_bytes: 128 * 1024,
         append_segments: 2,
         writers_max: 64,
@@ -600,4 +601,74 @@ async fn a_directory_is_a_disk_of_one_cluster_and_one_process() {
         bytes[4096 + 20] ^= 1;
     });
     assert!(matches!(open("a"), Err(StoreError::DamagedSuperblock { .. })));
+}
+
+/// A disk holds no more than it may, and takes shards again once there is room.
+#[tokio::test]
+async fn a_disk_holds_no_more_than_it_may() {
+    const MAX: u64 = 1 << 20;
+    let disk = SimDisk::default();
+    let (store, _) = try_open(&disk, StoreOptions { capacity_bytes_max: MAX, ..options() }).unwrap();
+    assert_eq!(store.usage().capacity, MAX);
+    let mut held = Vec::new();
+    let refused = loop {
+        let sample = sample(held.len() as u8, 0, 100_000);
+        match put(&store, &sample, 50_048).await {
+            Ok(()) => held.push(sample.header.key),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, StoreError::DiskFull { .. }), "{refused}");
+    assert!((14..=20).contains(&held.len()), "{} shards of 50 KB in 1 MiB", held.len());
+    store.look_over().await.unwrap();
+    assert!(store.usage().held_bytes <= MAX && store.usage().free < 100_000, "{:?}", store.usage());
+    store.delete(held).await.unwrap();
+    for _ in 0..8 {
+        store.compact_step().await.unwrap();
+        store.look_over().await.unwrap();
+    }
+    put(&store, &sample(200, 0, 100_000), 50_048).await.unwrap();
+    store.close().await;
+}
+
+/// A folder that is gone from under the store is noticed, and so is another one in its place; a segment file that was
+/// removed takes its shards with it, and no others.
+#[tokio::test]
+async fn what_goes_from_under_the_store_is_noticed() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("disk");
+    std::fs::create_dir(&dir).unwrap();
+    ShardStore::format(&dir, "a", DiskId([1; 16])).unwrap();
+    let (store, _) = ShardStore::open(&dir, "a", StoreOptions { append_segments: 1, ..options() }).unwrap();
+    let samples: Vec<Sample> = (0..12).map(|name| sample(name, 0, 60_000)).collect();
+    for sample in &samples {
+        put(&store, sample, 30_016).await.unwrap();
+    }
+    store.check_home().await.unwrap();
+    let before = store.usage().shard_count;
+    assert_eq!(before, 12);
+    let first = dir.join(SEGMENTS).join("00000000.seg");
+    std::fs::remove_file(&first).unwrap();
+    // It is sealed first, by another thread.
+    let mut forgotten = 0;
+    for _ in 0..20_000 {
+        forgotten = store.look_over().await.unwrap();
+        if forgotten > 0 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!((1..12).contains(&forgotten), "{forgotten} shards were in the file");
+    assert_eq!(store.usage().shard_count, before - forgotten);
+    assert_eq!(store.look_over().await.unwrap(), 0);
+
+    let away = parent.path().join("away");
+    std::fs::rename(&dir, &away).unwrap();
+    assert!(matches!(store.check_home().await, Err(StoreError::NoDirectory { .. })));
+    std::fs::create_dir_all(dir.join(SEGMENTS)).unwrap();
+    assert!(matches!(store.check_home().await, Err(StoreError::NoDirectory { .. })), "another folder");
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&away, &dir).unwrap();
+    store.check_home().await.unwrap();
+    store.close().await;
 }
