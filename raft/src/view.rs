@@ -9,7 +9,7 @@ use std::sync::{Arc, RwLock};
 use makai_erasure::placement::default_scheme;
 use makai_erasure::{DiskId, NodeId, PgId, Scheme};
 
-use crate::facts::cluster::{ClusterMap, Group, Node, Standing};
+use crate::facts::cluster::{ClusterMap, Condition, Group, Node, Standing};
 
 /// One state of the map.
 #[derive(Debug, Default)]
@@ -17,6 +17,7 @@ pub struct IndexedMap {
     pub map: ClusterMap,
     node_of_disk: HashMap<DiskId, NodeId>,
     standings: HashMap<DiskId, Standing>,
+    conditions: HashMap<DiskId, Condition>,
     nodes: HashMap<NodeId, usize>,
     groups: HashMap<PgId, usize>,
     by_scheme: HashMap<Scheme, Vec<usize>>,
@@ -37,6 +38,7 @@ impl IndexedMap {
         };
         Self {
             standings: map.disks.iter().map(standing_of).collect(),
+            conditions: map.disks.iter().map(|disk| (disk.id, disk.condition)).collect(),
             node_of_disk: map
                 .disks
                 .iter()
@@ -65,6 +67,12 @@ impl IndexedMap {
     #[must_use]
     pub fn standing_of(&self, disk: DiskId) -> Option<Standing> {
         self.standings.get(&disk).copied()
+    }
+
+    /// How a disk is, as its node says; [`Condition::Missing`] for one that is unknown.
+    #[must_use]
+    pub fn condition_of(&self, disk: DiskId) -> Condition {
+        self.conditions.get(&disk).copied().unwrap_or(Condition::Missing)
     }
 
     #[must_use]

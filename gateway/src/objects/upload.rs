@@ -21,7 +21,7 @@ use makai_erasure::stripe::{
 };
 use makai_erasure::{BlobId, Scheme, ShardKey};
 use makai_raft::facts::bucket::Bucket;
-use makai_raft::facts::cluster::{Group, Standing};
+use makai_raft::facts::cluster::{Condition, Group, Standing};
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::command::{Command, NewBlob, NewContent, Reply};
 use makai_raft::facts::object::{Content, Extent, INLINE_BYTES_MAX, OBJECT_BYTES_MAX};
@@ -187,8 +187,8 @@ impl Objects {
         }))
     }
 
-    /// A group of `scheme` with the most disks up, any of the best; of these rather one whose slots stay where they are,
-    /// so that what moves away can be emptied.
+    /// A group of `scheme` with the most disks up, any of the best; of these rather one with few disks that are nearly full,
+    /// and whose slots stay where they are, so that what moves away can be emptied.
     fn choose_group(&self, scheme: Scheme, not: Option<&Group>) -> Option<(Group, usize)> {
         let map = self.inner.map.get();
         let usable = |disk: &makai_erasure::DiskId| {
@@ -197,6 +197,7 @@ impl Objects {
                     .node_of(*disk)
                     .and_then(|node| map.node(node))
                     .is_some_and(|node| node.standing != Standing::Lost)
+                && map.condition_of(*disk) != Condition::Missing
         };
         let up = |group: &Group| group.disks.iter().filter(|disk| usable(disk)).count();
         let groups: Vec<(&Group, usize)> = map
@@ -208,8 +209,10 @@ impl Objects {
             let leaves = |disk: &makai_erasure::DiskId| {
                 map.standing_of(*disk).is_some_and(|standing| standing == Standing::Draining)
             };
+            let is_full = |disk: &&makai_erasure::DiskId| map.condition_of(**disk) == Condition::Full;
+            let full = group.disks.iter().filter(is_full).count();
             let is_settled = group.moves.is_empty() && !group.disks.iter().any(leaves);
-            (*up, is_settled)
+            (*up, std::cmp::Reverse(full), is_settled)
         };
         let best = groups.iter().map(rank).max()?;
         let best: Vec<_> = groups.into_iter().filter(|group| rank(group) == best).collect();

@@ -224,6 +224,7 @@ async fn make_disks(facts: &Facts) {
             capacity_bytes: 1 << 40,
             standing: Standing::Active,
             added_at: now(),
+            condition: makai_raft::facts::cluster::Condition::Well,
         })
         .collect();
     let node = Node {

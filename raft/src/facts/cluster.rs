@@ -97,6 +97,21 @@ pub struct Disk {
     pub capacity_bytes: u64,
     pub standing: Standing,
     pub added_at: Timestamp,
+    /// As the leader hears from its node.
+    #[serde(default)]
+    pub condition: Condition,
+}
+
+/// How a disk is, whatever a person has decided about it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    #[default]
+    Well,
+    /// Nearly full: it takes no new slots, and some of those it has go to others.
+    Full,
+    /// Its node answers and has it no longer, or it failed: what it held is made again elsewhere, until it is back.
+    Missing,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +133,9 @@ pub struct Group {
 pub struct SlotMove {
     pub slot: u8,
     pub to: DiskId,
+    /// The slot's own disk is away: the move is given up if that one comes back first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_remake: bool,
 }
 
 /// Everything a door needs to reach blobs. Small: O(nodes + groups).

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Timestamp;
 use super::accounts::{AccountsCommand, AccountsRefusal, AccountsReply};
 use super::bucket::Bucket;
-use super::cluster::{Disk, Group, JoinToken, Node, Role, Standing};
+use super::cluster::{Condition, Disk, Group, JoinToken, Node, Role, Standing};
 use super::identity::IdentityCommand;
 use super::jobs::{AttemptId, JobsCommand, JobsReply};
 use super::object::{Checksum, Content, ObjectHead, ObjectHeaders, Part, Upload};
@@ -230,6 +230,12 @@ pub enum Command {
 
     Accounts(AccountsCommand),
     Jobs(JobsCommand),
+
+    /// How a disk is, as its node says.
+    SetDiskCondition {
+        disk: DiskId,
+        condition: Condition,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

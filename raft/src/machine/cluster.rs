@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Outcome, all, is_empty, keys_in, read};
 use super::keys::{self, Counter};
 use super::kv::{KvError, View};
-use crate::facts::cluster::{ClusterMap, Disk, Group, JoinToken, Node, Role, SlotMove, Standing};
+use crate::facts::cluster::{ClusterMap, Condition, Disk, Group, JoinToken, Node, Role, SlotMove, Standing};
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
 
@@ -176,7 +176,12 @@ fn announce(draft: &mut Draft<'_>, node: &NodeId, disks: &[Disk]) -> Outcome<boo
                 return Err(Refusal::AlreadyExists(format!("disk {} of another node", asked.id)).into());
             }
             Some(known) => Disk { capacity_bytes: asked.capacity_bytes, ..known.clone() },
-            None => Disk { standing: Standing::Active, added_at: draft.now, ..asked.clone() },
+            None => Disk {
+                standing: Standing::Active,
+                added_at: draft.now,
+                condition: Condition::Well,
+                ..asked.clone()
+            },
         };
         if known.as_ref() != Some(&disk) {
             draft.write(place, &disk)?;
@@ -214,6 +219,17 @@ pub fn set_disk_standing(draft: &mut Draft<'_>, id: &DiskId, standing: Standing)
     let mut disk: Disk = read(draft, &place)?.ok_or_else(|| not_found("disk", id))?;
     if disk.standing != standing {
         disk.standing = standing;
+        draft.write(place, &disk)?;
+        draft.next(Counter::MapEpoch)?;
+    }
+    Ok(Reply::Done)
+}
+
+pub fn set_disk_condition(draft: &mut Draft<'_>, id: &DiskId, condition: Condition) -> Outcome<Reply> {
+    let place = keys::disk(id);
+    let mut disk: Disk = read(draft, &place)?.ok_or_else(|| not_found("disk", id))?;
+    if disk.condition != condition {
+        disk.condition = condition;
         draft.write(place, &disk)?;
         draft.next(Counter::MapEpoch)?;
     }
@@ -292,7 +308,7 @@ fn check_group(view: &dyn View, group: &Group, known: Option<&Group>) -> Outcome
 pub fn finish_move(
     draft: &mut Draft<'_>,
     pg: PgId,
-    finished: SlotMove,
+    (slot, to): (u8, DiskId),
     version: u32,
     sequence: u64,
 ) -> Outcome<Reply> {
@@ -300,16 +316,17 @@ pub fn finish_move(
     let mut group: Group = read(draft, &place)?.ok_or_else(|| not_found("group", &pg))?;
     let newer = keys::group_blob(pg, sequence.saturating_add(1))..keys::end_of(&keys::group_blobs(pg));
     let has_newer = !keys_in(draft, &newer.start, &newer.end, 1)?.is_empty();
-    if group.version != version || has_newer || !group.moves.contains(&finished) {
+    let is_meant = |moving: &SlotMove| moving.slot == slot && moving.to == to;
+    if group.version != version || has_newer || !group.moves.iter().any(is_meant) {
         return Err(Refusal::PreconditionFailed.into());
     }
-    let next = group.version.checked_add(1).filter(|_| usize::from(finished.slot) < group.disks.len());
+    let next = group.version.checked_add(1).filter(|_| usize::from(slot) < group.disks.len());
     let Some(next) = next else {
         return Err(Refusal::Invalid(format!("group {pg} cannot change any more")).into());
     };
     group.version = next;
-    group.disks[usize::from(finished.slot)] = finished.to;
-    group.moves.retain(|other| *other != finished);
+    group.disks[usize::from(slot)] = to;
+    group.moves.retain(|other| !is_meant(other));
     draft.write(place, &group)?;
     draft.next(Counter::MapEpoch)?;
     Ok(Reply::Done)

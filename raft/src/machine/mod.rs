@@ -90,10 +90,10 @@ mod blobs;
 mod buckets;
 mod cluster;
 mod content;
-mod draft;
+pub(crate) mod draft;
 mod identity;
 mod jobs;
-mod keys;
+pub(crate) mod keys;
 mod listing;
 mod names;
 mod objects;
@@ -113,7 +113,6 @@ use self::draft::{Draft, Outcome, read, settle};
 use self::kv::{Edit, KvError, View};
 use self::sessions::Sessions;
 use crate::facts::Timestamp;
-use crate::facts::cluster::SlotMove;
 use crate::facts::command::{Batch, Command, Refusal, Reply};
 use crate::facts::query::{Answer, ENTRIES_PER_ANSWER_MAX, Query};
 
@@ -225,8 +224,9 @@ fn run(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> Outcome
         Command::SetNodeStanding { node, standing } => cluster::set_node_standing(draft, node, *standing),
         Command::SetDiskStanding { disk, standing } => cluster::set_disk_standing(draft, disk, *standing),
         Command::PutGroups { map_epoch, groups } => cluster::put_groups(draft, *map_epoch, groups),
+        Command::SetDiskCondition { disk, condition } => cluster::set_disk_condition(draft, disk, *condition),
         Command::FinishMove { pg, slot, to, version, sequence } => {
-            cluster::finish_move(draft, *pg, SlotMove { slot: *slot, to: *to }, *version, *sequence)
+            cluster::finish_move(draft, *pg, (*slot, *to), *version, *sequence)
         }
 
         Command::ForgetBlobs { blobs } => blobs::forget(draft, blobs),

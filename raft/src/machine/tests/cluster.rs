@@ -1,7 +1,7 @@
 //! Nodes, disks, groups and tokens.
 
 use super::*;
-use crate::facts::cluster::{ClusterMap, JoinToken, SlotMove};
+use crate::facts::cluster::{ClusterMap, Condition, JoinToken, SlotMove};
 
 fn map(world: &World) -> ClusterMap {
     match world.ask(Query::ClusterMap { known_epoch: None }) {
@@ -118,6 +118,8 @@ fn the_epoch_tells_of_changes() {
         (Command::SetNodeStanding { node: node(1).id, standing: Standing::Draining }, 1),
         (Command::SetDiskStanding { disk: disk(1, 1).id, standing: Standing::Lost }, 1),
         (Command::SetDiskStanding { disk: disk(1, 1).id, standing: Standing::Lost }, 0),
+        (Command::SetDiskCondition { disk: disk(1, 1).id, condition: Condition::Missing }, 1),
+        (Command::SetDiskCondition { disk: disk(1, 1).id, condition: Condition::Missing }, 0),
         (Command::JoinNode { node: node(1), disks: vec![disk(1, 1)], token: None }, 0),
         (
             Command::JoinNode {
@@ -187,15 +189,15 @@ fn a_slot_moves_once_the_other_disk_holds_it_all() {
     let mut world = World::new();
     let old = map(&world).groups[0].clone();
     let to = disk(4, 1).id;
-    let moving = SlotMove { slot: 1, to };
+    let moving = SlotMove { slot: 1, to, is_remake: false };
     let map_epoch = map(&world).epoch;
     let with =
         |moves: Vec<SlotMove>| Command::PutGroups { map_epoch, groups: vec![Group { moves, ..old.clone() }] };
     for fault in [
-        vec![SlotMove { slot: old.disks.len() as u8, to }],
-        vec![SlotMove { slot: 1, to: old.disks[0] }],
+        vec![SlotMove { slot: old.disks.len() as u8, ..moving }],
+        vec![SlotMove { to: old.disks[0], ..moving }],
         vec![moving, moving],
-        vec![moving, SlotMove { slot: 0, to: disk(4, 1).id }],
+        vec![moving, SlotMove { slot: 0, to: disk(4, 1).id, ..moving }],
     ] {
         assert!(matches!(world.run(with(fault)), Err(Refusal::Invalid(_))));
     }

@@ -139,6 +139,7 @@ fn disk(number: u8, node: u8) -> Disk {
         capacity_bytes: 1 << 40,
         standing: Standing::Lost,
         added_at: Timestamp(0),
+        condition: crate::facts::cluster::Condition::Well,
     }
 }
 
