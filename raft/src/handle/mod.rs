@@ -14,11 +14,13 @@
 //! | `barrier`  | one read index for all who wait for one                          |
 //! | `incoming` | a snapshot on its way in                                         |
 //! | `link`     | openraft's network on the port                                   |
+//! | [`anew`]   | backups, and clusters that begin anew from them                  |
 //! | [`wire`]   | the messages                                                     |
 //!
 //! Always: a retry keeps its serial, so that a command is applied once however often it was sent; nothing waits
 //! without a deadline; every queue has a bound.
 
+pub mod anew;
 mod barrier;
 mod client;
 mod incoming;

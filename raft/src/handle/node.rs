@@ -362,6 +362,26 @@ impl MetaNode {
         }
     }
 
+    /// Every fact that was answered before, in pieces of a snapshot's stream, until `emit` breaks. Blocks no writer.
+    ///
+    /// # Errors
+    /// No majority confirms what is agreed, or the store fails.
+    pub async fn backup(
+        &self,
+        mut emit: impl FnMut(Bytes) -> std::ops::ControlFlow<()> + Send + 'static,
+    ) -> Result<(), super::MetaError> {
+        let failed = |why: String| super::MetaError::Unavailable(why);
+        // A query waits until everything answered before is here.
+        let ready = self.query(Query::ClusterMap { known_epoch: None }).await;
+        ready.map_err(|trouble| failed(trouble.to_string()))?.map_err(super::MetaError::Refused)?;
+        let (store, cluster_id) = (self.0.store.clone(), self.0.config.cluster_id.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let view = store.commit_durably()?;
+            crate::store::snapshot::write(&cluster_id, &view, &mut emit)
+        });
+        written.await.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.0))
+    }
+
     #[cfg(test)]
     pub(super) fn facts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, crate::machine::kv::KvError> {
         let mut out = BTreeMap::new();
@@ -673,9 +693,9 @@ struct Identity {
     cluster_id: String,
 }
 
-type Opened = (Box<dyn Send + Sync>, Log, MetaStore);
+pub(super) type Opened = (Box<dyn Send + Sync>, Log, MetaStore);
 
-fn open(disk: Arc<dyn Disk>, config: &MetaConfig) -> Result<Opened, MetaStartError> {
+pub(super) fn open(disk: Arc<dyn Disk>, config: &MetaConfig) -> Result<Opened, MetaStartError> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
         move |source| MetaStartError::Io { path, source }
@@ -701,7 +721,7 @@ fn open(disk: Arc<dyn Disk>, config: &MetaConfig) -> Result<Opened, MetaStartErr
 }
 
 /// Binds the directory to this voter: `MKVOTER`, a version byte, and an [`Identity`] in MessagePack.
-fn identify(disk: &dyn Disk, config: &MetaConfig) -> Result<(), MetaStartError> {
+pub(super) fn identify(disk: &dyn Disk, config: &MetaConfig) -> Result<(), MetaStartError> {
     let path = config.dir.join(IDENTITY_FILE);
     let io = |source| MetaStartError::Io { path: path.clone(), source };
     let expected =

@@ -256,6 +256,31 @@ impl MetaStore {
         Ok(())
     }
 
+    /// Puts the facts of a file in force, with some records changed, as of a position of another history.
+    ///
+    /// # Errors
+    /// As [`install`](Self::install); the store is of no use then.
+    pub(crate) fn install_changed(
+        &self,
+        file: &dyn crate::log::disk::DiskFile,
+        position: &Position,
+        changed: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), StoreError> {
+        let path = self.0.config.dir.join(DATABASE_FILE);
+        let failed = |error: KvError| StoreError::Database { path: path.clone(), why: error.0 };
+        let _writing = self.writing();
+        let database = self.database().map_err(failed)?;
+        let mut filling = Filling { database: &database, pairs: Vec::new(), bytes: 0 };
+        snapshot::read(file, |key, value| filling.push(key, value).map_err(|error| error.0))
+            .map_err(StoreError::BadSnapshot)?;
+        for (key, value) in changed {
+            filling.push(&key, &value).map_err(failed)?;
+        }
+        filling.finish(position).map_err(failed)?;
+        self.publish(position);
+        Ok(())
+    }
+
     /// Durable on return; every later call fails.
     ///
     /// # Errors
