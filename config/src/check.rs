@@ -227,6 +227,7 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("storage.segment_bytes", storage.segment_bytes, 128 * MIB..=4 * GIB);
     within("storage.repair_bytes_per_sec_max", storage.repair_bytes_per_sec_max, 64 * KIB..=1024 * GIB);
     within("storage.repair_grace_secs", storage.repair_grace_secs, 0..=30 * DAY_SECS);
+    within("storage.repair_urgent_secs", storage.repair_urgent_secs, 0..=30 * DAY_SECS);
     within("storage.scrub_period_secs", storage.scrub_period_secs, 10..=YEAR_SECS);
     within("storage.orphan_age_secs", storage.orphan_age_secs, 60..=YEAR_SECS);
     within("storage.reconcile_interval_ms", storage.reconcile_interval_ms, 10..=3_600_000);

@@ -247,12 +247,14 @@ pub struct StorageConfig {
     /// Size of a segment file. Large enough that the filesystem lays it out in few pieces, small enough
     /// that compaction can rewrite one while it serves; the largest shard must fit.
     pub segment_bytes: u64,
-    /// Ceiling on what this node reads and writes to repair others, so that a lost disk does not starve
-    /// clients.
+    /// Ceiling on the shards that this node makes again or takes over, as they are written, so that a lost disk does not
+    /// starve clients. Making one reads as many as the scheme has data shards.
     pub repair_bytes_per_sec_max: u64,
-    /// A node silent for longer gets no new placement groups until it is back. What it holds waits for it, or for
-    /// `makai node remove --lost`.
+    /// What a silent node holds is made again elsewhere after this, if its group is short of shards by then. A machine that
+    /// is switched off for the night costs nothing. The leader's counts: keep it alike on all voters.
     pub repair_grace_secs: u64,
+    /// As above, where few or no shards are left to spare: longer than a reboot takes.
+    pub repair_urgent_secs: u64,
     /// Time to read every shard back once. Two weeks: scrubs of that period found most latent sector errors
     /// in a field study (Bairavasundaram et al., SIGMETRICS 2007).
     pub scrub_period_secs: u64,
@@ -273,6 +275,7 @@ impl Default for StorageConfig {
             segment_bytes: 256 * MIB,
             repair_bytes_per_sec_max: 32 * MIB,
             repair_grace_secs: DAY_SECS,
+            repair_urgent_secs: 600,
             scrub_period_secs: 14 * DAY_SECS,
             orphan_age_secs: DAY_SECS,
             reconcile_interval_ms: 1_000,
