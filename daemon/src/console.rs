@@ -7,6 +7,7 @@
 //! | `GET /api/v1/status`        | [`Status`]                                                     | yes             |
 //! | `POST /api/v1/join-token`   | [`JoinTokenRequest`] -> [`JoinTokenAnswer`]                     | yes             |
 //! | `POST /api/v1/standing`     | [`StandingRequest`] -> the node                                 | yes             |
+//! | `GET /api/v1/backup`        | the facts as a snapshot's stream; a voter only                 | yes             |
 //! | `GET /api/v1/tenants`       | tenants                                                        | yes             |
 //! | `POST /api/v1/tenants`      | [`TenantRequest`] -> [`KeyAnswer`]                              | yes             |
 //! | `GET /api/v1/keys?tenant=`  | ids of its keys                                                | yes             |
@@ -26,8 +27,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -51,6 +53,7 @@ use crate::accounts::api;
 use crate::members::{DiskBeat, known_peers};
 use crate::node;
 use crate::reconcile::Shell;
+use crate::reconcile::reach::LineNow;
 use crate::reconcile::shards::ProgressNow;
 use crate::ticket::Ticket;
 use crate::{clock, state};
@@ -83,6 +86,9 @@ pub struct Status {
     /// As the leader heard of all nodes; empty elsewhere.
     #[serde(default)]
     pub repairs: Vec<NodeRepair>,
+    /// As above, of their lines.
+    #[serde(default)]
+    pub lines: Vec<NodeLine>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -111,6 +117,13 @@ pub struct StandingRequest {
 pub struct NodeRepair {
     pub node: NodeId,
     pub repair: ProgressNow,
+}
+
+/// What a node measured of its line, as the leader heard last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeLine {
+    pub node: NodeId,
+    pub line: LineNow,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -176,6 +189,13 @@ pub struct ApiError {
 }
 
 type Failure = (StatusCode, String);
+
+/// An answer's bytes, whole or in pieces.
+type Body = BoxBody<Bytes, std::io::Error>;
+
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
 
 fn failure(status: StatusCode, why: impl ToString) -> Failure {
     (status, why.to_string())
@@ -248,10 +268,10 @@ pub async fn start(
     Ok(Some(address))
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Failure> {
+fn json<T: Serialize>(value: &T) -> Result<Response<Body>, Failure> {
     let body =
         serde_json::to_vec(value).map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, error))?;
-    let mut response = Response::new(Full::from(body));
+    let mut response = Response::new(full(body));
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     Ok(response)
 }
@@ -265,11 +285,11 @@ fn parameter<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {
 }
 
 impl Console {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_head_or_get = matches!(*request.method(), Method::GET | Method::HEAD);
         let answered = match request.uri().path() {
-            "/healthz" if is_head_or_get => Ok(Response::new(Full::from("ok\n"))),
-            "/metrics" if is_head_or_get => Ok(Response::new(Full::from(self.metrics_page()))),
+            "/healthz" if is_head_or_get => Ok(Response::new(full("ok\n"))),
+            "/metrics" if is_head_or_get => Ok(Response::new(full(self.metrics_page()))),
             _ if !self.is_authorized(&request) => Err(failure(
                 StatusCode::UNAUTHORIZED,
                 "send `Authorization: Bearer TOKEN` with the token in admin.token of the node's folder",
@@ -278,7 +298,7 @@ impl Console {
         };
         answered.unwrap_or_else(|(status, error)| {
             let mut response =
-                json(&ApiError { error }).unwrap_or_else(|_| Response::new(Full::from("internal error")));
+                json(&ApiError { error }).unwrap_or_else(|_| Response::new(full("internal error")));
             *response.status_mut() = status;
             response
         })
@@ -295,7 +315,7 @@ impl Console {
         blake3::hash(given.as_bytes()) == blake3::hash(self.token.as_bytes())
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Failure> {
+    async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
         let (parts, body) = request.into_parts();
         let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
         let body = body.map_err(|error| failure(StatusCode::BAD_REQUEST, error))?.to_bytes();
@@ -304,6 +324,7 @@ impl Console {
             (&Method::GET, "/api/v1/status") => json(&self.status()),
             (&Method::POST, "/api/v1/join-token") => json(&self.join_token(read(&body)?).await?),
             (&Method::POST, "/api/v1/standing") => json(&self.standing(read(&body)?).await?),
+            (&Method::GET, "/api/v1/backup") => self.backup().await,
             (&Method::GET, "/api/v1/tenants") => json(&self.tenants().await?),
             (&Method::POST, "/api/v1/tenants") => json(&self.create_tenant(read(&body)?).await?),
             (&Method::GET, "/api/v1/keys") => json(&self.keys(parameter(query, "tenant")).await?),
@@ -326,7 +347,7 @@ impl Console {
         path: &str,
         query: Option<&str>,
         body: &[u8],
-    ) -> Result<Response<Full<Bytes>>, Failure> {
+    ) -> Result<Response<Body>, Failure> {
         let unavailable = |error: anyhow::Error| match error.downcast::<MetaError>() {
             Ok(error) => meta_failure(error),
             Err(error) => failure(StatusCode::CONFLICT, format!("{error:#}")),
@@ -347,7 +368,7 @@ impl Console {
                 json(&api::claim(shell, request.node).await.map_err(unavailable)?)
             }
             (&Method::GET, "/ledger") => {
-                Ok(Response::new(Full::from(api::ledger(shell).await.map_err(unavailable)?)))
+                Ok(Response::new(full(api::ledger(shell).await.map_err(unavailable)?)))
             }
             (_, path) => Err(failure(StatusCode::NOT_FOUND, format!("accounts have no {path:?}"))),
         }
@@ -360,6 +381,7 @@ impl Console {
         let heard = if shell.is_leader() { shell.members.heard() } else { HashMap::new() };
         let repairs =
             heard.iter().map(|(node, heard)| NodeRepair { node: *node, repair: heard.repair }).collect();
+        let lines = heard.iter().map(|(node, heard)| NodeLine { node: *node, line: heard.line }).collect();
         let heard = heard.into_values().flat_map(|heard| heard.disks).collect();
         Status {
             node: shell.id,
@@ -376,6 +398,7 @@ impl Console {
             heard,
             repair: shell.progress.now(),
             repairs,
+            lines,
         }
     }
 
@@ -431,6 +454,28 @@ impl Console {
         };
         self.shell.map_changed.notify_one();
         Ok(())
+    }
+
+    /// Streams the facts; a client that reads slowly holds one piece of them and a view, no writer.
+    async fn backup(&self) -> Result<Response<Body>, Failure> {
+        let Some(meta) = self.shell.members.meta().cloned() else {
+            return Err(failure(StatusCode::CONFLICT, "this node is no voter and has no facts; ask a voter"));
+        };
+        let (pieces, taken) = tokio::sync::mpsc::channel::<std::io::Result<Frame<Bytes>>>(2);
+        tokio::spawn(async move {
+            let sent = pieces.clone();
+            let written = meta.backup(move |piece| match sent.blocking_send(Ok(Frame::data(piece))) {
+                Ok(()) => std::ops::ControlFlow::Continue(()),
+                Err(_) => std::ops::ControlFlow::Break(()),
+            });
+            if let Err(error) = written.await {
+                tracing::warn!(%error, "a backup was not given");
+                let _ = pieces.send(Err(std::io::Error::other(error.to_string()))).await;
+            }
+        });
+        let stream =
+            futures::stream::unfold(taken, |mut taken| async move { Some((taken.recv().await?, taken)) });
+        Ok(Response::new(StreamBody::new(stream).boxed()))
     }
 
     async fn all_tenants(&self) -> Result<Vec<Tenant>, Failure> {

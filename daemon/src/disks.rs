@@ -3,9 +3,9 @@
 //! Always: a request for a disk that is not here is refused, never guessed; a store's errors become what the caller
 //! does next.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,17 +18,40 @@ use makai_erasure::{DiskId, ShardKey};
 pub struct LocalDisks {
     stores: Arc<BTreeMap<DiskId, ShardStore>>,
     damage_count: Arc<AtomicU64>,
+    /// Folders that are gone and devices that failed: neither read nor written.
+    out_of_use: Arc<RwLock<BTreeSet<DiskId>>>,
 }
 
 impl LocalDisks {
     #[must_use]
     pub fn new(stores: impl IntoIterator<Item = ShardStore>) -> Self {
         let stores = stores.into_iter().map(|store| (store.disk_id(), store)).collect();
-        Self { stores: Arc::new(stores), damage_count: Arc::default() }
+        Self { stores: Arc::new(stores), damage_count: Arc::default(), out_of_use: Arc::default() }
     }
 
+    /// The disks in use.
     pub fn iter(&self) -> impl Iterator<Item = (&DiskId, &ShardStore)> {
+        self.stores.iter().filter(|(disk, _)| self.is_here(**disk))
+    }
+
+    /// Those out of use too.
+    pub fn all(&self) -> impl Iterator<Item = (&DiskId, &ShardStore)> {
         self.stores.iter()
+    }
+
+    #[must_use]
+    pub fn is_here(&self, disk: DiskId) -> bool {
+        !self.out_of_use.read().unwrap_or_else(PoisonError::into_inner).contains(&disk)
+    }
+
+    /// Takes a disk out of use, or back into it.
+    pub fn set_here(&self, disk: DiskId, is_here: bool) {
+        let mut out_of_use = self.out_of_use.write().unwrap_or_else(PoisonError::into_inner);
+        if is_here {
+            out_of_use.remove(&disk)
+        } else {
+            out_of_use.insert(disk)
+        };
     }
 
     /// Damaged shards met so far, in reads and scrubs: grows when there is something to mend.
@@ -40,7 +63,12 @@ impl LocalDisks {
     /// Notes a shard that did not verify.
     pub fn note_damage(&self, error: &StoreError) {
         tracing::warn!(%error, "a damaged shard was met; it is rebuilt");
-        self.damage_count.fetch_add(1, Ordering::Relaxed);
+        self.note_lost(1);
+    }
+
+    /// Notes shards that are no more.
+    pub fn note_lost(&self, shards: u64) {
+        self.damage_count.fetch_add(shards, Ordering::Relaxed);
     }
 
     fn noted(&self, error: StoreError) -> PeerError {
@@ -51,7 +79,12 @@ impl LocalDisks {
     }
 
     fn store(&self, disk: DiskId) -> Result<&ShardStore, PeerError> {
-        self.stores.get(&disk).ok_or_else(|| PeerError::Refused(format!("disk {disk} is not on this node")))
+        let store = self.stores.get(&disk);
+        let store = store.ok_or_else(|| PeerError::Refused(format!("disk {disk} is not on this node")))?;
+        match self.is_here(disk) {
+            true => Ok(store),
+            false => Err(PeerError::Unreachable(format!("disk {disk} is out of use"))),
+        }
     }
 
     /// Syncs and closes every store.
@@ -111,6 +144,6 @@ impl ShardPeers for LocalDisks {
     }
 
     fn is_up(&self, disk: DiskId) -> bool {
-        self.stores.contains_key(&disk)
+        self.stores.contains_key(&disk) && self.is_here(disk)
     }
 }

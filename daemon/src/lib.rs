@@ -7,6 +7,7 @@
 //! | [`transport`] | requests and shards between nodes; the only room that names quinn    | network         |
 //! | [`members`]   | who the other nodes are, what they may ask                           | transport       |
 //! | [`disks`]     | this node's shard stores behind the port that remote ones have too   | disks           |
+//! | `relay`       | the disks of nodes that cannot be dialled, served by one that can    | ports           |
 //! | [`reconcile`] | loops that bring what is nearer to what should be: one a file        | ports           |
 //! | [`door`]      | the S3 listener and its certificates                                 | network         |
 //! | [`console`]   | health, metrics and the commands of the CLI, as JSON over HTTP       | network         |
@@ -25,6 +26,7 @@ pub mod identity;
 pub mod members;
 pub mod node;
 pub mod reconcile;
+mod relay;
 pub mod state;
 pub mod ticket;
 pub mod transport;

@@ -45,8 +45,10 @@ use tokio::sync::Notify;
 use crate::accounts::audits::{self, AuditRequest};
 use crate::clock;
 use crate::disks::LocalDisks;
+use crate::reconcile::reach::LineNow;
 use crate::reconcile::schedule;
 use crate::reconcile::shards::ProgressNow;
+use crate::relay::Relay;
 use crate::state::KnownPeer;
 use crate::ticket::Ticket;
 use crate::transport::{ConnectionKind, PeerHandler, Transport};
@@ -107,6 +109,8 @@ pub struct Heartbeat {
     /// What it offers to jobs; `None`: it runs none now.
     #[serde(default)]
     pub compute: Option<Inventory>,
+    #[serde(default)]
+    pub line: LineNow,
 }
 
 /// Slots that one heartbeat tells of; others are told once these have been switched.
@@ -128,6 +132,14 @@ pub struct DiskBeat {
     pub capacity_bytes: u64,
     pub free_bytes: u64,
     pub shard_count: u64,
+    /// Bytes of the shards that it holds, and what its files hold of the device for them; the rest of those is room set
+    /// aside for shards to come, and garbage.
+    #[serde(default)]
+    pub live_bytes: u64,
+    #[serde(default)]
+    pub held_bytes: u64,
+    #[serde(default)]
+    pub set_aside_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +158,7 @@ pub struct Heard {
     pub repair: ProgressNow,
     pub filled: Vec<Filled>,
     pub compute: Option<Inventory>,
+    pub line: LineNow,
 }
 
 /// Members by id, from the map or, before there is one, from the node's memory.
@@ -169,6 +182,7 @@ pub struct Members {
     leader: Mutex<Option<NodeId>>,
     desk: OnceLock<Desk>,
     agent: OnceLock<Arc<Agent>>,
+    relay: OnceLock<Relay>,
     /// Told when there may be something to schedule.
     pub jobs_changed: Notify,
 }
@@ -189,6 +203,7 @@ impl Members {
             leader: Mutex::default(),
             desk: OnceLock::new(),
             agent: OnceLock::new(),
+            relay: OnceLock::new(),
             jobs_changed: Notify::new(),
         })
     }
@@ -237,6 +252,11 @@ impl Members {
     /// Where nodes bring what they ask for their attempts, if this node is a gateway.
     pub fn desk(&self) -> Option<&Desk> {
         self.desk.get()
+    }
+
+    /// Has this node pass requests on to nodes that others cannot dial.
+    pub fn set_relay(&self, relay: Relay) {
+        let _ = self.relay.set(relay);
     }
 
     pub fn set_agent(&self, agent: Arc<Agent>) {
@@ -327,9 +347,9 @@ impl Members {
 
     /// Takes a heartbeat, a peer's or this node's own.
     pub fn hear(&self, from: NodeId, beat: Heartbeat) {
-        let Heartbeat { disks, repair, mut filled, compute } = beat;
+        let Heartbeat { disks, repair, mut filled, compute, line } = beat;
         filled.truncate(FILLED_MAX);
-        let heard = Heard { at: clock::instant(), disks, repair, filled, compute };
+        let heard = Heard { at: clock::instant(), disks, repair, filled, compute, line };
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(from, heard);
     }
 
@@ -464,6 +484,13 @@ impl PeerHandler for Members {
 
     fn local_shards(&self) -> Arc<dyn ShardPeers> {
         Arc::new(self.disks.clone())
+    }
+
+    fn served_shards(&self) -> Arc<dyn ShardPeers> {
+        match self.relay.get() {
+            Some(relay) => Arc::new(relay.clone()),
+            None => self.local_shards(),
+        }
     }
 }
 

@@ -47,9 +47,10 @@ use crate::files::{self, FolderLock};
 use crate::identity::NodeIdentity;
 use crate::members::{JOIN, JoinAnswer, JoinRequest, META, Members, StorageFacts, decode, describe, encode};
 use crate::reconcile::{self, Shell};
+use crate::relay::Relay;
 use crate::state::{self, ClusterState, KnownPeer};
 use crate::ticket::Ticket;
-use crate::transport::{Transport, TransportConfig, TransportError};
+use crate::transport::{RemoteShards, Transport, TransportConfig, TransportError};
 use crate::{clock, console, door};
 
 /// How long a node tries to join, or to say that it is back, before it gives up.
@@ -122,7 +123,9 @@ impl Node {
         if facts_of_me.roles.contains(&Role::Voter) && facts_of_me.addresses.is_empty() {
             bail!("a voter must be reachable: set peers.advertise to the host:port that others can dial");
         }
-        let own_disks = describe_disks(id, &config, &disks);
+        let own_disks = describe_disks(id, &disks);
+        let told_voters = ticket.as_ref().map(|ticket| ticket.voters.clone()).unwrap_or_default();
+        let told = ticket.as_ref().map(|ticket| (ticket.token_id.clone(), ticket.secret.clone()));
 
         let state = match remembered {
             Some(state) => {
@@ -153,8 +156,13 @@ impl Node {
                 None => begin(&dir, &members, &cluster_id, &facts_of_me)?,
             },
         };
-        members.remember(&state.cluster_id, &state.peers);
-        for peer in state.peers.iter().filter(|peer| peer.id != id) {
+        // Whoever configured the token vouches for the voters in it: after a restore no others may be left.
+        let mut peers = state.peers.clone();
+        let vouched: Vec<KnownPeer> =
+            told_voters.into_iter().filter(|told| peers.iter().all(|peer| peer.id != told.id)).collect();
+        peers.extend(vouched);
+        members.remember(&state.cluster_id, &peers);
+        for peer in peers.iter().filter(|peer| peer.id != id) {
             transport.set_addresses(peer.id, peer.addresses.clone());
         }
 
@@ -181,7 +189,7 @@ impl Node {
         if config.cluster.init {
             found(&*facts, &members, &state, &facts_of_me, &own_disks, &dir).await?;
         } else {
-            renew(&transport, &members, &*facts, is_trusted, &facts_of_me, &own_disks).await?;
+            renew(&transport, &members, &*facts, is_trusted, &facts_of_me, &own_disks, told).await?;
         }
 
         let map = MapView::default();
@@ -204,9 +212,15 @@ impl Node {
             map,
             map_changed: Arc::new(Notify::new()),
             progress: Arc::default(),
+            line: Arc::default(),
             jobs: Arc::default(),
             stop: CancellationToken::new(),
         };
+        if is_trusted {
+            let direct = direct_shards(&shell.transport, &shell.map);
+            let relay = Relay { own: shell.disks.clone(), direct: Arc::new(direct), map: shell.map.clone() };
+            members.set_relay(relay);
+        }
         while let Err(error) = reconcile::map::refresh(&shell).await {
             tracing::debug!(%error, "waiting for the cluster map");
             tokio::time::sleep(JOIN_PAUSE).await;
@@ -309,6 +323,7 @@ async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<(Lo
     for disk in &config.disk {
         let options = StoreOptions {
             reserve_bytes: disk.reserve_bytes,
+            capacity_bytes_max: disk.capacity_bytes_max,
             segment_bytes: config.storage.segment_bytes,
             ..StoreOptions::default()
         };
@@ -344,17 +359,14 @@ fn empty(formatted: &[PathBuf]) {
     }
 }
 
-fn describe_disks(node: NodeId, config: &NodeConfig, disks: &LocalDisks) -> Vec<Disk> {
-    let cap = |bytes: u64| {
-        let max = config.disk.iter().map(|disk| disk.capacity_bytes_max).max().unwrap_or(0);
-        if max == 0 { bytes } else { bytes.min(max) }
-    };
+fn describe_disks(node: NodeId, disks: &LocalDisks) -> Vec<Disk> {
     let describe = |(id, store): (&DiskId, &ShardStore)| Disk {
         id: *id,
         node,
-        capacity_bytes: cap(store.usage().capacity),
+        capacity_bytes: store.usage().capacity,
         standing: Standing::Active,
         added_at: Timestamp(0),
+        condition: makai_raft::facts::cluster::Condition::Well,
     };
     disks.iter().map(describe).collect()
 }
@@ -377,7 +389,8 @@ async fn start_transport(
 }
 
 /// Where others reach this node: as configured, else where it listens if that is an address and not all of them.
-fn advertised(config: &NodeConfig, listening: SocketAddr) -> Vec<String> {
+#[must_use]
+pub fn advertised(config: &NodeConfig, listening: SocketAddr) -> Vec<String> {
     if !config.peers.advertise.is_empty() {
         return config.peers.advertise.clone();
     }
@@ -480,7 +493,14 @@ async fn start_meta(
     id: NodeId,
     peers: &Arc<dyn RaftPeers>,
 ) -> anyhow::Result<MetaNode> {
-    let mut meta = MetaConfig::new(config.node.dir.join("meta"), state.cluster_id.clone(), state.number, id);
+    let meta = meta_config(config, &state.cluster_id, state.number, id);
+    Ok(MetaNode::start(meta, Arc::clone(peers), Arc::new(|| clock::now().0)).await?)
+}
+
+/// What a voter needs to know, from its configuration.
+#[must_use]
+pub fn meta_config(config: &NodeConfig, cluster_id: &str, number: u64, id: NodeId) -> MetaConfig {
+    let mut meta = MetaConfig::new(config.node.dir.join("meta"), cluster_id.into(), number, id);
     meta.heartbeat_interval_ms = config.raft.heartbeat_interval_ms;
     meta.election_timeout_min_ms = config.raft.election_timeout_min_ms;
     meta.election_timeout_max_ms = config.raft.election_timeout_max_ms;
@@ -491,7 +511,7 @@ async fn start_meta(
     meta.log_segment_bytes = config.raft.log_segment_bytes;
     meta.log_cache_bytes = usize::try_from(config.raft.log_cache_bytes).unwrap_or(usize::MAX);
     meta.store_cache_bytes = usize::try_from(config.raft.store_cache_bytes).unwrap_or(usize::MAX);
-    Ok(MetaNode::start(meta, Arc::clone(peers), Arc::new(|| clock::now().0)).await?)
+    meta
 }
 
 /// The first facts of a new cluster; on a later start, what this node says of itself.
@@ -592,13 +612,16 @@ async fn renew(
     is_trusted: bool,
     me: &NodeFacts,
     disks: &[Disk],
+    // Of use where the cluster has come to know this node without a role, as a voter is that a recovery left out.
+    token: Option<(String, String)>,
 ) -> anyhow::Result<()> {
     if is_trusted {
-        let command = Command::JoinNode { node: me.clone(), disks: disks.to_vec(), token: None };
+        let token = token.map(|(id, secret)| (id, Ticket::secret_hash(&secret)));
+        let command = Command::JoinNode { node: me.clone(), disks: disks.to_vec(), token };
         patiently(facts, command).await.context("renew what the cluster knows of this node")?;
         return Ok(());
     }
-    let request = JoinRequest { node: me.clone(), disks: disks.to_vec(), token: None };
+    let request = JoinRequest { node: me.clone(), disks: disks.to_vec(), token };
     ask_to_join(transport, &members.voters(), &request).await.map(|_| ())
 }
 
@@ -626,17 +649,24 @@ impl RaftPeers for ControlPeers {
 }
 
 fn shard_peers(transport: &Transport, map: &MapView) -> Arc<dyn ShardPeers> {
+    let relays = {
+        let map = map.clone();
+        move || reconcile::reach::relays(&map.get())
+    };
+    Arc::new(direct_shards(transport, map).through(Arc::new(relays)))
+}
+
+/// The disks of all nodes that this one can ask itself.
+fn direct_shards(transport: &Transport, map: &MapView) -> RemoteShards {
     let locate = {
         let map = map.clone();
         move |disk: DiskId| map.get().node_of(disk)
     };
     let is_up = {
-        let (map, transport) = (map.clone(), transport.clone());
-        move |node: NodeId| {
-            map.get().node(node).is_some_and(|node| node.is_up) && transport.is_reachable(node)
-        }
+        let map = map.clone();
+        move |node: NodeId| map.get().node(node).is_some_and(|node| node.is_up)
     };
-    Arc::new(transport.shards(Arc::new(locate), Arc::new(is_up)))
+    transport.shards(Arc::new(locate), Arc::new(is_up))
 }
 
 /// Counts what is read through `peers`.

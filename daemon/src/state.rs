@@ -102,12 +102,19 @@ impl ClusterState {
 /// # Errors
 /// [`StateError`]
 pub fn load_cluster_key(dir: &Path) -> Result<Option<[u8; 32]>, StateError> {
-    let path = dir.join("cluster.key");
-    let Some(text) = read(&path)? else { return Ok(None) };
+    read_key(&dir.join("cluster.key"))
+}
+
+/// A file with a cluster's key.
+///
+/// # Errors
+/// [`StateError`]
+pub fn read_key(path: &Path) -> Result<Option<[u8; 32]>, StateError> {
+    let Some(text) = read(path)? else { return Ok(None) };
     let mut key = [0; 32];
     match hex::decode_to_slice(text.trim(), &mut key) {
         Ok(()) => Ok(Some(key)),
-        Err(error) => Err(StateError::Damaged { path, why: error.to_string() }),
+        Err(error) => Err(StateError::Damaged { path: path.into(), why: error.to_string() }),
     }
 }
 

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Subcommand;
 use makai_erasure::NodeId;
-use makai_raft::facts::cluster::{ClusterMap, Standing};
+use makai_raft::facts::cluster::{ClusterMap, Condition, Disk, Standing};
 use serde::Serialize;
 
 use super::node::label;
 use super::remote::Target;
 use super::{human_bytes, print_json};
 use crate::console::{NodeRepair, Status};
+use crate::reconcile::shards::ProgressNow;
 
 /// Show whether the cluster is well: leader, voters, nodes, groups
 #[derive(Debug, clap::Args)]
@@ -69,18 +70,40 @@ struct Summary {
     nodes: usize,
     nodes_up: usize,
     disks: usize,
+    /// Their folder is gone, or they failed.
+    disks_missing: usize,
+    /// Nearly full: they take no new slots.
+    disks_full: usize,
     groups: usize,
     groups_whole: usize,
+    /// Of those that are not whole, the ones that have nothing to spare: one more loss and they cannot be read.
+    groups_endangered: usize,
+    groups_unreadable: usize,
     default_scheme: String,
 }
 
 fn disks_up(map: &ClusterMap, group: &makai_raft::facts::cluster::Group) -> usize {
     let is_up = |disk: &&makai_erasure::DiskId| {
-        let known = map.disks.iter().find(|known| known.id == **disk && known.standing != Standing::Lost);
+        let is_here =
+            |known: &&Disk| known.standing != Standing::Lost && known.condition != Condition::Missing;
+        let known = map.disks.iter().find(|known| known.id == **disk).filter(is_here);
         let node = known.map(|known| known.node);
         map.nodes.iter().any(|known| Some(known.id) == node && known.is_up)
     };
     group.disks.iter().filter(is_up).count()
+}
+
+/// Shards that can be read now beyond those that are needed.
+fn spare(map: &ClusterMap, group: &makai_raft::facts::cluster::Group) -> i64 {
+    disks_up(map, group) as i64 - i64::from(group.scheme.data)
+}
+
+fn is_endangered(map: &ClusterMap, group: &makai_raft::facts::cluster::Group) -> bool {
+    spare(map, group) == 0 && group.scheme.parity > 0
+}
+
+fn count_disks(map: &ClusterMap, condition: Condition) -> usize {
+    map.disks.iter().filter(|disk| disk.standing != Standing::Lost && disk.condition == condition).count()
 }
 
 fn summarize(status: &Status) -> Summary {
@@ -96,7 +119,11 @@ fn summarize(status: &Status) -> Summary {
         nodes: map.nodes.iter().filter(|node| node.standing != Standing::Lost).count(),
         nodes_up: map.nodes.iter().filter(|node| node.is_up && node.standing != Standing::Lost).count(),
         disks: map.disks.iter().filter(|disk| disk.standing != Standing::Lost).count(),
+        disks_missing: count_disks(map, Condition::Missing),
+        disks_full: count_disks(map, Condition::Full),
         groups: map.groups.len(),
+        groups_endangered: map.groups.iter().filter(|group| is_endangered(map, group)).count(),
+        groups_unreadable: map.groups.iter().filter(|group| spare(map, group) < 0).count(),
         groups_whole: map.groups.iter().filter(|group| disks_up(map, group) == group.disks.len()).count(),
         default_scheme: status.default_scheme.clone(),
     }
@@ -122,12 +149,40 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     println!("state     {}", if is_well { "well" } else { "degraded" });
     println!("leader    {leader}");
     println!("voters    {} of {} up", summary.voters_up, summary.voters);
-    println!("nodes     {} of {} up, {} disks", summary.nodes_up, summary.nodes, summary.disks);
+    println!("nodes     {} of {} up", summary.nodes_up, summary.nodes);
     println!(
-        "groups    {} of {} whole; default scheme {}",
-        summary.groups_whole, summary.groups, summary.default_scheme
+        "disks     {}, {} of them missing, {} nearly full",
+        summary.disks, summary.disks_missing, summary.disks_full
     );
+    println!(
+        "groups    {} of {} whole, {} with nothing to spare, {} unreadable; default scheme {}",
+        summary.groups_whole,
+        summary.groups,
+        summary.groups_endangered,
+        summary.groups_unreadable,
+        summary.default_scheme
+    );
+    for line in unprotected(&status.map, &summary.default_scheme) {
+        println!("note      {line}");
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the cluster as it is does not protect from.
+fn unprotected(map: &ClusterMap, scheme: &str) -> Vec<String> {
+    let nodes: std::collections::BTreeSet<NodeId> =
+        map.disks.iter().filter(|disk| disk.standing == Standing::Active).map(|disk| disk.node).collect();
+    let mut lines = Vec::new();
+    if nodes.len() == 1 {
+        let disks = map.disks.iter().filter(|disk| disk.standing == Standing::Active).count();
+        lines.push(match disks {
+            1 => "one disk: when it fails, all is lost; add disks or nodes".into(),
+            _ => format!(
+                "one node: {scheme} over its {disks} disks bears the loss of disks, not that of the node; add nodes"
+            ),
+        });
+    }
+    lines
 }
 
 pub async fn group(args: GroupArgs) -> anyhow::Result<ExitCode> {
@@ -164,10 +219,22 @@ pub async fn group(args: GroupArgs) -> anyhow::Result<ExitCode> {
 struct RepairSummary<'s> {
     /// Shards missing in all, as far as nodes told the leader.
     pending: u64,
+    pending_bytes: u64,
+    /// Over the last minute.
+    bytes_per_sec: u64,
+    /// Until nothing is missing, at this rate; of the node that takes longest.
+    eta_secs: Option<u64>,
+    /// Groups that have nothing to spare, and such that cannot be read now.
+    groups_endangered: usize,
+    groups_unreadable: usize,
+    /// Damaged and lost shards met in reads and scrubs since the nodes started.
+    damaged: u64,
+    scrubbed_bytes: u64,
     rebuilt_shards: u64,
     rebuilt_bytes: u64,
-    /// Slots on their way to other disks.
+    /// Slots on their way to other disks, and those of them that are made again since their disk is away.
     moves: usize,
+    remakes: usize,
     nodes: &'s [NodeRepair],
 }
 
@@ -181,9 +248,23 @@ pub async fn repair(args: RepairArgs) -> anyhow::Result<ExitCode> {
     let sum = |of: fn(&NodeRepair) -> u64| status.repairs.iter().map(of).sum::<u64>();
     let summary = RepairSummary {
         pending: sum(|node| node.repair.pending),
+        pending_bytes: sum(|node| node.repair.pending_bytes),
+        bytes_per_sec: sum(|node| node.repair.bytes_per_sec),
+        eta_secs: status.repairs.iter().filter_map(|node| eta_secs(&node.repair)).max(),
+        groups_endangered: status.map.groups.iter().filter(|group| is_endangered(&status.map, group)).count(),
+        groups_unreadable: status.map.groups.iter().filter(|group| spare(&status.map, group) < 0).count(),
+        damaged: sum(|node| node.repair.damaged),
+        scrubbed_bytes: sum(|node| node.repair.scrubbed_bytes),
         rebuilt_shards: sum(|node| node.repair.rebuilt_shards),
         rebuilt_bytes: sum(|node| node.repair.rebuilt_bytes),
         moves: status.map.groups.iter().map(|group| group.moves.len()).sum(),
+        remakes: status
+            .map
+            .groups
+            .iter()
+            .flat_map(|group| &group.moves)
+            .filter(|moving| moving.is_remake)
+            .count(),
         nodes: &status.repairs,
     };
     if target.json {
@@ -191,22 +272,51 @@ pub async fn repair(args: RepairArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{} shards missing, {} rebuilt ({}); {} slots on their way to other disks",
+        "missing   {} shards, {}; {}/s over the last minute{}",
         summary.pending,
-        summary.rebuilt_shards,
-        human_bytes(summary.rebuilt_bytes),
-        summary.moves
+        human_bytes(summary.pending_bytes),
+        human_bytes(summary.bytes_per_sec),
+        summary.eta_secs.map_or_else(String::new, |secs| format!(", done in about {}", human_secs(secs)))
+    );
+    println!("rebuilt   {} shards, {}", summary.rebuilt_shards, human_bytes(summary.rebuilt_bytes));
+    println!(
+        "moving    {} slots on their way to other disks, {} of them made again since their disk is away",
+        summary.moves, summary.remakes
+    );
+    println!(
+        "danger    {} groups with nothing to spare, {} unreadable",
+        summary.groups_endangered, summary.groups_unreadable
+    );
+    println!(
+        "scrub     {} read back, {} shards found damaged or lost",
+        human_bytes(summary.scrubbed_bytes),
+        summary.damaged
     );
     for NodeRepair { node, repair } in summary.nodes {
         let name = status.map.nodes.iter().find(|known| known.id == *node).map(label);
         println!(
-            "  {:<26} {} missing, {} rebuilt ({}) since its start, {} tries failed",
+            "  {:<26} {} missing ({}), {} rebuilt ({}) since its start, {}/s, {} tries failed",
             name.unwrap_or_else(|| node.to_string()),
             repair.pending,
+            human_bytes(repair.pending_bytes),
             repair.rebuilt_shards,
             human_bytes(repair.rebuilt_bytes),
+            human_bytes(repair.bytes_per_sec),
             repair.failures
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Until a node misses nothing, at the rate of its last minute.
+fn eta_secs(repair: &ProgressNow) -> Option<u64> {
+    repair.pending_bytes.checked_div(repair.bytes_per_sec).filter(|_| repair.pending > 0)
+}
+
+fn human_secs(secs: u64) -> String {
+    match secs {
+        0..120 => format!("{secs} s"),
+        120..7200 => format!("{} min", secs / 60),
+        _ => format!("{} h", secs / 3600),
+    }
 }

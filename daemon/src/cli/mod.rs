@@ -4,6 +4,7 @@
 //! to standard output, progress and errors to standard error.
 
 mod accounts;
+mod backup;
 pub mod bench;
 mod claims;
 mod cluster;
@@ -39,6 +40,7 @@ enum Command {
     Node(node::Args),
     Group(cluster::GroupArgs),
     Repair(cluster::RepairArgs),
+    Backup(backup::Args),
     Tenant(tenants::TenantArgs),
     Key(tenants::KeyArgs),
     Usage(accounts::UsageArgs),
@@ -76,6 +78,7 @@ pub fn main() -> ExitCode {
             Command::Node(args) => node::run(args).await,
             Command::Group(args) => cluster::group(args).await,
             Command::Repair(args) => cluster::repair(args).await,
+            Command::Backup(args) => backup::run(args).await,
             Command::Tenant(args) => tenants::tenant(args).await,
             Command::Key(args) => tenants::key(args).await,
             Command::Usage(args) => accounts::usage(args).await,

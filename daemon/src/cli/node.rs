@@ -8,13 +8,15 @@ use clap::Subcommand;
 use http::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use makai_erasure::DiskId;
-use makai_raft::facts::cluster::{ClusterMap, Node, Role, Standing};
+use makai_raft::facts::cluster::{ClusterMap, Condition, Disk, Node, Role, Standing};
 use serde::Serialize;
 
 use super::cluster::fetch;
 use super::remote::Target;
 use super::{human_bytes, print_json};
 use crate::console::{JoinTokenAnswer, JoinTokenRequest, StandingRequest, Status};
+use crate::members::DiskBeat;
+use crate::reconcile::reach::LineNow;
 
 /// How often a drain is looked at while it is waited for.
 const DRAIN_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -146,6 +148,31 @@ fn standing(node: &Node) -> &'static str {
     }
 }
 
+/// What is to be known of a disk beyond its size.
+fn note(disk: &Disk) -> &'static str {
+    match (disk.standing, disk.condition) {
+        (Standing::Lost, _) => "  (lost)",
+        (_, Condition::Missing) => "  (missing: its folder is gone, or it failed)",
+        (Standing::Draining, _) => "  (draining)",
+        (_, Condition::Full) => "  (nearly full: takes no new slots)",
+        (Standing::Active, Condition::Well) => "",
+    }
+}
+
+/// What a disk's files hold, by what it is for: the parts add up to the whole.
+fn print_held(beat: &DiskBeat) {
+    let garbage = beat.held_bytes.saturating_sub(beat.live_bytes + beat.set_aside_bytes);
+    println!(
+        "  disk {}  holds {} = {} of {} shards + {} garbage + {} set aside for shards to come",
+        beat.disk,
+        human_bytes(beat.held_bytes),
+        human_bytes(beat.live_bytes),
+        beat.shard_count,
+        human_bytes(garbage),
+        human_bytes(beat.held_bytes.saturating_sub(beat.live_bytes + garbage)),
+    );
+}
+
 fn print_node(status: &Status, node: &Node) {
     let roles: Vec<String> = node.roles.iter().map(Role::to_string).collect();
     let disks: Vec<_> = status.map.disks.iter().filter(|disk| disk.node == node.id).collect();
@@ -163,18 +190,32 @@ fn print_node(status: &Status, node: &Node) {
             "-"
         },
         roles.join(","),
-        node.addresses.join(" ")
+        if node.addresses.is_empty() { "dials out only".into() } else { node.addresses.join(" ") }
     );
+    let line = status.lines.iter().find(|of| of.node == node.id).map(|of| of.line);
+    if let Some(LineNow { up_bytes_per_sec, down_bytes_per_sec, relays, rtt_micros }) = line {
+        let through = match relays {
+            0 => String::new(),
+            relays => format!(", reached over the connections that it keeps open to {relays} nodes"),
+        };
+        println!(
+            "  line  at most {}/s up and {}/s down seen, {:.1} ms to the leader{through}",
+            human_bytes(up_bytes_per_sec),
+            human_bytes(down_bytes_per_sec),
+            rtt_micros as f64 / 1000.0
+        );
+    }
     for disk in disks {
         match heard(disk.id) {
             Some(beat) => println!(
-                "  disk {}  {} free of {}, {} shards",
+                "  disk {}  {} free of {}, {} shards{}",
                 disk.id,
                 human_bytes(beat.free_bytes),
                 human_bytes(beat.capacity_bytes),
-                beat.shard_count
+                beat.shard_count,
+                note(disk)
             ),
-            None => println!("  disk {}  {}", disk.id, human_bytes(disk.capacity_bytes)),
+            None => println!("  disk {}  {}{}", disk.id, human_bytes(disk.capacity_bytes), note(disk)),
         }
     }
 }
@@ -198,6 +239,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
             print_node(&status, node);
+            let of_node = |beat: &&DiskBeat| {
+                status.map.disks.iter().any(|disk| disk.id == beat.disk && disk.node == node.id)
+            };
+            let beats = if status.heard.is_empty() { &status.disks } else { &status.heard };
+            beats.iter().filter(of_node).for_each(print_held);
             let left = left_on(&status.map, node, None);
             println!("  {} slots of groups, {} of them on their way to other disks", left.slots, left.moving);
             Ok(ExitCode::SUCCESS)

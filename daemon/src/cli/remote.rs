@@ -103,6 +103,37 @@ impl Target {
         self.ask::<()>(Method::GET, path, None).await
     }
 
+    /// Writes the body of an answer to a new file, piece by piece, from the first node that gives it.
+    ///
+    /// # Errors
+    /// None does, or the file cannot be written.
+    pub async fn download(&self, path: &str, file: &std::path::Path) -> anyhow::Result<()> {
+        let mut last = anyhow!("the profile names no console");
+        for console in self.consoles()?.into_iter().filter(|console| !console.url.is_empty()) {
+            match download(&console, path, file).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error.context(format!("ask the console at {}", console.url)),
+            }
+        }
+        Err(last)
+    }
+
+    /// Folders of the cluster's nodes that are on this machine.
+    #[must_use]
+    pub fn node_dirs(&self) -> Vec<PathBuf> {
+        let configs = match &self.config {
+            Some(config) => vec![config.clone()],
+            None => self
+                .profile()
+                .map_or(Vec::new(), |profile| profile.nodes.into_iter().map(|node| node.config).collect()),
+        };
+        configs
+            .iter()
+            .filter_map(|config| NodeConfig::load(config).ok())
+            .map(|config| config.node.dir)
+            .collect()
+    }
+
     /// As [`call`](Self::call), without a body.
     ///
     /// # Errors
@@ -159,4 +190,33 @@ pub async fn ask_console<B: Serialize>(
         Ok((is_success, body.map_err(|error| anyhow!(error))?.to_bytes()))
     });
     answer.await.map_err(|_| anyhow!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?
+}
+
+async fn download(console: &ConsoleProfile, path: &str, file: &std::path::Path) -> anyhow::Result<()> {
+    let request = Request::builder()
+        .uri(format!("{}{path}", console.url))
+        .header(header::AUTHORIZATION, format!("Bearer {}", console.token))
+        .body(Full::<Bytes>::default())?;
+    let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let response = tokio::time::timeout(ANSWER_TIMEOUT, client.request(request)).await??;
+    let is_success = response.status().is_success();
+    let mut body = response.into_body();
+    if !is_success {
+        let why = Limited::new(body, ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| anyhow!("{error}"))?
+            .to_bytes();
+        let told = serde_json::from_slice::<ApiError>(&why).map(|error| error.error);
+        bail!("{}", told.unwrap_or_else(|_| String::from_utf8_lossy(&why).into_owned()));
+    }
+    let mut out = tokio::fs::File::create(file).await.with_context(|| format!("create {file:?}"))?;
+    while let Some(frame) = tokio::time::timeout(ANSWER_TIMEOUT, body.frame()).await? {
+        if let Ok(piece) = frame?.into_data() {
+            tokio::io::AsyncWriteExt::write_all(&mut out, &piece)
+                .await
+                .with_context(|| format!("write {file:?}"))?;
+        }
+    }
+    out.sync_all().await.with_context(|| format!("write {file:?}"))
 }

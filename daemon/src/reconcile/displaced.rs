@@ -124,7 +124,7 @@ mod tests {
             scheme: Scheme::new(1, 1).unwrap(),
             version: 3,
             disks: vec![disk(1), disk(2)],
-            moves: vec![SlotMove { slot: 1, to: disk(3) }],
+            moves: vec![SlotMove { slot: 1, to: disk(3), is_remake: false }],
         };
         let displaced: Vec<(u8, u8)> = (0..2)
             .flat_map(|slot| (1..5).map(move |id| (slot, id)))

@@ -19,6 +19,7 @@ pub async fn run(shell: Shell) {
             repair: shell.progress.now(),
             filled: shell.progress.filled(),
             compute: shell.jobs.offered(),
+            line: shell.line.now(leader.and_then(|to| shell.transport.peer_stats(to)).map(|stats| stats.rtt)),
         };
         let own_view = shell.members.meta().and_then(makai_raft::handle::MetaNode::leader);
         // A node that may become a voter is none yet: it asks the others who leads.
@@ -66,6 +67,9 @@ pub fn disk_beats(shell: &Shell) -> Vec<DiskBeat> {
             capacity_bytes: usage.capacity,
             free_bytes: usage.free,
             shard_count: usage.shard_count,
+            live_bytes: usage.live_bytes,
+            held_bytes: usage.held_bytes,
+            set_aside_bytes: usage.set_aside_bytes,
         }
     };
     shell.disks.iter().map(beat).collect()

@@ -5,12 +5,14 @@
 //! |---------------|----------|-------------------------------------------------------------------|
 //! | [`map`]       | all      | the newest cluster map here; addresses and members from it        |
 //! | [`heartbeat`] | all      | the leader hears from this node                                   |
+//! | [`reach`]     | all      | a node that nobody can dial is connected to those who relay to it |
 //! | [`health`]    | leader   | who is up, as a fact                                              |
 //! | [`voters`]    | leader   | as many voters as configured, from nodes with that role           |
 //! | [`placement`] | leader   | groups for every scheme in use, on disks that may be used         |
 //! | [`garbage`]   | leader   | unreferenced blobs forgotten, their shards deleted                |
 //! | [`shards`]    | storage  | every shard that should be on a disk of this node is there        |
 //! | [`compact`]   | storage  | room of dead shards is given back                                 |
+//! | [`presence`]  | storage  | a disk that is gone from under the daemon is out of use           |
 //! | [`orphans`]   | storage  | no shard stays that no fact names                                 |
 //! | [`displaced`] | storage  | no shard stays whose slot went to another disk                    |
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
@@ -38,6 +40,8 @@ pub mod map;
 pub mod orphans;
 pub mod payout;
 pub mod placement;
+pub mod presence;
+pub mod reach;
 pub mod schedule;
 pub mod scrub;
 pub mod sessions;
@@ -79,6 +83,8 @@ pub struct Shell {
     /// Told when a newer map is known to exist.
     pub map_changed: Arc<Notify>,
     pub progress: Arc<shards::Progress>,
+    /// What goes through this node's line.
+    pub line: Arc<reach::Line>,
     /// Where the ledger is a chain.
     pub chain: Option<Arc<Chain>>,
     /// What nodes served through this one.
@@ -120,6 +126,7 @@ impl Shell {
 pub fn start(shell: &Shell, tasks: &TaskTracker) {
     tasks.spawn(map::run(shell.clone()));
     tasks.spawn(heartbeat::run(shell.clone()));
+    tasks.spawn(reach::run(shell.clone()));
     if shell.members.meta().is_some() {
         tasks.spawn(health::run(shell.clone()));
         tasks.spawn(voters::run(shell.clone()));
@@ -133,7 +140,8 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
     if shell.members.meta().is_some() || shell.config.has_role(makai_config::Role::Gateway) {
         tasks.spawn(schedule::run(shell.clone()));
     }
-    if shell.disks.iter().next().is_some() {
+    if shell.disks.all().next().is_some() {
+        tasks.spawn(presence::run(shell.clone()));
         tasks.spawn(shards::run(shell.clone()));
         tasks.spawn(orphans::run(shell.clone()));
         tasks.spawn(displaced::run(shell.clone()));

@@ -2,20 +2,24 @@
 //!
 //! ```text
 //! lost disk ─> its slots go to others at once, to be rebuilt there
-//! draining disk, disk above its share ─> a move begins ─ the other disk is filled ─ it says so ─> the slot is switched
+//! disk away for too long ─> a move begins ─ the other disk makes the shards again ─ it says so ─> the slot is switched
+//! draining disk, disk above its share, disk nearly full ─> a move begins ─ the other disk copies ─ it says so ─> the same
 //! ```
 //!
-//! Always: groups are where shards are looked for, so the slot of a disk that still answers changes only once the other
-//! disk holds all of it. A disk whose node is away keeps its slots and is given no new ones. A move to a disk that may no
-//! longer take slots is given up.
+//! Always: groups are where shards are looked for, so a slot changes only once the other disk holds all of it, and a disk that
+//! comes back before is still the slot's own: what it holds is not made again. How long a disk may be away before its slots
+//! are made again depends on what its groups have to spare ([`danger`]); till then it keeps them, and is given no new ones. A
+//! move to a disk that may no longer take slots, or does not answer, is given up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use makai_erasure::placement::{Busy, Member, Move, Moving, Placed, plan, plan_moves};
+use makai_erasure::placement::{
+    Busy, Danger, Member, Move, Moving, Patience, Placed, Presence, Reasons, danger, plan, plan_moves,
+};
 use makai_erasure::{DiskId, PgId, Scheme};
 use makai_raft::facts::Timestamp;
-use makai_raft::facts::cluster::{ClusterMap, Group, SlotMove, Standing};
+use makai_raft::facts::cluster::{ClusterMap, Condition, Group, SlotMove, Standing};
 use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::MetaError;
@@ -27,6 +31,14 @@ use crate::members::Filled;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// A disk whose node is silent for longer is moved to no more: it may be rebooting before.
+const SILENT_MS_MAX: u64 = 60_000;
+/// Nodes that vanish within this time are one outage, where they are many.
+const OUTAGE_MS: u64 = 60 * 60 * 1000;
+const OUTAGE_NODES_MIN: usize = 3;
+/// Of all nodes, one part in so many.
+const OUTAGE_PARTS: usize = 10;
+
 /// Disks by what they may do. Pure.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Disks {
@@ -36,10 +48,27 @@ struct Disks {
     keeping: Vec<Member>,
     /// Of those, the ones to be emptied while they answer.
     leaving: BTreeSet<DiskId>,
+    /// All of them that cannot be read now.
+    absent: BTreeMap<DiskId, Presence>,
+    /// Many nodes went at once.
+    is_outage: bool,
+}
+
+impl Disks {
+    fn presence(&self, disk: DiskId) -> Presence {
+        self.absent.get(&disk).copied().unwrap_or(Presence::Here)
+    }
+
+    /// Whether a slot may go there now.
+    fn may_take(&self, disk: DiskId) -> bool {
+        let is_taking = self.taking.iter().any(|member| member.disk == disk);
+        is_taking && !matches!(self.presence(disk), Presence::Away { for_ms } if for_ms > SILENT_MS_MAX)
+    }
 }
 
 fn sort_disks(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Disks {
-    let mut disks = Disks::default();
+    let mut disks = Disks { is_outage: is_outage(&map.map, now), ..Disks::default() };
+    let mut full = Vec::new();
     for disk in &map.map.disks {
         let Some(node) = map.node(disk.node) else { continue };
         if disk.standing == Standing::Lost || node.standing == Standing::Lost {
@@ -52,27 +81,75 @@ fn sort_disks(map: &IndexedMap, now: Timestamp, grace_ms: u64) -> Disks {
             site: node.site.clone(),
             capacity_bytes: disk.capacity_bytes.max(1),
         };
-        let is_there = node.is_up || now.millis_since(node.changed_at) < grace_ms;
-        let is_leaving = disk.standing == Standing::Draining || node.standing == Standing::Draining;
+        let away_ms = now.millis_since(node.changed_at);
+        let is_there = node.is_up || away_ms < grace_ms;
+        match (node.is_up, disk.condition) {
+            (false, _) => _ = disks.absent.insert(disk.id, Presence::Away { for_ms: away_ms }),
+            (true, Condition::Missing) => _ = disks.absent.insert(disk.id, Presence::Gone),
+            (true, Condition::Well | Condition::Full) => {}
+        }
+        let is_leaving = disk.standing == Standing::Draining
+            || node.standing == Standing::Draining
+            || disk.condition == Condition::Full;
         if is_leaving {
             disks.leaving.insert(disk.id);
         }
-        let is_taking = disk.standing == Standing::Active && node.standing == Standing::Active && is_there;
+        let is_active = disk.standing == Standing::Active && node.standing == Standing::Active;
+        let is_taking = is_active && is_there && disk.condition == Condition::Well;
+        if is_active && is_there && disk.condition == Condition::Full {
+            full.push(member.clone());
+        }
         if is_taking { disks.taking.push(member) } else { disks.keeping.push(member) }
     }
+    if disks.taking.is_empty() {
+        // A cluster whose disks are all nearly full goes on: they take shards down to their reserve.
+        disks.keeping.retain(|member| full.iter().all(|full| full.disk != member.disk));
+        disks.taking = full;
+    }
     disks
+}
+
+/// Whether so many nodes went within a short time that they will rather come back together than be lost. Pure.
+fn is_outage(map: &ClusterMap, now: Timestamp) -> bool {
+    let nodes = map.nodes.iter().filter(|node| node.standing != Standing::Lost);
+    let went = |node: &&makai_raft::facts::cluster::Node| {
+        !node.is_up && now.millis_since(node.changed_at) < OUTAGE_MS
+    };
+    let count = nodes.clone().filter(went).count();
+    count >= OUTAGE_NODES_MIN && count > nodes.count() / OUTAGE_PARTS
+}
+
+/// Slots to be made again on other disks, the most endangered first. Pure.
+fn endangered(map: &ClusterMap, disks: &Disks, patience: Patience) -> Vec<(PgId, u8)> {
+    let patience = Patience { is_outage: disks.is_outage, ..patience };
+    let mut due = Vec::new();
+    for group in &map.groups {
+        let presences: Vec<Presence> = group.disks.iter().map(|disk| disks.presence(*disk)).collect();
+        let Danger { spare, slots } = danger(group.scheme, &presences, patience);
+        // What cannot be read cannot be made again.
+        if spare >= 0 {
+            due.extend(slots.into_iter().map(|slot| (spare, group.id, slot)));
+        }
+    }
+    due.sort_unstable();
+    due.into_iter().map(|(_, group, slot)| (group, slot)).collect()
 }
 
 /// Groups to add or change so that each of `schemes` is placed. Pure.
 ///
 /// A round either replaces what is lost or begins moves: protection goes first.
-fn changes(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<Group> {
+fn changes(
+    map: &ClusterMap,
+    disks: &Disks,
+    schemes: &BTreeSet<Scheme>,
+    endangered: &[(PgId, u8)],
+) -> Vec<Group> {
     let replaced = replacements(map, disks, schemes);
     if !replaced.is_empty() {
         return replaced;
     }
     let given_up = without_dead_moves(map, disks);
-    if given_up.is_empty() { begun_moves(map, disks, schemes) } else { given_up }
+    if given_up.is_empty() { begun_moves(map, disks, schemes, endangered) } else { given_up }
 }
 
 fn replacements(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<Group> {
@@ -93,18 +170,28 @@ fn replacements(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> 
     changes
 }
 
-/// Groups less the moves to disks that may no longer take slots.
+/// Groups less the moves to disks that may no longer take slots, and those that make again what is back. Pure.
 fn without_dead_moves(map: &ClusterMap, disks: &Disks) -> Vec<Group> {
-    let may_take = |disk: DiskId| disks.taking.iter().any(|member| member.disk == disk);
-    let has_dead = |group: &&Group| group.moves.iter().any(|moving| !may_take(moving.to));
+    let is_needed = |group: &Group, moving: &SlotMove| {
+        let from = group.disks.get(usize::from(moving.slot)).copied();
+        let is_back =
+            from.is_some_and(|from| disks.presence(from) == Presence::Here && !disks.leaving.contains(&from));
+        disks.may_take(moving.to) && !(moving.is_remake && is_back)
+    };
+    let has_dead = |group: &&Group| group.moves.iter().any(|moving| !is_needed(group, moving));
     let less = |group: &Group| {
-        let moves = group.moves.iter().filter(|moving| may_take(moving.to)).copied().collect();
+        let moves = group.moves.iter().filter(|moving| is_needed(group, moving)).copied().collect();
         Group { moves, ..group.clone() }
     };
     map.groups.iter().filter(has_dead).map(less).collect()
 }
 
-fn begun_moves(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> Vec<Group> {
+fn begun_moves(
+    map: &ClusterMap,
+    disks: &Disks,
+    schemes: &BTreeSet<Scheme>,
+    endangered: &[(PgId, u8)],
+) -> Vec<Group> {
     let moving = |group: &Group| Moving {
         id: group.id,
         disks: group.disks.clone(),
@@ -112,14 +199,20 @@ fn begun_moves(map: &ClusterMap, disks: &Disks, schemes: &BTreeSet<Scheme>) -> V
     };
     let mut busy = Busy::default();
     map.groups.iter().for_each(|group| busy.note(&moving(group)));
+    let here: Vec<Member> =
+        disks.taking.iter().filter(|member| disks.presence(member.disk) == Presence::Here).cloned().collect();
+    let known: Vec<Member> = disks.taking.iter().chain(&disks.keeping).cloned().collect();
+    // A disk that is away is not copied from: its slots go when they are endangered.
+    let leaving: BTreeSet<DiskId> =
+        disks.leaving.iter().copied().filter(|disk| disks.presence(*disk) == Presence::Here).collect();
+    let reasons = Reasons { leaving: &leaving, endangered };
     let mut begun: BTreeMap<PgId, Vec<SlotMove>> = BTreeMap::new();
     for scheme in schemes {
         let of_scheme: Vec<Moving> =
             map.groups.iter().filter(|group| group.scheme == *scheme).map(moving).collect();
-        for Move { group, slot, to } in
-            plan_moves(&disks.taking, &disks.keeping, &disks.leaving, &of_scheme, &mut busy)
-        {
-            begun.entry(group).or_default().push(SlotMove { slot, to });
+        for Move { group, slot, to } in plan_moves(&here, &known, reasons, &of_scheme, &mut busy) {
+            let is_remake = endangered.contains(&(group, slot));
+            begun.entry(group).or_default().push(SlotMove { slot, to, is_remake });
         }
     }
     let with_moves = |group: &Group| {
@@ -178,8 +271,15 @@ async fn step(shell: &Shell) -> Result<(), MetaError> {
     schemes.insert(map.default_scheme());
     schemes.extend(map.map.groups.iter().map(|group| group.scheme));
     finish_moves(shell, &map.map).await?;
-    let grace_ms = shell.config.storage.repair_grace_secs.saturating_mul(1000);
-    let groups = changes(&map.map, &sort_disks(&map, clock::now(), grace_ms), &schemes);
+    let storage = &shell.config.storage;
+    let patience = Patience {
+        grace_ms: storage.repair_grace_secs.saturating_mul(1000),
+        urgent_ms: storage.repair_urgent_secs.saturating_mul(1000),
+        is_outage: false,
+    };
+    let disks = sort_disks(&map, clock::now(), patience.grace_ms);
+    let endangered = endangered(&map.map, &disks, patience);
+    let groups = changes(&map.map, &disks, &schemes, &endangered);
     if groups.is_empty() {
         return Ok(());
     }
@@ -244,6 +344,7 @@ mod tests {
             capacity_bytes: 1 << 40,
             standing: Standing::Active,
             added_at: Timestamp(0),
+            condition: makai_raft::facts::cluster::Condition::Well,
         };
         ClusterMap {
             epoch: 7,
@@ -265,8 +366,16 @@ mod tests {
     }
 
     fn changed(map: &ClusterMap) -> Option<Group> {
-        let disks = sort_disks(&IndexedMap::new(map.clone()), Timestamp(1), 1000);
-        changes(map, &disks, &BTreeSet::from([scheme()])).into_iter().find(|group| group.id == PgId(1))
+        changed_at(map, 1)
+    }
+
+    fn changed_at(map: &ClusterMap, now_ms: u64) -> Option<Group> {
+        let disks = sort_disks(&IndexedMap::new(map.clone()), Timestamp(now_ms), 1000);
+        let patience = Patience { grace_ms: 1000, urgent_ms: 100, is_outage: false };
+        let endangered = endangered(map, &disks, patience);
+        changes(map, &disks, &BTreeSet::from([scheme()]), &endangered)
+            .into_iter()
+            .find(|group| group.id == PgId(1))
     }
 
     #[test]
@@ -280,7 +389,7 @@ mod tests {
         full.groups.extend((2..40).map(|id| Group { id: PgId(id), ..spare.clone() }));
         let moving = changed(&full).unwrap();
         assert_eq!((moving.version, &moving.disks), (5, &full.groups[0].disks));
-        assert_eq!(moving.moves, [SlotMove { slot: 1, to: disk(5) }]);
+        assert_eq!(moving.moves, [SlotMove { slot: 1, to: disk(5), is_remake: false }]);
 
         full.groups[0] = moving.clone();
         assert_eq!(changed(&full), None, "a slot moves once");
@@ -288,10 +397,56 @@ mod tests {
         assert_eq!(changed(&full).unwrap().moves, [], "its disk may take slots no more");
     }
 
+    /// As many other groups as there should be, so that no new ones are due.
+    fn with_enough_groups(mut map: ClusterMap, apart_from: u8) -> ClusterMap {
+        let others = [1, 2, 3, 4, 5].into_iter().filter(|at| *at != apart_from).map(disk).collect();
+        let spare = Group { id: PgId(2), disks: others, ..map.groups[0].clone() };
+        map.groups.extend((2..40).map(|id| Group { id: PgId(id), ..spare.clone() }));
+        map
+    }
+
+    #[test]
+    fn what_stays_away_is_made_again_and_what_comes_back_is_kept() {
+        let mut map = with_enough_groups(map(&[Standing::Active; 5]), 2);
+        map.nodes[1].is_up = false;
+        assert_eq!(changed_at(&map, 999), None, "it may be back soon");
+        let begun = changed_at(&map, 1001).unwrap();
+        assert_eq!((begun.version, &begun.disks), (5, &map.groups[0].disks), "its slot is still its own");
+        assert_eq!(begun.moves, [SlotMove { slot: 1, to: disk(5), is_remake: true }]);
+        map.groups[0] = begun;
+        assert_eq!(changed_at(&map, 1002), None);
+        map.nodes[1].is_up = true;
+        assert_eq!(changed_at(&map, 1003).unwrap().moves, [], "it is back before its slot was made again");
+    }
+
+    #[test]
+    fn a_missing_disk_is_not_waited_for_and_a_full_one_gives_slots_away() {
+        let mut map = with_enough_groups(map(&[Standing::Active; 5]), 2);
+        map.disks[1].condition = Condition::Missing;
+        let moves = changed_at(&map, 1).unwrap().moves;
+        assert_eq!(moves, [SlotMove { slot: 1, to: disk(5), is_remake: true }]);
+        map.disks[1].condition = Condition::Full;
+        let moves = changed_at(&map, 1).unwrap().moves;
+        assert_eq!(moves, [SlotMove { slot: 1, to: disk(5), is_remake: false }]);
+        map.disks[4].condition = Condition::Full;
+        assert_eq!(changed_at(&map, 1), None, "no disk has room");
+    }
+
+    #[test]
+    fn many_nodes_that_go_at_once_are_an_outage() {
+        let mut map = map(&[Standing::Active; 12]);
+        for at in 0..3 {
+            assert!(!is_outage(&map, Timestamp(1)), "{at} nodes went");
+            map.nodes[at].is_up = false;
+        }
+        assert!(is_outage(&map, Timestamp(1)));
+        assert!(!is_outage(&map, Timestamp(OUTAGE_MS + 1)), "they were expected back");
+    }
+
     #[test]
     fn a_slot_is_switched_when_its_disk_says_it_is_filled() {
         let mut map = map(&[Standing::Active; 5]);
-        map.groups[0].moves = vec![SlotMove { slot: 1, to: disk(5) }];
+        map.groups[0].moves = vec![SlotMove { slot: 1, to: disk(5), is_remake: false }];
         let told = Filled { pg: PgId(1), slot: 1, to: disk(5), version: 5, sequence: 9 };
         for other in [
             Filled { version: 4, ..told },

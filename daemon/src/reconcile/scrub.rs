@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use makai_erasure::ShardKey;
 use makai_erasure::store::{ShardStore, StoreError};
+use makai_erasure::{DiskId, ShardKey};
 
 use super::Shell;
 
@@ -23,14 +23,18 @@ fn pause_between(shards: u64, period: Duration) -> Duration {
 }
 
 pub async fn run(shell: Shell) {
-    let rounds = shell.disks.iter().map(|(_, store)| scrub_disk(&shell, store));
+    let rounds = shell.disks.all().map(|(disk, store)| scrub_disk(&shell, *disk, store));
     futures::future::join_all(rounds).await;
 }
 
-async fn scrub_disk(shell: &Shell, store: &ShardStore) {
+async fn scrub_disk(shell: &Shell, disk: DiskId, store: &ShardStore) {
     let period = Duration::from_secs(shell.config.storage.scrub_period_secs);
     let mut after: Option<ShardKey> = None;
     while !shell.stop.is_cancelled() {
+        if !shell.disks.is_here(disk) {
+            shell.pause(IDLE).await;
+            continue;
+        }
         let shards = store.list_after(after, BATCH);
         let Some(last) = shards.last() else {
             after = None;
@@ -44,7 +48,9 @@ async fn scrub_disk(shell: &Shell, store: &ShardStore) {
             if !shell.pause(pause).await {
                 return;
             }
-            match store.verify(shard.key).await {
+            let verified = store.verify(shard.key).await;
+            shell.progress.scrubbed_bytes.fetch_add(shard.len, Ordering::Relaxed);
+            match verified {
                 Err(error @ StoreError::Corrupt { .. }) => shell.disks.note_damage(&error),
                 Ok(()) | Err(StoreError::Missing { .. }) => {}
                 Err(error) => tracing::warn!(%error, "a shard could not be read back"),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! groups with a disk of mine ─ blobs behind the cursor ─> missing here? ─ most endangered first ─> rebuilt from k others
+//! slots made again on a disk of mine ─ the same
 //! slots moving to a disk of mine ─ the same ──────────────> missing here? ─ last ─> copied from the disk it leaves
 //! nothing missing of a moving slot ─> told to the leader, which makes this disk the slot's own
 //! ```
@@ -10,15 +11,18 @@
 //! Always: what is there is left alone; what is rebuilt hashes to the root in the facts or is not written; it may stop at
 //! any point and begins again from the facts. Whole rounds from the first blob catch what was lost meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use makai_erasure::codec::Codec;
+use makai_erasure::layout::BlobLayout;
 use makai_erasure::store::ShardStore;
-use makai_erasure::stripe::{RebuildSource, StripeError, copy_shard, rebuild_shard};
-use makai_erasure::{BlobId, DiskId, PgId, ShardKey};
+use makai_erasure::stripe::{RebuildSource, Rebuilt, StripeError, copy_shard, rebuild_shard};
+use makai_erasure::{BlobId, DiskId, PgId, Scheme, ShardKey};
 use makai_raft::facts::cluster::Group;
 use makai_raft::facts::object::Blob;
 use makai_raft::facts::query::{Answer, Query};
@@ -39,17 +43,27 @@ const PENDING_MAX: usize = 100_000;
 const IDLE_PAUSE_MAX: Duration = Duration::from_secs(3);
 /// Pause after a rebuild that failed before it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(15);
+/// Shards made at once: each holds a window of k sources, and waits for them most of the time.
+const AT_ONCE: usize = 4;
+/// After so long the order is made anew: others may have become more endangered.
+const ORDER_HOLDS_FOR: Duration = Duration::from_secs(10);
+/// The rate that is told is that of the last minute.
+const RATE_WINDOW: Duration = Duration::from_secs(60);
 
 /// What this node has repaired and has yet to.
 #[derive(Debug, Default)]
 pub struct Progress {
     pub looks: AtomicU64,
     pub scrubs: AtomicU64,
+    pub scrubbed_bytes: AtomicU64,
+    pub damaged: AtomicU64,
     pub pending: AtomicU64,
+    pub pending_bytes: AtomicU64,
     pub rebuilt_shards: AtomicU64,
     pub rebuilt_bytes: AtomicU64,
     pub failures: AtomicU64,
     filled: Mutex<Vec<Filled>>,
+    recent: Mutex<VecDeque<(Instant, u64)>>,
 }
 
 /// [`Progress`] at one moment.
@@ -64,6 +78,18 @@ pub struct ProgressNow {
     pub rebuilt_shards: u64,
     pub rebuilt_bytes: u64,
     pub failures: u64,
+    /// Bytes of the shards known to be missing.
+    #[serde(default)]
+    pub pending_bytes: u64,
+    /// Over the last minute.
+    #[serde(default)]
+    pub bytes_per_sec: u64,
+    /// Damaged and lost shards met in reads and scrubs.
+    #[serde(default)]
+    pub damaged: u64,
+    /// Bytes of shards read back.
+    #[serde(default)]
+    pub scrubbed_bytes: u64,
 }
 
 impl Progress {
@@ -77,6 +103,35 @@ impl Progress {
         *self.filled.lock().unwrap_or_else(PoisonError::into_inner) = filled;
     }
 
+    fn note_rebuilt(&self, bytes: u64) {
+        self.rebuilt_shards.fetch_add(1, Ordering::Relaxed);
+        self.rebuilt_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::instant();
+        recent.push_back((now, bytes));
+        while recent.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
+            recent.pop_front();
+        }
+    }
+
+    /// Over the last minute, or since repair began within it.
+    fn bytes_per_sec(&self) -> u64 {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::instant();
+        let counted: Vec<_> =
+            recent.iter().filter(|(at, _)| now.duration_since(*at) <= RATE_WINDOW).collect();
+        let Some((first, _)) = counted.first() else { return 0 };
+        let millis = now.duration_since(*first).as_millis().max(1000);
+        let bytes: u128 = counted.iter().map(|(_, bytes)| u128::from(*bytes)).sum();
+        u64::try_from(bytes * 1000 / millis).unwrap_or(u64::MAX)
+    }
+
+    fn set_pending(&self, round: &Round) {
+        self.pending.store(round.missing.len() as u64, Ordering::Relaxed);
+        let bytes = round.missing.values().map(|missing| missing.shard_bytes).sum();
+        self.pending_bytes.store(bytes, Ordering::Relaxed);
+    }
+
     #[must_use]
     pub fn now(&self) -> ProgressNow {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -87,6 +142,10 @@ impl Progress {
             rebuilt_shards: read(&self.rebuilt_shards),
             rebuilt_bytes: read(&self.rebuilt_bytes),
             failures: read(&self.failures),
+            pending_bytes: read(&self.pending_bytes),
+            bytes_per_sec: self.bytes_per_sec(),
+            damaged: read(&self.damaged),
+            scrubbed_bytes: read(&self.scrubbed_bytes),
         }
     }
 }
@@ -95,8 +154,8 @@ impl Progress {
 struct Missing {
     blob: Blob,
     due: Instant,
-    /// The slot is on its way here: its own disk still serves it.
-    is_move: bool,
+    at: Holding,
+    shard_bytes: u64,
 }
 
 #[derive(Default)]
@@ -113,6 +172,7 @@ pub async fn run(shell: Shell) {
     let mut pause = shell.interval();
     while shell.pause(pause).await {
         let damage = shell.disks.damage_count();
+        shell.progress.damaged.store(damage, Ordering::Relaxed);
         if damage != damage_seen || begun.elapsed() > FULL_ROUND_EVERY {
             damage_seen = damage;
             round.cursors.clear();
@@ -121,7 +181,7 @@ pub async fn run(shell: Shell) {
         let looked = look(&shell, &mut round).await;
         mend(&shell, &mut round).await;
         let is_filling = tell_filled(&shell, &round, looked.is_ok());
-        shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
+        shell.progress.set_pending(&round);
         match looked {
             Ok(found) => {
                 shell.progress.looks.fetch_add(1, Ordering::Relaxed);
@@ -147,9 +207,8 @@ async fn look(shell: &Shell, round: &mut Round) -> anyhow::Result<usize> {
     let map = shell.map.get();
     let mut found = 0;
     for group in &map.map.groups {
-        for Holding { index, disk, is_move } in holdings(group) {
-            let Some((_, store)) = shell.disks.iter().find(|(own, _)| **own == disk) else { continue };
-            let at = Holding { index, disk, is_move };
+        for at in holdings(group) {
+            let Some((_, store)) = shell.disks.iter().find(|(own, _)| **own == at.disk) else { continue };
             found += look_at(shell, round, group, at, store).await?;
         }
     }
@@ -161,13 +220,25 @@ async fn look(shell: &Shell, round: &mut Round) -> anyhow::Result<usize> {
 struct Holding {
     index: u8,
     disk: DiskId,
-    is_move: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Own,
+    /// The slot's own disk is away.
+    Remake,
+    /// The slot's own disk still serves it.
+    Move,
 }
 
 fn holdings(group: &Group) -> impl Iterator<Item = Holding> {
-    let own = (0u8..).zip(&group.disks).map(|(index, disk)| Holding { index, disk: *disk, is_move: false });
-    let coming =
-        group.moves.iter().map(|moving| Holding { index: moving.slot, disk: moving.to, is_move: true });
+    let own = (0u8..).zip(&group.disks).map(|(index, disk)| Holding { index, disk: *disk, kind: Kind::Own });
+    let coming = group.moves.iter().map(|moving| Holding {
+        index: moving.slot,
+        disk: moving.to,
+        kind: if moving.is_remake { Kind::Remake } else { Kind::Move },
+    });
     own.chain(coming)
 }
 
@@ -206,7 +277,7 @@ async fn look_at(
     at: Holding,
     store: &ShardStore,
 ) -> anyhow::Result<usize> {
-    let Holding { index, disk, is_move } = at;
+    let Holding { index, disk, kind } = at;
     let mut found = 0;
     let (version, mut after) = round.cursors.get(&(group.id, disk)).copied().unwrap_or((group.version, 0));
     if version != group.version {
@@ -220,8 +291,10 @@ async fn look_at(
             after = after.max(blob.sequence);
             if !is_sound(store, ShardKey { blob: blob.id, index }) {
                 // What moves was written long ago elsewhere; only a missed write may still be on its way.
-                let wait = if is_move { Duration::ZERO } else { MISSING_FOR };
-                let missing = Missing { blob: blob.clone(), due: clock::instant() + wait, is_move };
+                let wait = if kind == Kind::Own { MISSING_FOR } else { Duration::ZERO };
+                let shard_bytes =
+                    BlobLayout::new(group.scheme, blob.plain_len).map_or(0, |layout| layout.shard_len());
+                let missing = Missing { blob: blob.clone(), due: clock::instant() + wait, at, shard_bytes };
                 round.missing.entry((blob.id, index, disk)).or_insert(missing);
             }
         }
@@ -249,100 +322,167 @@ fn due_by_danger(shell: &Shell, round: &Round) -> Vec<(BlobId, u8, DiskId)> {
         .missing
         .iter()
         .filter(|(_, missing)| missing.due <= now)
-        .map(|(key, missing)| ((missing.is_move, spare_of(missing.blob.pg)), *key))
+        .map(|(key, missing)| ((missing.at.kind == Kind::Move, spare_of(missing.blob.pg)), *key))
         .collect();
     due.sort_unstable();
     due.into_iter().map(|(_, key)| key).collect()
 }
 
-/// Rebuilds what has been missing for long enough, under the configured rate.
+/// What one rebuild came to.
+enum Outcome {
+    /// It is there, or nobody needs it any more.
+    Settled,
+    Made(Rebuilt, Group),
+    /// The facts did not answer.
+    Unknown,
+    Failed(StripeError),
+}
+
+/// Makes what has been missing for long enough, several at once, under the configured rate.
 async fn mend(shell: &Shell, round: &mut Round) {
-    let due = due_by_danger(shell, round);
-    let mut codecs = HashMap::new();
-    for key in due {
-        if shell.stop.is_cancelled() {
-            return;
+    let begun = clock::instant();
+    let mut due = due_by_danger(shell, round).into_iter();
+    let mut pace = Pace { rate: shell.config.storage.repair_bytes_per_sec_max, free_at: begun };
+    let mut codecs: HashMap<Scheme, Arc<Codec>> = HashMap::new();
+    let mut running = FuturesUnordered::new();
+    let mut next = None;
+    loop {
+        let is_over = shell.stop.is_cancelled() || begun.elapsed() > ORDER_HOLDS_FOR;
+        if next.is_none() && !is_over && running.len() < AT_ONCE {
+            let found = due.find_map(|key| round.missing.get(&key).map(|missing| (key, missing)));
+            next = found.map(|(key, missing)| {
+                let start = pace.start_of(clock::instant(), missing.shard_bytes);
+                (key, missing.blob.clone(), missing.at, start)
+            });
         }
-        let (blob_id, index, disk) = key;
-        let Some(Missing { blob, .. }) = round.missing.get(&key) else { continue };
-        let map = shell.map.get();
-        let is_held_here = |held: &Holding| held.index == index && held.disk == disk;
-        let is_move = map.group(blob.pg).and_then(|group| holdings(group).find(is_held_here));
-        let group = map.group(blob.pg).filter(|_| is_move.is_some());
-        let here = shell
-            .disks
-            .iter()
-            .any(|(own, store)| *own == disk && is_sound(store, ShardKey { blob: blob_id, index }));
-        let (Some(group), false) = (group, here) else {
-            round.missing.remove(&key);
-            continue;
-        };
-        let is_live = match shell.facts.query(Query::BlobStates { ids: vec![blob_id] }).await {
-            Ok(Answer::BlobStates(states)) => states.first().is_some_and(Option::is_some),
-            _ => continue,
-        };
-        if !is_live {
-            round.missing.remove(&key);
-            continue;
-        }
-        let codec = match codecs.entry(group.scheme) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => match Codec::new(group.scheme) {
-                Ok(codec) => entry.insert(codec),
-                Err(_) => continue,
-            },
-        };
-        let source = RebuildSource {
-            blob: blob_id,
-            pg: group.id,
-            scheme: group.scheme,
-            plain_len: blob.plain_len,
-            root: blob.root,
-            disks: group.disks.clone(),
-            opened_at_ms: clock::now().0,
-        };
-        let copied = match is_move {
-            Some(Holding { is_move: true, .. }) => copy_shard(&shell.peers, &source, index, disk).await.ok(),
-            _ => None,
-        };
-        let made = match copied {
-            Some(copied) => Ok(copied),
-            None => rebuild_shard(&shell.peers, codec, &source, index, disk).await,
-        };
-        match made {
-            Ok(rebuilt) => {
-                for liar in rebuilt.liars {
-                    tracing::warn!(blob = %blob_id, shard = liar, disk = %group.disks[usize::from(liar)],
-                        "a disk answers with bytes that are not the shard's");
-                }
-                shell.progress.rebuilt_shards.fetch_add(1, Ordering::Relaxed);
-                shell.progress.rebuilt_bytes.fetch_add(rebuilt.bytes, Ordering::Relaxed);
-                round.missing.remove(&key);
-                throttle(shell, rebuilt.bytes).await;
+        let wait = next.as_ref().map(|(_, _, _, start)| start.saturating_duration_since(clock::instant()));
+        tokio::select! {
+            Some((key, outcome)) = running.next(), if !running.is_empty() => {
+                conclude(shell, round, key, outcome);
+                shell.progress.set_pending(round);
             }
-            Err(error) => {
-                shell.progress.failures.fetch_add(1, Ordering::Relaxed);
-                match &error {
-                    StripeError::TooFewShards { .. } => {
-                        tracing::debug!(blob = %blob_id, shard = index, %error, "not rebuilt; trying again later");
+            goes_on = shell.pause(wait.unwrap_or_default()), if wait.is_some() => {
+                let Some((key, blob, at, _)) = next.take().filter(|_| goes_on) else { continue };
+                let scheme = shell.map.get().group(blob.pg).map(|group| group.scheme);
+                let codec = scheme.and_then(|scheme| codec_of(&mut codecs, scheme));
+                running.push(async move {
+                    match codec {
+                        Some(codec) => (key, make(shell, &codec, &blob, at).await),
+                        None => (key, Outcome::Settled),
                     }
-                    _ => {
-                        tracing::warn!(blob = %blob_id, shard = index, %error, "not rebuilt; trying again later")
-                    }
-                }
-                if let Some(missing) = round.missing.get_mut(&key) {
-                    missing.due = clock::instant() + RETRY_AFTER;
-                }
+                });
             }
+            else => return,
         }
-        shell.progress.pending.store(round.missing.len() as u64, Ordering::Relaxed);
     }
 }
 
-/// Waits as long as `bytes` may take under the ceiling on repair.
-async fn throttle(shell: &Shell, bytes: u64) {
-    let rate = shell.config.storage.repair_bytes_per_sec_max;
-    if let Some(millis) = bytes.saturating_mul(1000).checked_div(rate) {
-        shell.pause(Duration::from_millis(millis)).await;
+fn codec_of(codecs: &mut HashMap<Scheme, Arc<Codec>>, scheme: Scheme) -> Option<Arc<Codec>> {
+    if let Some(codec) = codecs.get(&scheme) {
+        return Some(Arc::clone(codec));
+    }
+    let codec = Arc::new(Codec::new(scheme).ok()?);
+    codecs.insert(scheme, Arc::clone(&codec));
+    Some(codec)
+}
+
+/// Makes one shard, if it is still to be held here and is not.
+async fn make(shell: &Shell, codec: &Codec, blob: &Blob, at: Holding) -> Outcome {
+    let map = shell.map.get();
+    let Holding { index, disk, .. } = at;
+    let is_held_here = |held: &Holding| held.index == index && held.disk == disk;
+    let held = map.group(blob.pg).and_then(|group| Some((group, holdings(group).find(is_held_here)?)));
+    let store = shell.disks.iter().find(|(own, _)| **own == disk).map(|(_, store)| store);
+    let is_here = store.is_some_and(|store| is_sound(store, ShardKey { blob: blob.id, index }));
+    let (Some((group, held)), Some(_), false) = (held, store, is_here) else { return Outcome::Settled };
+    match shell.facts.query(Query::BlobStates { ids: vec![blob.id] }).await {
+        Ok(Answer::BlobStates(states)) if states.first().is_some_and(Option::is_some) => {}
+        Ok(Answer::BlobStates(_)) => return Outcome::Settled,
+        _ => return Outcome::Unknown,
+    }
+    let source = RebuildSource {
+        blob: blob.id,
+        pg: group.id,
+        scheme: group.scheme,
+        plain_len: blob.plain_len,
+        root: blob.root,
+        disks: group.disks.clone(),
+        opened_at_ms: clock::now().0,
+    };
+    let copied = match held.kind {
+        Kind::Move => copy_shard(&shell.peers, &source, index, disk).await.ok(),
+        Kind::Own | Kind::Remake => None,
+    };
+    match copied {
+        Some(copied) => Outcome::Made(copied, group.clone()),
+        None => match rebuild_shard(&shell.peers, codec, &source, index, disk).await {
+            Ok(rebuilt) => Outcome::Made(rebuilt, group.clone()),
+            Err(error) => Outcome::Failed(error),
+        },
+    }
+}
+
+fn conclude(shell: &Shell, round: &mut Round, key: (BlobId, u8, DiskId), outcome: Outcome) {
+    let (blob, index, _) = key;
+    match outcome {
+        Outcome::Settled => _ = round.missing.remove(&key),
+        Outcome::Made(Rebuilt { bytes, liars }, group) => {
+            for liar in liars {
+                tracing::warn!(%blob, shard = liar, disk = %group.disks[usize::from(liar)],
+                    "a disk answers with bytes that are not the shard's");
+            }
+            shell.progress.note_rebuilt(bytes);
+            round.missing.remove(&key);
+        }
+        Outcome::Unknown => {}
+        Outcome::Failed(error) => {
+            shell.progress.failures.fetch_add(1, Ordering::Relaxed);
+            match &error {
+                StripeError::TooFewShards { .. } => {
+                    tracing::debug!(%blob, shard = index, %error, "not rebuilt; trying again later");
+                }
+                _ => tracing::warn!(%blob, shard = index, %error, "not rebuilt; trying again later"),
+            }
+            if let Some(missing) = round.missing.get_mut(&key) {
+                missing.due = clock::instant() + RETRY_AFTER;
+            }
+        }
+    }
+}
+
+/// Spreads work over time, so that its bytes stay under a ceiling.
+struct Pace {
+    /// Bytes a second; 0: any.
+    rate: u64,
+    free_at: Instant,
+}
+
+impl Pace {
+    /// When work of so many bytes may begin.
+    fn start_of(&mut self, now: Instant, bytes: u64) -> Instant {
+        let start = self.free_at.max(now);
+        let micros = u128::from(bytes) * 1_000_000 / u128::from(self.rate.max(1));
+        let micros = if self.rate == 0 { 0 } else { u64::try_from(micros).unwrap_or(u64::MAX / 2) };
+        self.free_at = start + Duration::from_micros(micros);
+        start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_keeps_under_the_ceiling_and_does_not_fall_behind_it() {
+        let begun = clock::instant();
+        let mut pace = Pace { rate: 1_000_000, free_at: begun };
+        let mut now = begun;
+        for _ in 0..100 {
+            now = pace.start_of(now, 250_000).max(now);
+            // Each takes a while, with others beside it.
+            now += Duration::from_millis(40);
+        }
+        let took = now.duration_since(begun);
+        assert!((24_700..25_200).contains(&(took.as_millis() as u64)), "{took:?} for 25 MB at 1 MB/s");
     }
 }

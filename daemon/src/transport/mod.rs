@@ -16,7 +16,8 @@
 //!
 //! A node listens on one UDP port. Control and bulk are different connections, told apart by their protocol name
 //! (ALPN), and leave by different sockets, so that shards never delay heartbeats and votes. A connection serves
-//! both directions: a node behind a NAT dials out, and is asked over the connection it opened.
+//! both directions: a node behind a NAT dials out, and is asked over the connection it opened. Two nodes of which neither can
+//! dial the other meet at a third that both are connected to: it is asked for the other's disk as if it were its own.
 //!
 //! What always holds: a peer is a key that proved itself, and a dial reaches the one key it names or fails;
 //! nothing that a peer sends is held beyond a bound, per stream, per connection and over all; a malformed request
@@ -284,6 +285,10 @@ pub trait PeerHandler: Send + Sync + 'static {
     async fn control(&self, from: NodeId, kind: u16, body: Bytes) -> Result<Bytes, String>;
     /// This node's own disks, for bulk requests.
     fn local_shards(&self) -> Arc<dyn ShardPeers>;
+    /// What bulk requests of peers are answered from: the own disks, and those that this node relays to.
+    fn served_shards(&self) -> Arc<dyn ShardPeers> {
+        self.local_shards()
+    }
 }
 
 /// How a peer's connections are doing.
@@ -505,12 +510,35 @@ impl Transport {
             .is_some_and(|peer| ConnectionKind::ALL.iter().any(|kind| peer.live(*kind).is_some()))
     }
 
-    /// Whether a bulk request to `peer` would be tried now: false within the pause after a failure, when it would
-    /// fail at once.
+    /// Whether a bulk request to `peer` would be tried now: false within the pause after a failure, and for a peer that is
+    /// neither connected nor has an address, when it would fail at once.
     #[must_use]
     pub fn is_reachable(&self, peer: NodeId) -> bool {
         self.id() == peer
-            || self.shared().peers.get(peer).is_some_and(|peer| !peer.is_paused(ConnectionKind::Bulk))
+            || self.shared().peers.get(peer).is_some_and(|peer| peer.can_be_asked(ConnectionKind::Bulk))
+    }
+
+    /// Whether `peer` can be dialled as far as is known.
+    #[must_use]
+    pub fn has_address(&self, peer: NodeId) -> bool {
+        self.shared().peers.get(peer).is_some_and(|peer| peer.has_address())
+    }
+
+    /// Opens a connection of a kind to `peer` unless there is one, for the peer to ask this node over it.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub async fn connect(&self, peer: NodeId, kind: ConnectionKind) -> Result<(), TransportError> {
+        let deadline = clock::timer() + self.shared().config.connect_timeout * 2;
+        self.shared().link(peer, kind, deadline).await.map(|_| ())
+    }
+
+    /// Bytes that went out and came in over the connections that are open now.
+    #[must_use]
+    pub fn traffic(&self) -> (u64, u64) {
+        let links = self.shared().peers.links();
+        let stats = links.iter().map(|link| link.connection.stats());
+        stats.fold((0, 0), |(sent, received), quic| (sent + quic.udp_tx.bytes, received + quic.udp_rx.bytes))
     }
 
     /// Figures of the open connections to `peer`, or `None` where there is none.

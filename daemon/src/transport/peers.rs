@@ -88,6 +88,15 @@ impl Peer {
         lane.live().is_none() && lane.pause.as_ref().is_some_and(|(until, _)| clock::timer() < *until)
     }
 
+    /// Whether a request would be tried now: over a connection that is open, or over one that may be dialled.
+    pub(super) fn can_be_asked(&self, kind: ConnectionKind) -> bool {
+        self.live(kind).is_some() || self.has_address() && !self.is_paused(kind)
+    }
+
+    pub(super) fn has_address(&self) -> bool {
+        !lock(&self.addresses).is_empty()
+    }
+
     fn is_idle(&self) -> bool {
         // One lock at a time: others take a lane's first.
         let has_addresses = !lock(&self.addresses).is_empty();

@@ -73,6 +73,7 @@ struct DeleteRequest {
 
 type Locate = Arc<dyn Fn(DiskId) -> Option<NodeId> + Send + Sync>;
 type IsUp = Arc<dyn Fn(NodeId) -> bool + Send + Sync>;
+type Relays = Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>;
 
 /// The disks of the cluster: this node's own directly, all others over bulk connections.
 #[derive(Clone)]
@@ -82,6 +83,7 @@ pub struct RemoteShards {
     local: NodeId,
     local_shards: Arc<dyn ShardPeers>,
     is_up: IsUp,
+    relays: Option<Relays>,
 }
 
 impl RemoteShards {
@@ -94,12 +96,33 @@ impl RemoteShards {
         local_shards: Arc<dyn ShardPeers>,
         is_up: IsUp,
     ) -> Self {
-        Self { transport, locate, local, local_shards, is_up }
+        Self { transport, locate, local, local_shards, is_up, relays: None }
     }
 
+    /// Asks nodes that cannot be asked directly through others.
+    #[must_use]
+    pub fn through(mut self, relays: Relays) -> Self {
+        self.relays = Some(relays);
+        self
+    }
+
+    /// Whom to ask for a disk: the node that holds it, or one that relays to it.
     fn node(&self, disk: DiskId) -> Result<NodeId, PeerError> {
-        (self.locate)(disk)
-            .ok_or_else(|| PeerError::Unreachable(format!("no node is known to hold disk {disk}")))
+        let node = (self.locate)(disk)
+            .ok_or_else(|| PeerError::Unreachable(format!("no node is known to hold disk {disk}")))?;
+        if node == self.local || self.transport.is_reachable(node) {
+            return Ok(node);
+        }
+        Ok(self.relay_to(node).unwrap_or(node))
+    }
+
+    /// Who relays to a node that nobody can dial; one that has an address and does not answer is down.
+    fn relay_to(&self, node: NodeId) -> Option<NodeId> {
+        if self.transport.has_address(node) {
+            return None;
+        }
+        let relays = (self.relays.as_ref()?)();
+        relays.into_iter().find(|relay| *relay != self.local && self.transport.is_reachable(*relay))
     }
 
     /// A request that is answered whole.
@@ -214,7 +237,9 @@ impl ShardPeers for RemoteShards {
     fn is_up(&self, disk: DiskId) -> bool {
         match (self.locate)(disk) {
             Some(node) if node == self.local => self.local_shards.is_up(disk),
-            Some(node) => (self.is_up)(node),
+            Some(node) => {
+                (self.is_up)(node) && (self.transport.is_reachable(node) || self.relay_to(node).is_some())
+            }
             None => false,
         }
     }
@@ -309,7 +334,7 @@ pub(super) async fn serve(
     let head = link.read_request_head(recv, REQUEST_BYTES_MAX).await?;
     let held = hold(shared, link, u64::from(head.length)).await;
     let body = link.read_body(recv, head.length, head.length).await?;
-    let disks = shared.handler.local_shards();
+    let disks = shared.handler.served_shards();
     match head.kind {
         PUT => {
             let request: PutRequest = decode(&body)?;

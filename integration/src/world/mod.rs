@@ -544,6 +544,7 @@ async fn populate(facts: &dyn Metadata, scheme: Scheme) -> Result<Caller, Broken
             capacity_bytes: 1 << 40,
             standing: Standing::Active,
             added_at: Timestamp(0),
+            condition: makai_raft::facts::cluster::Condition::Well,
         };
         let token_shown = (number > 0).then(|| (token.id.clone(), token.secret_hash));
         let join = Command::JoinNode { node, disks: vec![disk], token: token_shown };
