@@ -7,8 +7,7 @@
 //! Pure. A machine that is switched off for the night costs nothing: a disk that is away counts as held for a grace, and
 //! after it is made again only once the group is at its soft threshold, together with all others that are past theirs: one
 //! reading serves many. At the hard threshold, which counts what can be read right now, only a short wait is left.
-//! Thresholds follow simulations of machines that leave at 5 % a month and are up 95 % of the time: against repair at the
-//! first loss they move a tenth.
+//! Thresholds follow simulations of machines that leave at 5 % a month and are up 95 % of the time.
 
 use crate::layout::Scheme;
 

@@ -42,7 +42,6 @@ use super::operations::Operations;
 use super::query;
 use super::website::{self, Pages, Visit, Websites};
 use crate::identity::Identity;
-use crate::identity::session::Lender;
 use crate::objects::Objects;
 use crate::objects::documents::BucketAccess;
 use crate::outbound::Outbound;
