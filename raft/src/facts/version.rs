@@ -187,6 +187,30 @@ pub enum VersionCommand {
     Expire { bucket: String, versions: Vec<Expired> },
     /// The rules that [`crate::lifecycle`] reads; `None` removes them.
     SetLifecycle { bucket: String, rules: Option<Bytes> },
+    /// As `Delete`, of a version that is also like this. -> [`VersionReply::Deleted`]
+    DeleteLike {
+        bucket: String,
+        key: String,
+        version: Option<VersionId>,
+        bypass_governance: bool,
+        precondition: Precondition,
+        likeness: Likeness,
+    },
+}
+
+/// What else must hold of a version for its deletion to happen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Likeness {
+    pub size: Option<u64>,
+    /// When it was made, in whole seconds: HTTP dates say no more.
+    pub modified_secs: Option<u64>,
+}
+
+impl Likeness {
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Versions in one [`VersionCommand::Expire`].

@@ -3,6 +3,7 @@
 use super::*;
 use crate::facts::object::{PART_BYTES_MIN, Upload};
 use crate::facts::tenant::AccessKey;
+use crate::facts::version::{Deleted, Likeness, VersionCommand, VersionReply};
 use crate::machine::kv::{Edit, KvError, View};
 use crate::machine::{CLOCK_AHEAD_MS_MAX, REVIVE_MS_MAX};
 
@@ -93,6 +94,32 @@ fn documents_go_with_their_bucket() {
     assert_eq!(world.ask(ask.clone()), Err(Refusal::NoSuchBucket));
     world.run(Command::CreateBucket { name, tenant: TenantId(1), scheme: None }).expect("the name is free");
     assert_eq!(world.ask(ask), Ok(Answer::Document(None)));
+}
+
+/// A deletion that names a size or a time happens where they hold. What is not there is deleted already.
+#[test]
+fn a_deletion_may_name_a_size_and_a_time() {
+    let mut world = World::new();
+    let delete = |world: &mut World, size, modified_secs| {
+        world.run(Command::Version(VersionCommand::DeleteLike {
+            bucket: "aaa".to_owned(),
+            key: "k".to_owned(),
+            version: None,
+            bypass_governance: false,
+            precondition: Precondition::default(),
+            likeness: Likeness { size, modified_secs },
+        }))
+    };
+    let existed = |existed| {
+        let deleted = Deleted { existed, ..Deleted::default() };
+        Ok(Reply::Version(VersionReply::Deleted(deleted)))
+    };
+    let secs = world.put("k", empty()).expect("the bucket exists").modified_at.0 / 1000;
+    for (size, modified_secs) in [(Some(1), None), (None, Some(secs + 1)), (Some(0), Some(secs - 1))] {
+        assert_eq!(delete(&mut world, size, modified_secs), Err(Refusal::PreconditionFailed));
+    }
+    assert_eq!(delete(&mut world, Some(0), Some(secs)), existed(true));
+    assert_eq!(delete(&mut world, Some(9), None), existed(false));
 }
 
 #[test]

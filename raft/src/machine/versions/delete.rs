@@ -4,7 +4,7 @@ use super::{Found, displace, drop_noncurrent, look_up, noncurrent, promote, push
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Precondition, Refusal, Reply};
 use crate::facts::object::ObjectHeaders;
-use crate::facts::version::{Deleted, EXPIRE_MAX, Expired, VersionId, VersionRefusal, Versioning};
+use crate::facts::version::{Deleted, EXPIRE_MAX, Expired, Likeness, VersionId, VersionRefusal, Versioning};
 use crate::machine::blobs::Ledger;
 use crate::machine::buckets::{self, Change};
 use crate::machine::content::Body;
@@ -18,6 +18,7 @@ use crate::machine::objects::{self, Current, Meta, check_key, check_precondition
 pub struct Asked {
     pub version: Option<VersionId>,
     pub bypass_governance: bool,
+    pub likeness: Likeness,
 }
 
 /// Deletes a version, or hides the current one as the bucket's versioning says.
@@ -29,13 +30,14 @@ pub fn delete(
     precondition: &Precondition,
 ) -> Outcome<Deleted> {
     let bucket = buckets::get(draft, bucket)?;
-    let Some(version) = asked.version else { return hide(draft, bucket, key, precondition) };
+    let Some(version) = asked.version else { return hide(draft, bucket, key, precondition, asked.likeness) };
     let mut deleted = Deleted { existed: false, version: Some(version), is_marker: false };
     let Some(found) = look_up(draft, &bucket, key, Some(version))? else { return Ok(deleted) };
     if found.meta.headers.lock.protects(draft.now, asked.bypass_governance) {
         return Err(Refusal::from(VersionRefusal::Locked).into());
     }
     check_precondition(precondition, Some(&found.meta.etag))?;
+    check_likeness(asked.likeness, &found.meta)?;
     (deleted.existed, deleted.is_marker) = (true, found.meta.is_marker);
     remove(draft, bucket, key, &found)?;
     Ok(deleted)
@@ -52,7 +54,7 @@ pub fn expire(draft: &mut Draft<'_>, bucket: &str, versions: &[Expired]) -> Outc
             let current = look_up(draft, &bucket, key, None)?;
             let is_it = |found: &Found| found.meta.version == *number && !found.meta.is_marker;
             if current.as_ref().is_some_and(is_it) {
-                hide(draft, bucket, key, &Precondition::default())?;
+                hide(draft, bucket, key, &Precondition::default(), Likeness::default())?;
             }
         } else if let Some(found) = noncurrent(draft, &bucket, key, *number)?
             && !found.meta.headers.lock.protects(draft.now, false)
@@ -64,15 +66,25 @@ pub fn expire(draft: &mut Draft<'_>, bucket: &str, versions: &[Expired]) -> Outc
 }
 
 /// A key that does not exist is deleted already, whatever the precondition says: so does S3.
-fn hide(draft: &mut Draft<'_>, bucket: Bucket, key: &str, precondition: &Precondition) -> Outcome<Deleted> {
+fn hide(
+    draft: &mut Draft<'_>,
+    bucket: Bucket,
+    key: &str,
+    precondition: &Precondition,
+    likeness: Likeness,
+) -> Outcome<Deleted> {
     let current = objects::current(draft, &bucket, key)?;
     let is_versioned = bucket.versioning != Versioning::Unversioned;
     let existed = current.object.is_some();
-    if !existed && (!is_versioned || !precondition.if_match.is_empty()) {
+    let is_conditional = !precondition.if_match.is_empty() || !likeness.is_none();
+    if !existed && (!is_versioned || is_conditional) {
         return Ok(Deleted::default());
     }
-    let etag = current.object.as_ref().map(|(meta, _)| meta.etag.as_str());
-    check_precondition(precondition, etag)?;
+    let meta = current.object.as_ref().map(|(meta, _)| meta);
+    check_precondition(precondition, meta.map(|meta| meta.etag.as_str()))?;
+    if let Some(meta) = meta {
+        check_likeness(likeness, meta)?;
+    }
     if is_versioned {
         check_key(key)?;
     }
@@ -89,6 +101,12 @@ fn hide(draft: &mut Draft<'_>, bucket: Bucket, key: &str, precondition: &Precond
     }
     buckets::account(draft, bucket, change)?;
     Ok(deleted)
+}
+
+fn check_likeness(likeness: Likeness, meta: &Meta) -> Result<(), Refusal> {
+    let is_size = likeness.size.is_none_or(|size| size == meta.size);
+    let is_time = likeness.modified_secs.is_none_or(|secs| secs == meta.modified_at.0 / 1000);
+    if is_size && is_time { Ok(()) } else { Err(Refusal::PreconditionFailed) }
 }
 
 fn marker(draft: &mut Draft<'_>, versioning: Versioning) -> Outcome<Meta> {

@@ -56,7 +56,14 @@ pub fn run(draft: &mut Draft<'_>, command: &VersionCommand) -> Outcome<Reply> {
         VersionCommand::SetVersioning { bucket, versioning } => set_versioning(draft, bucket, *versioning),
         VersionCommand::SetBucketLock { bucket, lock } => lock::set_bucket(draft, bucket, *lock),
         VersionCommand::Delete { bucket, key, version, bypass_governance, precondition } => {
-            let asked = Asked { version: *version, bypass_governance: *bypass_governance };
+            let asked =
+                Asked { version: *version, bypass_governance: *bypass_governance, ..Asked::default() };
+            let deleted = delete(draft, bucket, key, asked, precondition)?;
+            Ok(Reply::Version(VersionReply::Deleted(deleted)))
+        }
+        VersionCommand::DeleteLike { bucket, key, version, bypass_governance, precondition, likeness } => {
+            let asked =
+                Asked { version: *version, bypass_governance: *bypass_governance, likeness: *likeness };
             let deleted = delete(draft, bucket, key, asked, precondition)?;
             Ok(Reply::Version(VersionReply::Deleted(deleted)))
         }
