@@ -281,7 +281,11 @@ def buckets(world):
          None if world.options.region == "us-east-1" else world.options.region, "location")
     names = [entry["Name"] for entry in world.s3.list_buckets()["Buckets"]]
     true(bucket in names and names == sorted(names), f"{bucket} among sorted names")
-    refused("BucketAlreadyOwnedByYou", 409, world.s3.create_bucket, Bucket=bucket)
+    # S3's oldest region lets one make one's own bucket again.
+    if world.options.region == "us-east-1":
+        world.s3.create_bucket(Bucket=bucket)
+    else:
+        refused("BucketAlreadyOwnedByYou", 409, world.s3.create_bucket, Bucket=bucket)
     same(world.s3.get_bucket_versioning(Bucket=bucket).get("Status"), None, "versioning")
     same(world.s3.get_bucket_acl(Bucket=bucket)["Grants"][0]["Permission"], "FULL_CONTROL", "grant")
     world.s3.put_bucket_acl(Bucket=bucket, ACL="private")
@@ -948,7 +952,9 @@ def multipart_lists(world):
          ["d/x", "d/y"], "uploads of a prefix")
     same([entry["Key"] for entry in world.s3.list_multipart_uploads(Bucket=bucket, KeyMarker="a")["Uploads"]],
          ["d/x", "d/y", "e/z", "f"], "uploads after a key")
-    refused("BucketNotEmpty", 409, world.s3.delete_bucket, Bucket=bucket)
+    # Uploads are no objects: they go with their bucket.
+    world.s3.delete_bucket(Bucket=bucket)
+    refused("NoSuchBucket", 404, world.s3.list_multipart_uploads, Bucket=bucket)
 
 
 # Presigned URLs.
@@ -987,7 +993,7 @@ def presigned_urls(world):
     url = v4.generate_presigned_url("get_object", Params=where, ExpiresIn=604800)
     fetch(url).expect(404, "NoSuchKey")
     fetch(url.replace("X-Amz-Expires=604800", "X-Amz-Expires=604801")).expect(
-        400, "AuthorizationQueryParametersError")
+        403, "AuthorizationQueryParametersError")
     wrong = world.client(secret_key="wrong", signature_version="s3v4")
     fetch(wrong.generate_presigned_url("get_object", Params=where)).expect(403, "SignatureDoesNotMatch")
 
@@ -1014,7 +1020,7 @@ def bad_signatures(world):
     true(answer.status in (400, 403), f"status {answer.status}")
     old = Raw(world, "GET", path)
     old.headers["Authorization"] = "AWS key:signature"
-    old.send().expect(400, "InvalidRequest")
+    old.send().expect(403, "InvalidAccessKeyId")
 
 
 def exists(world, key):
@@ -1160,7 +1166,8 @@ def bad_targets(world):
         raw.send().expect(400, "InvalidURI")
     raw = Raw(world, "PUT", f"/{world.bucket}/" + "k" * 1025, body=b"")
     raw.send().expect(400, "KeyTooLongError")
-    Raw(world, "PUT", f"/{world.bucket}/", body=b"").send().expect(409, "BucketAlreadyOwnedByYou")
+    answer = Raw(world, "PUT", f"/{world.bucket}/", body=b"").send()
+    same(answer.status, 200 if world.options.region == "us-east-1" else 409, "status of one's own bucket again")
     answer = Raw(world, "PATCH", f"/{world.bucket}/x").send()
     true(answer.status in (405, 501), f"status {answer.status}")
     answer = Raw(world, "GET", f"/{world.bucket}", {"analytics": "", "id": "x"}).send()

@@ -303,7 +303,20 @@ impl Objects {
         self.forget_lifecycle(name);
         let access = self.bucket_access(name).await?;
         let decides = access.policy.is_some() || access.acl != Acl::private(access.bucket.tenant.0);
-        self.propose(Command::DeleteBucket { name: name.into() }).await?;
+        let delete = || self.propose(Command::DeleteBucket { name: name.into() });
+        match delete().await {
+            // What was begun and never completed is no object: it does not hold the bucket.
+            Err(ObjectsError::Refused(Refusal::BucketNotEmpty)) => {
+                if self.has_versions(caller, name).await? {
+                    return Err(Refusal::BucketNotEmpty.into());
+                }
+                self.abort_all_uploads(caller, name).await?;
+                delete().await?;
+            }
+            deleted => {
+                deleted?;
+            }
+        }
         self.forget_access(name);
         // A bucket that gets the name next must not be judged by this one's documents.
         if decides {

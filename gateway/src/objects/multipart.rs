@@ -9,7 +9,7 @@ use makai_raft::facts::command::{Command, NewContent, Precondition, Refusal, Rep
 use makai_raft::facts::object::{
     Checksum, Content, Extent, ObjectHead, ObjectHeaders, PARTS_MAX, Part, ResolvedExtent, Upload,
 };
-use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
+use makai_raft::facts::query::{Answer, ENTRIES_PER_ANSWER_MAX, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
 use md5::{Digest, Md5};
 
 use super::upload::Inlining;
@@ -249,6 +249,23 @@ impl Objects {
         match self.propose(command).await? {
             Reply::Object(head) => Ok(head),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Aborts what is under way in a bucket.
+    pub(super) async fn abort_all_uploads(&self, caller: &Caller, bucket: &str) -> Result<(), ObjectsError> {
+        loop {
+            let (uploads, _) = self.uploads(caller, bucket, "", None, ENTRIES_PER_ANSWER_MAX).await?;
+            if uploads.is_empty() {
+                return Ok(());
+            }
+            for upload in uploads {
+                match self.abort_upload(caller, bucket, &upload.key, &upload.id).await {
+                    // It ended by itself.
+                    Ok(()) | Err(ObjectsError::Refused(Refusal::NoSuchUpload)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use makai_raft::facts::command::{Command, Precondition, Reply};
 use makai_raft::facts::object::ObjectHead;
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::version::{
-    BucketLock, CompletedPart, Deleted, ListVersions, ListedVersion, Retention, VersionAnswer,
+    BucketLock, CompletedPart, Deleted, Likeness, ListVersions, ListedVersion, Retention, VersionAnswer,
     VersionCommand, VersionId, VersionQuery, VersionReply, Versioning,
 };
 use makai_raft::lifecycle::Rules;
@@ -66,14 +66,40 @@ impl Objects {
         bypass_governance: bool,
         precondition: Precondition,
     ) -> Result<Deleted, ObjectsError> {
+        let any = Likeness::default();
+        self.delete_like(caller, bucket, key, version, bypass_governance, precondition, any).await
+    }
+
+    /// As [`delete_version`](Self::delete_version), of one that is also like `likeness` says.
+    #[expect(clippy::too_many_arguments, reason = "each is a word of the request")]
+    pub async fn delete_like(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        bypass_governance: bool,
+        precondition: Precondition,
+        likeness: Likeness,
+    ) -> Result<Deleted, ObjectsError> {
         check_key(key)?;
         self.recent_bucket(caller, bucket).await?;
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
-        let command = VersionCommand::Delete { bucket, key, version, bypass_governance, precondition };
+        let command = if likeness.is_none() {
+            VersionCommand::Delete { bucket, key, version, bypass_governance, precondition }
+        } else {
+            VersionCommand::DeleteLike { bucket, key, version, bypass_governance, precondition, likeness }
+        };
         match self.propose(Command::Version(command)).await? {
             Reply::Version(VersionReply::Deleted(deleted)) => Ok(deleted),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Whether a bucket holds anything that listings show.
+    pub(super) async fn has_versions(&self, caller: &Caller, bucket: &str) -> Result<bool, ObjectsError> {
+        let list = ListVersions { bucket: bucket.into(), entries_max: 1, ..ListVersions::default() };
+        Ok(!self.list_versions(caller, list).await?.0.is_empty())
     }
 
     /// Replaces the tags of a version.

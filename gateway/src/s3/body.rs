@@ -10,6 +10,7 @@
 //! finished breaks its connection and never looks whole.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
@@ -113,8 +114,6 @@ pub(super) struct Notes {
     fault: Mutex<Option<Fault>>,
     leftover: Mutex<Option<Incoming>>,
     headers: Mutex<Vec<(HeaderName, HeaderValue)>>,
-    form_file_name: OnceLock<String>,
-    form_acl: OnceLock<String>,
 }
 
 impl Notes {
@@ -129,16 +128,6 @@ impl Notes {
 
     pub(super) fn take_headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         std::mem::take(&mut *self.headers.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// What the browser calls the file of a form.
-    pub(super) fn form_file_name(&self) -> Option<String> {
-        self.form_file_name.get().cloned()
-    }
-
-    /// The canned access list that a form names.
-    pub(super) fn form_acl(&self) -> Option<String> {
-        self.form_acl.get().cloned()
     }
 
     /// The body, where it was given up before its end.
@@ -175,45 +164,6 @@ impl Digests {
     }
 }
 
-/// Looks for what the parser does not give out of a form: the name of its file, and the field `acl` before it. A form
-/// in which they are not found is read as well.
-#[derive(Default)]
-struct FormHead {
-    acl: Option<String>,
-    /// What may be the beginning of what is looked for.
-    seen: Vec<u8>,
-}
-
-impl FormHead {
-    /// Bytes kept of what has come.
-    const SEEN_BYTES_MAX: usize = 4096;
-
-    fn push(&mut self, data: &[u8]) -> Option<String> {
-        const ACL: &[u8] = b"name=\"acl\"\r\n\r\n";
-        const FILE: &[u8] = b"name=\"file\"; filename=\"";
-        for piece in data.chunks(Self::SEEN_BYTES_MAX) {
-            self.seen.extend_from_slice(piece);
-            if let Some(at) = self.seen.windows(ACL.len()).position(|window| window == ACL) {
-                let value = &self.seen[at + ACL.len()..];
-                if let Some(end) = value.windows(2).position(|window| window == b"\r\n") {
-                    self.acl = Some(String::from_utf8_lossy(&value[..end]).into_owned());
-                }
-            }
-            if let Some(at) = self.seen.windows(FILE.len()).position(|window| window == FILE) {
-                let name = &self.seen[at + FILE.len()..];
-                if let Some(end) = name.iter().position(|byte| *byte == b'"') {
-                    let name = String::from_utf8_lossy(&name[..end]).into_owned();
-                    // Some browsers send a whole path.
-                    return Some(name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned());
-                }
-            }
-            let surplus = self.seen.len().saturating_sub(Self::SEEN_BYTES_MAX);
-            self.seen.drain(..surplus);
-        }
-        None
-    }
-}
-
 /// A request's body as it comes from the socket.
 pub(super) struct Inbound {
     body: Option<Incoming>,
@@ -222,7 +172,6 @@ pub(super) struct Inbound {
     framing: Option<Framing>,
     digests: Option<Digests>,
     ready: VecDeque<Bytes>,
-    form: Option<FormHead>,
     /// Whether unread bytes are worth reading: the client sends them without being asked to.
     keeps_leftover: bool,
 }
@@ -237,13 +186,7 @@ impl Inbound {
         keeps_leftover: bool,
     ) -> Self {
         let (stall, ready) = (Stall::new(stall_after), VecDeque::new());
-        Self { body: Some(body), notes, stall, framing, digests, ready, form: None, keeps_leftover }
-    }
-
-    /// The body is a form: the name of its file is looked for.
-    pub(super) fn of_form(mut self) -> Self {
-        self.form = Some(FormHead::default());
-        self
+        Self { body: Some(body), notes, stall, framing, digests, ready, keeps_leftover }
     }
 
     fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
@@ -260,15 +203,6 @@ impl Inbound {
     fn on_data(&mut self, data: Bytes) -> Result<(), Fault> {
         if let Some(digests) = &mut self.digests {
             digests.update(&data);
-        }
-        if let Some(form) = &mut self.form
-            && let Some(name) = form.push(&data)
-        {
-            let _ = self.notes.form_file_name.set(name);
-            if let Some(acl) = form.acl.take() {
-                let _ = self.notes.form_acl.set(acl);
-            }
-            self.form = None;
         }
         match &mut self.framing {
             Some(framing) => framing.push(data, &mut self.ready).map_err(Fault::Framing),
@@ -357,11 +291,39 @@ pub(super) fn upstream(
              multipart upload."
         ));
     }
+    Ok(intake(body, Expected::Exactly(size), promise, notes))
+}
+
+/// Bytes that the file of a form may have.
+#[derive(Debug, Clone)]
+pub(super) struct FileBounds(pub(super) RangeInclusive<u64>);
+
+/// The file of a form, whose size nobody announces.
+pub(super) fn file_upstream(
+    body: Option<StreamingBlob>,
+    FileBounds(bounds): FileBounds,
+    promise: Promise,
+    notes: Option<Arc<Notes>>,
+) -> Upstream {
+    let (least, most) = bounds.into_inner();
+    intake(body, Expected::Within(least..=most.min(PUT_BYTES_MAX)), promise, notes)
+}
+
+fn intake(
+    body: Option<StreamingBlob>,
+    expected: Expected,
+    promise: Promise,
+    notes: Option<Arc<Notes>>,
+) -> Upstream {
+    let size = match expected {
+        Expected::Exactly(size) => Some(size),
+        Expected::Within(_) => None,
+    };
     let outcome = Arc::new(Mutex::new(None));
     let intake = Intake {
         body,
         has_ended: false,
-        size,
+        expected,
         seen: 0,
         hasher: promise.algorithm().map(Hasher::new),
         last: None,
@@ -372,14 +334,57 @@ pub(super) fn upstream(
         let computed = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         promise.check(md5, computed).map_err(BodyError::from)
     };
-    Ok(Upstream { body: intake.boxed(), size: Some(size), check: Box::new(check) })
+    Upstream { body: intake.boxed(), size, check: Box::new(check) }
+}
+
+/// How many bytes shall come.
+enum Expected {
+    Exactly(u64),
+    Within(RangeInclusive<u64>),
+}
+
+impl Expected {
+    /// Why `seen` bytes are too many.
+    fn excess(&self, seen: u64) -> Option<S3Error> {
+        match self {
+            Self::Exactly(size) if seen > *size => {
+                Some(incomplete(format!("The request's body is longer than the {size} bytes announced.")))
+            }
+            Self::Within(range) if seen > *range.end() => Some(s3_error!(
+                EntityTooLarge,
+                "Your proposed upload exceeds the maximum allowed object size of {} bytes.",
+                range.end()
+            )),
+            Self::Exactly(_) | Self::Within(_) => None,
+        }
+    }
+
+    /// Why `seen` bytes are too few.
+    fn lack(&self, seen: u64) -> Option<S3Error> {
+        match self {
+            Self::Exactly(size) if seen < *size => {
+                Some(incomplete(format!("The request's body has {seen} of the {size} bytes announced.")))
+            }
+            Self::Within(range) if seen < *range.start() => Some(s3_error!(
+                EntityTooSmall,
+                "Your proposed upload is smaller than the minimum allowed object size of {} bytes.",
+                range.start()
+            )),
+            Self::Exactly(_) | Self::Within(_) => None,
+        }
+    }
+
+    /// Whether more bytes must come after `seen`.
+    fn goes_on(&self, seen: u64) -> bool {
+        matches!(self, Self::Exactly(size) if seen < *size)
+    }
 }
 
 /// Counts and hashes what the client sends. Its last bytes are held back until the end is seen to be right.
 struct Intake {
     body: Option<StreamingBlob>,
     has_ended: bool,
-    size: u64,
+    expected: Expected,
     seen: u64,
     hasher: Option<Hasher>,
     last: Option<Bytes>,
@@ -396,10 +401,8 @@ impl Intake {
     }
 
     fn on_end(&mut self) -> Poll<Option<Result<Bytes, BodyError>>> {
-        if self.seen != self.size {
-            let message =
-                format!("The request's body has {} of the {} bytes announced.", self.seen, self.size);
-            return self.fail(incomplete(message));
+        if let Some(error) = self.expected.lack(self.seen) {
+            return self.fail(error);
         }
         self.has_ended = true;
         self.body = None;
@@ -430,23 +433,28 @@ impl Stream for Intake {
                 None => return this.on_end(),
                 Some(Err(error)) => {
                     let fault = this.notes.as_ref().and_then(|notes| notes.fault());
-                    return this.fail(fault.map_or_else(|| explain(&error), |fault| fault.error()));
+                    return this.fail(match (fault, error.downcast::<S3Error>()) {
+                        (Some(fault), _) => fault.error(),
+                        (None, Ok(error)) => *error,
+                        (None, Err(error)) => explain(&error),
+                    });
                 }
                 Some(Ok(bytes)) => {
                     this.seen += bytes.len() as u64;
-                    if this.seen > this.size {
-                        let message =
-                            format!("The request's body is longer than the {} bytes announced.", this.size);
-                        return this.fail(incomplete(message));
+                    if let Some(error) = this.expected.excess(this.seen) {
+                        return this.fail(error);
                     }
                     if let Some(hasher) = &mut this.hasher {
                         hasher.update(&bytes);
                     }
-                    if this.seen < this.size && !bytes.is_empty() {
+                    if bytes.is_empty() {
+                        continue;
+                    }
+                    if this.expected.goes_on(this.seen) {
                         return Poll::Ready(Some(Ok(bytes)));
                     }
-                    if !bytes.is_empty() {
-                        this.last = Some(bytes);
+                    if let Some(before) = this.last.replace(bytes) {
+                        return Poll::Ready(Some(Ok(before)));
                     }
                 }
             }

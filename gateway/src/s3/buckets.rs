@@ -1,15 +1,18 @@
 //! Buckets and the documents beside them.
 
 use makai_erasure::Scheme;
+use makai_raft::facts::command::Refusal;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::access::grants::Asked;
+use super::access::{denied, granted, lists_not_supported};
 use super::errors::{custom, refused};
 use super::headers::{bucket_tagging, owner, tag_set, timestamp};
 use super::listing::{decode_token, encode_token};
 use super::operations::Operations;
 use crate::identity::Caller;
+use crate::objects::ObjectsError;
 use crate::objects::documents::{ACL, OWNERSHIP, Ownership};
 use crate::policy::acl::Acl;
 
@@ -18,6 +21,28 @@ const SCHEME_HEADER: &str = "x-makai-scheme";
 /// The document that holds a bucket's tags, as `a=b&c=d`.
 const TAGGING: &str = "tagging";
 const BUCKETS_PER_ANSWER_MAX: usize = 10_000;
+/// S3's oldest, which some calls still treat by rules of their own.
+const FIRST_REGION: &str = "us-east-1";
+
+/// What S3 keeps for itself.
+const RESERVED_STARTS: [&str; 3] = ["xn--", "sthree-", "amzn-s3-demo-"];
+const RESERVED_ENDS: [&str; 5] = ["-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3"];
+
+/// A new bucket's name is one of DNS, too: each label begins and ends with a letter or digit.
+fn check_new_name(name: &str) -> S3Result<()> {
+    let is_plain = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let is_label = |label: &str| is_plain(label.as_bytes().first()) && is_plain(label.as_bytes().last());
+    let is_reserved = RESERVED_STARTS.iter().any(|start| name.starts_with(start))
+        || RESERVED_ENDS.iter().any(|end| name.ends_with(end));
+    if name.split('.').all(is_label) && !is_reserved {
+        return Ok(());
+    }
+    Err(s3_error!(
+        InvalidBucketName,
+        "The specified bucket is not valid: its parts between dots begin and end with a letter or digit, and it is \
+         none of the names that S3 reserves."
+    ))
+}
 
 impl Operations {
     pub(super) async fn create_bucket(
@@ -26,6 +51,7 @@ impl Operations {
         request: S3Request<CreateBucketInput>,
     ) -> S3Result<S3Response<CreateBucketOutput>> {
         let input = &request.input;
+        check_new_name(&input.bucket)?;
         let documents = self.new_bucket_documents(caller, &request).await?;
         let asked =
             input.create_bucket_configuration.as_ref().and_then(|asked| asked.location_constraint.as_ref());
@@ -52,12 +78,47 @@ impl Operations {
         } else {
             self.objects.create_bucket(caller, &input.bucket, scheme).await
         };
-        made.map_err(refused)?;
+        match made {
+            Err(ObjectsError::Refused(Refusal::BucketOwned)) if self.region == FIRST_REGION => {
+                self.make_again(caller, &request, documents).await?;
+                let location = Some(format!("/{}", input.bucket));
+                return Ok(S3Response::new(CreateBucketOutput { location }));
+            }
+            made => made.map_err(refused)?,
+        };
         if !documents.is_empty() {
             self.objects.set_access_documents(caller, &input.bucket, documents).await.map_err(refused)?;
         }
         let location = Some(format!("/{}", input.bucket));
         Ok(S3Response::new(CreateBucketOutput { location }))
+    }
+
+    /// Makes a bucket that its owner has already: in S3's oldest region that succeeds, and sets its access list anew.
+    /// A requester who is less than the account sets nothing.
+    async fn make_again(
+        &self,
+        caller: &Caller,
+        request: &S3Request<CreateBucketInput>,
+        documents: Vec<(&'static str, Option<bytes::Bytes>)>,
+    ) -> S3Result<()> {
+        let bucket = &request.input.bucket;
+        if granted(request)?.who.is_limited() {
+            return if documents.is_empty() { Ok(()) } else { Err(denied()) };
+        }
+        let access = self.objects.bucket_access(bucket).await.map_err(refused)?;
+        let acl = documents.into_iter().find(|(name, _)| *name == ACL).and_then(|(_, acl)| acl);
+        let is_enforced = access.ownership() == Ownership::BucketOwnerEnforced;
+        if is_enforced && acl.is_some() {
+            return Err(lists_not_supported());
+        }
+        let private = Acl::private(caller.tenant.0);
+        let is_same =
+            acl.as_deref().unwrap_or(private.to_text().as_bytes()) == access.acl.to_text().as_bytes();
+        if !is_same {
+            let documents = vec![(ACL, acl)];
+            self.objects.set_access_documents(caller, bucket, documents).await.map_err(refused)?;
+        }
+        Ok(())
     }
 
     /// What a new bucket's headers say about access to it.
@@ -156,9 +217,9 @@ impl Operations {
         request: S3Request<GetBucketLocationInput>,
     ) -> S3Result<S3Response<GetBucketLocationOutput>> {
         self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        // S3's oldest region is spelled as none.
+        // It is spelled as none.
         let region =
-            (self.region != "us-east-1").then(|| BucketLocationConstraint::from(self.region.clone()));
+            (self.region != FIRST_REGION).then(|| BucketLocationConstraint::from(self.region.clone()));
         Ok(S3Response::new(GetBucketLocationOutput { location_constraint: region }))
     }
 

@@ -71,6 +71,12 @@ fn customer_key(headers: &HeaderMap, prefix: &str) -> S3Result<Option<CustomerKe
 
 /// What the request brings to open an object.
 pub(super) fn to_open(headers: &HeaderMap) -> S3Result<Sealing> {
+    if headers.contains_key(METHOD) || headers.contains_key(KMS_KEY) {
+        return Err(s3_error!(
+            InvalidArgument,
+            "{METHOD} header is not supported for this operation: what the pool sealed it opens by itself."
+        ));
+    }
     Ok(customer_key(headers, CUSTOMER)?.map_or(Sealing::Tenant, Sealing::Customer))
 }
 

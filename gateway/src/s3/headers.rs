@@ -10,8 +10,10 @@ use makai_raft::facts::version::ObjectLock;
 use s3s::dto::{CopySource, ETag, ETagCondition, Metadata, Owner, Range, Tag, Timestamp, TimestampFormat};
 use s3s::{S3Result, s3_error};
 
+use super::errors::custom;
 use crate::identity::Caller;
 use crate::objects::{ByteRange, CopyFrom};
+use crate::policy::acl::Acl;
 
 /// Bytes of user metadata, names and values.
 const USER_METADATA_BYTES_MAX: usize = 2048;
@@ -32,6 +34,12 @@ pub(super) fn owner_id(caller: &Caller) -> String {
 
 pub(super) fn owner(caller: &Caller) -> Owner {
     Owner { id: Some(owner_id(caller)), display_name: Some(caller.tenant_name.clone()) }
+}
+
+/// The account that has an object, or began an upload: who its access list names, else the bucket's owner.
+pub(super) fn account_of(headers: &ObjectHeaders, bucket_owner: &Caller) -> u64 {
+    let acl = headers.acl.as_deref().and_then(Acl::from_text);
+    acl.map_or(bucket_owner.tenant.0, |acl| acl.owner)
 }
 
 pub(super) fn timestamp(at: Millis) -> Timestamp {
@@ -118,6 +126,15 @@ pub(super) fn object_headers_of(fields: &Fields<'_>) -> S3Result<ObjectHeaders> 
             InvalidStorageClass,
             "The storage class {shown:?} is not available: leave it out, or use one of {}.",
             STORAGE_CLASSES.join(", ")
+        ));
+    }
+    if let Some(target) = fields.website_redirect
+        && !["/", "http://", "https://"].iter().any(|start| target.starts_with(start))
+    {
+        return Err(custom(
+            "InvalidRedirectLocation",
+            400,
+            "The website redirect location must have a prefix of 'http://' or 'https://' or '/'.",
         ));
     }
     let tagging = match fields.tagging {
@@ -289,11 +306,22 @@ fn tagging_string(tags: &[(String, String)], tags_max: usize) -> S3Result<String
                 "A tag's key has 1 to {TAG_KEY_CHARS_MAX} characters, its value at most {TAG_VALUE_CHARS_MAX}."
             ));
         }
+        if !is_tag_text(key) || !is_tag_text(value) || key.starts_with("aws:") {
+            return Err(s3_error!(
+                InvalidTag,
+                "A tag has letters, digits, spaces and _ . : / = + - @, and its key does not begin with aws:."
+            ));
+        }
         if !seen.insert(key) {
             return Err(s3_error!(InvalidTag, "Cannot provide multiple Tags with the same key."));
         }
     }
     Ok(form_urlencoded::Serializer::new(String::new()).extend_pairs(tags).finish())
+}
+
+/// What S3 lets tags be written with.
+fn is_tag_text(text: &str) -> bool {
+    text.chars().all(|char| char.is_alphanumeric() || char == ' ' || "_.:/=+-@".contains(char))
 }
 
 fn pairs(tags: Vec<Tag>) -> Vec<(String, String)> {

@@ -270,7 +270,10 @@ impl Operations {
         })?;
         Ok(S3Response::new(GetBucketLifecycleConfigurationOutput {
             rules: Some(rules.rules.iter().map(shown).collect()),
-            ..GetBucketLifecycleConfigurationOutput::default()
+            // What S3 says where nothing else was asked for.
+            transition_default_minimum_object_size: Some(TransitionDefaultMinimumObjectSize::from_static(
+                TransitionDefaultMinimumObjectSize::ALL_STORAGE_CLASSES_128K,
+            )),
         }))
     }
 

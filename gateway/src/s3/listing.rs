@@ -1,17 +1,21 @@
 //! Listing keys: versions 1 and 2.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use makai_raft::facts::object::{KEY_BYTES_MAX, ObjectHead};
+use makai_raft::facts::object::{KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
 use makai_raft::facts::query::{ENTRIES_PER_ANSWER_MAX, ListObjects, Listed};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::checksums::kind;
 use super::errors::refused;
-use super::headers::{etag, length, owner, timestamp};
+use super::headers::{account_of, etag, length, owner, timestamp};
 use super::operations::Operations;
 use crate::identity::Caller;
+use crate::policy::principal::canonical_id;
 
 /// An opaque continuation token that says after which name to go on.
 pub(super) fn encode_token(after: &str) -> String {
@@ -59,6 +63,12 @@ impl Names {
         }
     }
 
+    /// Of a field that clients do not decode: encoded only where XML could not hold it.
+    fn write_plain(self, name: &str) -> String {
+        let is_held = |char: char| !char.is_control() || matches!(char, '\t' | '\n' | '\r');
+        if name.chars().all(is_held) { name.to_owned() } else { self.write(name) }
+    }
+
     pub(super) fn write(self, name: &str) -> String {
         if self.is_encoded { url_encode(name) } else { name.to_owned() }
     }
@@ -93,7 +103,7 @@ impl Page {
         (!self.prefixes.is_empty()).then(|| prefixes.collect())
     }
 
-    fn contents(&self, names: Names, owner: Option<&Owner>) -> Option<Vec<Object>> {
+    fn contents(&self, names: Names, owners: Option<(&Owners, &Caller)>) -> Option<Vec<Object>> {
         let object = |head: &ObjectHead| Object {
             checksum_algorithm: head
                 .checksum
@@ -103,7 +113,8 @@ impl Page {
             e_tag: Some(etag(head)),
             key: Some(names.write(&head.key)),
             last_modified: Some(timestamp(head.modified_at)),
-            owner: owner.cloned(),
+            owner: owners
+                .and_then(|(owners, caller)| owners.get(&account_of(&head.headers, caller)).cloned()),
             restore_status: None,
             size: Some(length(head.size)),
             storage_class: Some(ObjectStorageClass::from(storage_class(head))),
@@ -112,11 +123,31 @@ impl Page {
     }
 }
 
+/// Owners by account.
+pub(super) type Owners = BTreeMap<u64, Owner>;
+
 pub(super) fn storage_class(head: &ObjectHead) -> String {
     head.headers.storage_class.clone().unwrap_or_else(|| StorageClass::STANDARD.to_owned())
 }
 
 impl Operations {
+    /// Those who have what is listed, each asked for once.
+    pub(super) async fn owners(
+        &self,
+        bucket_owner: &Caller,
+        listed: impl Iterator<Item = &ObjectHeaders>,
+    ) -> S3Result<Owners> {
+        let mut owners = Owners::from([(bucket_owner.tenant.0, owner(bucket_owner))]);
+        for headers in listed {
+            let account = account_of(headers, bucket_owner);
+            if let Entry::Vacant(unknown) = owners.entry(account) {
+                let display_name = self.objects.tenant_name(account).await.map_err(refused)?;
+                unknown.insert(Owner { display_name, id: Some(canonical_id(account)) });
+            }
+        }
+        Ok(owners)
+    }
+
     async fn page(&self, caller: &Caller, list: ListObjects) -> S3Result<Page> {
         let too_long = [&list.prefix, &list.after].iter().any(|name| name.len() > KEY_BYTES_MAX);
         if too_long || list.delimiter.len() > KEY_BYTES_MAX {
@@ -159,15 +190,16 @@ impl Operations {
             entries_max,
         };
         let page = self.page(caller, list).await?;
+        let owners = self.owners(caller, page.heads.iter().map(|head| &head.headers)).await?;
         let has_delimiter = input.delimiter.as_ref().is_some_and(|delimiter| !delimiter.is_empty());
         Ok(S3Response::new(ListObjectsOutput {
-            contents: page.contents(names, Some(&owner(caller))),
+            contents: page.contents(names, Some((&owners, caller))),
             common_prefixes: page.common_prefixes(names),
             is_truncated: Some(page.next.is_some()),
             // Without a delimiter, the last key is the marker.
             next_marker: page.next.as_deref().filter(|_| has_delimiter).map(|next| names.write(next)),
             name: Some(input.bucket),
-            prefix: Some(names.write(&input.prefix.unwrap_or_default())),
+            prefix: Some(names.write_plain(&input.prefix.unwrap_or_default())),
             marker: Some(names.write(&input.marker.unwrap_or_default())),
             max_keys: Some(entries_max.cast_signed()),
             delimiter: input.delimiter.filter(|_| has_delimiter).map(|delimiter| names.write(&delimiter)),
@@ -196,9 +228,11 @@ impl Operations {
             entries_max,
         };
         let page = self.page(caller, list).await?;
-        let owner = (input.fetch_owner == Some(true)).then(|| owner(caller));
+        let fetches_owner = input.fetch_owner == Some(true);
+        let listed = page.heads.iter().filter(|_| fetches_owner).map(|head| &head.headers);
+        let owners = self.owners(caller, listed).await?;
         Ok(S3Response::new(ListObjectsV2Output {
-            contents: page.contents(names, owner.as_ref()),
+            contents: page.contents(names, fetches_owner.then_some((&owners, caller))),
             common_prefixes: page.common_prefixes(names),
             is_truncated: Some(page.next.is_some()),
             key_count: Some(page.key_count()),

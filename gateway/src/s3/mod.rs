@@ -12,7 +12,9 @@
 //! | `access` | whether the request may be served, and for whom |
 //! | `operations`, `buckets`, `acls`, `policies`, `documents`, `encryption`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
 //! | `versions`, `lock`, `lifecycle` | versioning, object lock, rules by which objects go |
+//! | `dates` | when a request says that it was sent |
 //! | `cors` | what browsers ask and must be told |
+//! | `forms` | files that browsers send with a form |
 //! | `sts` | temporary credentials |
 //! | `headers`, `checksums`, `errors` | S3's words for what `objects` says |
 //! | `body`, `chunked` | bytes in and out, checked while they stream |
@@ -28,9 +30,11 @@ mod checksums;
 mod chunked;
 mod copying;
 mod cors;
+mod dates;
 mod documents;
 mod encryption;
 mod errors;
+mod forms;
 mod headers;
 mod lifecycle;
 mod listing;

@@ -18,7 +18,8 @@ use super::checksums::{
 use super::copying::{Source, Target, copy_part_bytes};
 use super::errors::{refused, unreadable_source};
 use super::headers::{
-    copy_from, copy_range, length, object_headers, owner, precondition, source_conditions, timestamp,
+    account_of, copy_from, copy_range, length, object_headers, owner, precondition, source_conditions,
+    timestamp,
 };
 use super::listing::{Names, entries_max};
 use super::operations::Operations;
@@ -253,6 +254,13 @@ impl Operations {
         complete(upload, chosen.into_iter(), claimed)
     }
 
+    /// Who began an upload.
+    async fn upload_owner(&self, caller: &Caller, upload: &Upload) -> S3Result<Owner> {
+        let owners = self.owners(caller, std::iter::once(&upload.headers)).await?;
+        let found = owners.get(&account_of(&upload.headers, caller)).cloned();
+        Ok(found.unwrap_or_else(|| owner(caller)))
+    }
+
     /// All parts of an upload, at most [`PARTS_MAX`].
     async fn known_parts(
         &self,
@@ -329,7 +337,7 @@ impl Operations {
             set_checksum!(shown, &part.checksum);
             shown
         });
-        let owner = owner(caller);
+        let owner = self.upload_owner(caller, &upload).await?;
         Ok(S3Response::new(ListPartsOutput {
             parts: Some(shown.collect()),
             is_truncated: Some(is_truncated),
@@ -383,14 +391,18 @@ impl Operations {
         }
         let is_truncated = entries_max > 0 && !gathered.is_end;
         let (next_key, next_id) = gathered.after.filter(|_| is_truncated).unzip();
-        let owner = owner(caller);
-        let shown = gathered.uploads.into_iter().map(|upload| MultipartUpload {
+        let owners = self.owners(caller, gathered.uploads.iter().map(|upload| &upload.headers)).await?;
+        let owner_of = |upload: &Upload| {
+            owners.get(&account_of(&upload.headers, caller)).cloned().unwrap_or_else(|| owner(caller))
+        };
+        let shown = gathered.uploads.into_iter().map(|upload| (owner_of(&upload), upload));
+        let shown = shown.map(|(owner, upload)| MultipartUpload {
             storage_class: Some(storage_class(&upload)),
             key: Some(names.write(&upload.key)),
             upload_id: Some(upload.id),
             initiated: Some(timestamp(upload.started_at)),
             initiator: Some(Initiator { id: owner.id.clone(), display_name: owner.display_name.clone() }),
-            owner: Some(owner.clone()),
+            owner: Some(owner),
             checksum_type: upload.checksum_algorithm.as_ref().map(|_| kind_of(upload.checksum_is_composite)),
             checksum_algorithm: upload.checksum_algorithm.map(ChecksumAlgorithm::from),
         });

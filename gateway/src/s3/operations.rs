@@ -99,6 +99,7 @@ operations! {
     get_object_attributes: GetObjectAttributesInput => GetObjectAttributesOutput,
     get_object_acl: GetObjectAclInput => GetObjectAclOutput,
     get_object_tagging: GetObjectTaggingInput => GetObjectTaggingOutput,
+    restore_object: RestoreObjectInput => RestoreObjectOutput,
 
     put_object: PutObjectInput => PutObjectOutput,
     copy_object: CopyObjectInput => CopyObjectOutput,

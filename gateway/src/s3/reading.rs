@@ -1,11 +1,11 @@
 //! Reading objects and what is said about them.
 
-use makai_raft::facts::object::{ObjectHead, PARTS_MAX};
+use makai_raft::facts::object::{Checksum as KeptChecksum, ObjectHead, PARTS_MAX};
 use makai_raft::facts::version::VersionId;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::access::granted;
+use super::access::{Granted, granted};
 use super::body::outgoing;
 use super::checksums::{kind, set_checksum};
 use super::errors::{custom, range_not_satisfiable, unreadable};
@@ -77,6 +77,7 @@ impl Operations {
         request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let granted = granted(&request)?;
+        check_overrides(&granted, &request.uri)?;
         let input = request.input;
         let version = version_id(input.version_id.as_deref())?;
         let (bucket, key) = (input.bucket.as_str(), input.key.as_str());
@@ -89,7 +90,7 @@ impl Operations {
             input.if_unmodified_since.as_ref(),
         );
         let objects = granted.sealed(&self.objects);
-        let download = objects.get_version(caller, bucket, key, version, wanted.range).await;
+        let download = objects.get_version(caller, bucket, key, version, wanted.range.clone()).await;
         let download = download.map_err(|error| unreadable(error, version))?;
         granted.check_object(&download.head)?;
         conditions.check(&download.head)?;
@@ -104,9 +105,10 @@ impl Operations {
         output.parts_count =
             wanted.is_part.then_some(head.part_count).filter(|&count| count > 0).map(i32::from);
         output.tag_count = tag_count(head);
-        if input.checksum_mode.is_some() && is_whole(range, head) {
-            set_checksum!(output, &head.checksum);
-            output.checksum_type = head.checksum.as_ref().map(kind);
+        if input.checksum_mode.is_some() {
+            let shown = self.shown_checksum(caller, bucket, head, range, &wanted.range).await?;
+            set_checksum!(output, &shown);
+            output.checksum_type = shown.as_ref().and(head.checksum.as_ref()).map(kind);
         }
         output.body = Some(outgoing(download));
         Ok(S3Response::new(output))
@@ -118,11 +120,13 @@ impl Operations {
         request: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let granted = granted(&request)?;
+        check_overrides(&granted, &request.uri)?;
         let input = request.input;
         let version = version_id(input.version_id.as_deref())?;
         let (bucket, key) = (input.bucket.as_str(), input.key.as_str());
         let wanted =
             self.wanted(caller, bucket, key, input.range.as_ref(), version, input.part_number).await?;
+        let wanted_range = wanted.range.clone();
         let conditions = conditions(
             input.if_match.as_ref(),
             input.if_none_match.as_ref(),
@@ -159,9 +163,11 @@ impl Operations {
         output.content_range = wanted.is_partial.then(|| content_range(&range, head.size));
         output.parts_count =
             wanted.is_part.then_some(head.part_count).filter(|&count| count > 0).map(i32::from);
-        if input.checksum_mode.is_some() && is_whole(&range, &head) {
-            set_checksum!(output, &head.checksum);
-            output.checksum_type = head.checksum.as_ref().map(kind);
+        granted.say_tag_count(tag_count(&head));
+        if input.checksum_mode.is_some() {
+            let shown = self.shown_checksum(caller, bucket, &head, &range, &wanted_range).await?;
+            set_checksum!(output, &shown);
+            output.checksum_type = shown.as_ref().and(head.checksum.as_ref()).map(kind);
         }
         // What the client asked the answer to say instead.
         for (field, asked) in [
@@ -177,6 +183,28 @@ impl Operations {
         }
         output.expires = input.response_expires.or(output.expires);
         Ok(S3Response::new(output))
+    }
+
+    /// The checksum of what is read: of the whole object, or of a part by its number.
+    async fn shown_checksum(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        head: &ObjectHead,
+        range: &std::ops::Range<u64>,
+        wanted: &ByteRange,
+    ) -> S3Result<Option<KeptChecksum>> {
+        let ByteRange::Part(number) = *wanted else {
+            return Ok(head.checksum.clone().filter(|_| is_whole(range, head)));
+        };
+        if head.checksum.is_none() {
+            return Ok(None);
+        }
+        let version = Some(head.version_id());
+        let before = number.saturating_sub(1);
+        let parts = self.objects.completed_parts(caller, bucket, &head.key, version, before, 1).await;
+        let (parts, _) = parts.map_err(|error| unreadable(error, version))?;
+        Ok(parts.into_iter().find(|part| part.number == number).and_then(|part| part.checksum))
     }
 
     pub(super) async fn get_object_attributes(
@@ -238,6 +266,22 @@ impl Operations {
         Ok(S3Response::new(GetObjectTaggingOutput { tag_set, version_id: found.shown_version() }))
     }
 
+    /// Nothing is archived: there is nothing to restore.
+    pub(super) async fn restore_object(
+        &self,
+        caller: &Caller,
+        request: S3Request<RestoreObjectInput>,
+    ) -> S3Result<S3Response<RestoreObjectOutput>> {
+        let input = request.input;
+        let version = version_id(input.version_id.as_deref())?;
+        let found = self.objects.find(caller, &input.bucket, &input.key, version).await;
+        found.map_err(|error| unreadable(error, version))?;
+        Err(s3_error!(
+            InvalidObjectState,
+            "Restore is not allowed for the object's current storage class: it can be read at once."
+        ))
+    }
+
     /// A page of the parts that an object was completed from: each is listed where it has a checksum.
     async fn attributes_of_parts(
         &self,
@@ -279,6 +323,18 @@ impl Operations {
             total_parts_count: Some(i32::from(head.part_count)),
         })
     }
+}
+
+/// What an answer shall say instead is for those to choose who sign.
+fn check_overrides(granted: &Granted, uri: &http::Uri) -> S3Result<()> {
+    let mut asked = uri.query().unwrap_or_default().split('&');
+    if granted.who.caller.is_none() && asked.any(|pair| pair.starts_with("response-")) {
+        return Err(s3_error!(
+            InvalidRequest,
+            "Request specific response headers cannot be used for anonymous GET requests."
+        ));
+    }
+    Ok(())
 }
 
 fn content_range(range: &std::ops::Range<u64>, size: u64) -> String {

@@ -15,6 +15,8 @@ use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Ve
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use makai_ops::metrics as names;
+use makai_raft::facts::Timestamp;
+use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::config::{S3Config, StaticConfigProvider};
@@ -22,16 +24,18 @@ use s3s::dto::Range;
 use s3s::host::{S3Host, VirtualHost};
 use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3Request, S3Response, S3Result, StdError, s3_error};
+use s3s::{S3Error, S3Request, S3Response, S3Result, StdError, s3_error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::access::{Guard, SESSION_TOKEN, session_of};
+use super::access::{Guard, SESSION_TOKEN};
 use super::body::{Digests, Inbound, Notes, payload_mismatch};
 use super::checksums::Promise;
 use super::chunked::Framing;
 use super::cors;
-use super::errors::{custom, default_message, unidentified};
+use super::dates;
+use super::errors::{custom, default_message};
+use super::forms::{self, Forms};
 use super::operations::Operations;
 use super::sts;
 use crate::identity::Identity;
@@ -39,15 +43,10 @@ use crate::objects::Objects;
 
 /// Bytes of an XML body: 10,000 parts with their checksums, or 1,000 keys, fit.
 const XML_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How far a client's clock may be off, as S3 has it.
-const CLOCK_SKEW_SECONDS_MAX: u32 = 15 * 60;
 /// How long a presigned URL may be good for, as S3 has it.
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 /// How long a client may take to send the next bytes of a body.
 const BODY_STALL_MAX: Duration = Duration::from_secs(60);
-/// Bytes of a file in a form, and forms under way at once: files of forms are held in memory.
-const FORM_FILE_BYTES_MAX: u64 = 32 * 1024 * 1024;
-const FORMS_MAX: usize = 16;
 /// What is read of the body of a refused request while its answer is sent: a connection closed with bytes unread would
 /// be reset, and the answer lost.
 const LEFTOVER_BYTES_MAX: u64 = 1024 * 1024;
@@ -55,6 +54,8 @@ const LEFTOVER_TIME_MAX: Duration = Duration::from_secs(5);
 
 const SERVER: HeaderValue = HeaderValue::from_static("MAKAI");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+/// Names the gateway that answered.
+const HOST_ID: HeaderName = HeaderName::from_static("x-amz-id-2");
 
 /// What an operator chooses about the door.
 #[derive(Debug, Clone)]
@@ -98,11 +99,12 @@ struct Inner {
     service: S3Service,
     objects: Objects,
     hosts: Hosts,
-    forms: Arc<Semaphore>,
+    forms: Forms,
     requests: Arc<Semaphore>,
     connections_max: usize,
     id_seed: u64,
     id_count: AtomicU64,
+    host_id: String,
 }
 
 impl fmt::Debug for S3Door {
@@ -132,31 +134,35 @@ impl S3Door {
         let hosts = Hosts { suffixes: config.domains.iter().map(|domain| format!(".{domain}")).collect() };
         let all_hosts = hosts.clone();
         let operations = Operations { objects: objects.clone(), region: config.region };
+        let forms_operations = operations.clone();
         let guard = || Guard { identity: identity.clone(), objects: objects.clone() };
 
         // What the signature has been verified for, with the header that hides it from the parser taken away.
         let mut verified = S3ServiceBuilder::new(operations.clone());
         verified.set_config(limits());
         verified.set_host(hosts.clone());
-        verified.set_auth(Auth { identity: identity.clone(), objects: objects.clone() });
+        verified.set_auth(Auth(guard()));
         verified.set_access(guard());
 
         let mut service = S3ServiceBuilder::new(operations);
         service.set_config(limits());
         service.set_host(hosts);
-        service.set_auth(Auth { identity: identity.clone(), objects: objects.clone() });
+        service.set_auth(Auth(guard()));
         service.set_access(guard());
         service.set_route(Beside { service: verified.build(), guard: guard() });
+
+        let forms = Forms { guard: guard(), operations: forms_operations };
 
         let inner = Inner {
             service: service.build(),
             objects,
             hosts: all_hosts,
-            forms: Arc::new(Semaphore::new(FORMS_MAX)),
+            forms,
             requests,
             connections_max: config.connections_max.clamp(1, Semaphore::MAX_PERMITS),
             id_seed: u64::from_be_bytes(seed),
             id_count: AtomicU64::new(0),
+            host_id: hex::encode(digest::digest(&digest::SHA256, &seed)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -202,7 +208,9 @@ impl S3Door {
             if let Some(leftover) = notes.take_leftover() {
                 tokio::spawn(drain(leftover));
             }
-            let body = reword(&mut head, &body, &notes, &resource, &id);
+            let asked =
+                Asked { resource: &resource, bucket: bucket.as_deref(), id: &id, host: &self.inner.host_id };
+            let body = reword(&mut head, &body, &notes, &asked);
             code = error_code(&body).unwrap_or(code);
             body
         } else if head.status == StatusCode::NOT_MODIFIED {
@@ -230,6 +238,9 @@ impl S3Door {
         if let Ok(value) = HeaderValue::try_from(&id) {
             head.headers.insert(REQUEST_ID, value);
         }
+        if let Ok(value) = HeaderValue::try_from(&self.inner.host_id) {
+            head.headers.insert(HOST_ID, value);
+        }
         let operation = notes.operation.get().cloned().unwrap_or_else(|| "none".into());
         tracing::debug!(request = id, operation, code, "answered");
         metrics::counter!(names::GATEWAY_REQUESTS, "door" => "s3", "operation" => operation.clone(), "code" => code)
@@ -239,16 +250,16 @@ impl S3Door {
 
     async fn call(&self, request: Request<Incoming>, notes: &Arc<Notes>) -> S3Result<Response<s3s::Body>> {
         let (mut head, body) = request.into_parts();
-        refuse_early(&head)?;
-        // The file of a form is held in memory until its policy is checked.
-        let _room = if is_form(&head) {
-            let room = Arc::clone(&self.inner.forms).try_acquire_owned();
-            Some(room.map_err(|_| {
-                s3_error!(SlowDown, "Please reduce your request rate: too many forms are sent.")
-            })?)
-        } else {
-            None
-        };
+        refuse_early(&mut head, self.inner.objects.time())?;
+        if is_form(&head) {
+            let waits_for_continue = head.headers.contains_key(header::EXPECT);
+            let inbound =
+                Inbound::new(body, Arc::clone(notes), BODY_STALL_MAX, None, None, !waits_for_continue);
+            let bucket = self.inner.hosts.bucket(&head.headers, &head.uri);
+            let names_key = self.inner.hosts.names_key(&head.headers, &head.uri);
+            let asked = forms::Asked { head: &head, bucket: bucket.as_deref(), names_key };
+            return self.inner.forms.post(asked, inbound, notes).await;
+        }
         let body = if body.is_end_stream() {
             s3s::Body::empty()
         } else {
@@ -260,12 +271,11 @@ impl S3Door {
                     "Only signed requests may send their body in chunks (aws-chunked): send it as it is."
                 ));
             }
-            let is_form = is_form(&head);
-            let digests = if framing.is_none() && !is_form { digests(&head)? } else { None };
+            let digests = if framing.is_none() { digests(&head)? } else { None };
             let waits_for_continue = head.headers.contains_key(header::EXPECT);
             let inbound =
                 Inbound::new(body, Arc::clone(notes), BODY_STALL_MAX, framing, digests, !waits_for_continue);
-            s3s::Body::http_body(if is_form { inbound.of_form() } else { inbound })
+            s3s::Body::http_body(inbound)
         };
         head.extensions.insert(Arc::clone(notes));
         let sends_hash = head.headers.get("x-amz-content-sha256").is_some_and(|value| value.len() == 64);
@@ -273,17 +283,31 @@ impl S3Door {
             head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let length: u64 = length.unwrap_or(0);
         let token = session_token(&head);
+        let asks_subresource = head.uri.query().is_some();
         let call = self.inner.service.call(Request::from_parts(head, body));
-        let response = SESSION_TOKEN.scope(token, call).await.map_err(|error| {
+        let mut response = SESSION_TOKEN.scope(token, call).await.map_err(|error| {
             tracing::error!(error = %StdError::from(error), "an answer could not be written as XML");
             s3_error!(InternalError, "We encountered an internal error. Please report the request id.")
         })?;
-        // `s3s` calls a form that its policy does not allow a wrong policy.
-        if response.status() == StatusCode::BAD_REQUEST
+        // S3 gives the ETag without its quotes here, and here alone.
+        if notes.operation.get().is_some_and(|operation| operation == "GetObjectAttributes")
+            && response.status().is_success()
             && let Some(said) = response.body().bytes()
-            && contains(&said, b"<Message>Policy condition ")
         {
-            return Err(s3_error!(AccessDenied, "Invalid according to Policy: Policy Condition failed."));
+            let said = String::from_utf8_lossy(&said).into_owned();
+            let bare = said.replace("<ETag>&quot;", "<ETag>").replace("&quot;</ETag>", "</ETag>");
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+            *response.body_mut() = s3s::Body::from(bare);
+        }
+        // What is not known of a resource itself is a method that it does not have.
+        if response.status() == StatusCode::NOT_IMPLEMENTED
+            && !asks_subresource
+            && response.body().bytes().is_some_and(|said| contains(&said, b"<Message>Unknown operation<"))
+        {
+            return Err(s3_error!(
+                MethodNotAllowed,
+                "The specified method is not allowed against this resource."
+            ));
         }
         // `s3s` tells a body that it could not read to its end as an internal error without a message.
         if response.status() == StatusCode::INTERNAL_SERVER_ERROR
@@ -319,8 +343,8 @@ impl S3Door {
 fn limits() -> Arc<StaticConfigProvider> {
     let mut config = S3Config::default();
     config.xml_max_body_size = XML_BYTES_MAX;
-    config.presigned_url_max_skew_time_secs = CLOCK_SKEW_SECONDS_MAX;
-    config.post_object_max_file_size = FORM_FILE_BYTES_MAX;
+    config.presigned_url_max_skew_time_secs =
+        dates::SKEW_SECS_MAX.unsigned_abs().try_into().unwrap_or(u32::MAX);
     Arc::new(StaticConfigProvider::new(Arc::new(config)))
 }
 
@@ -334,35 +358,81 @@ fn session_token(head: &http::request::Parts) -> Option<String> {
 }
 
 /// What needs neither body nor identity to be refused.
-fn refuse_early(head: &http::request::Parts) -> S3Result<()> {
-    let authorization =
-        head.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+fn refuse_early(head: &mut http::request::Parts, now: Timestamp) -> S3Result<()> {
     let asked = head.uri.query().unwrap_or_default();
-    if authorization.starts_with(b"AWS4-ECDSA-P256-SHA256")
-        || asked.split('&').any(|pair| pair == "X-Amz-Algorithm=AWS4-ECDSA-P256-SHA256")
-    {
-        return Err(s3_error!(
-            NotImplemented,
-            "SigV4A (AWS4-ECDSA-P256-SHA256) is not implemented: sign with AWS4-HMAC-SHA256."
-        ));
+    if asked.split('&').any(|pair| pair == "X-Amz-Algorithm=AWS4-ECDSA-P256-SHA256") {
+        return Err(asymmetric());
     }
-    if authorization.starts_with(b"AWS ") {
-        return Err(s3_error!(
-            InvalidRequest,
-            "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
-        ));
+    if let Some(authorization) = head.headers.get(header::AUTHORIZATION) {
+        let authorization = authorization.to_str().map(str::to_owned);
+        let authorization = authorization.map_err(|_| s3_error!(AccessDenied, "Access Denied"))?;
+        check_authorization(&authorization, &mut head.headers, now)?;
+        if authorization.starts_with("AWS ") {
+            end_bucket_with_slash(&mut head.uri);
+        }
     }
     let query = head.uri.query().unwrap_or_default();
-    let expires = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Expires="));
-    if let Some(expires) = expires
-        && !expires.parse::<u64>().is_ok_and(|seconds| (1..=PRESIGNED_SECONDS_MAX).contains(&seconds))
-    {
-        return Err(s3_error!(
-            AuthorizationQueryParametersError,
-            "X-Amz-Expires must be between 1 and {PRESIGNED_SECONDS_MAX} seconds."
-        ));
+    let Some(expires) = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Expires=")) else {
+        return Ok(());
+    };
+    match expires.parse::<i64>() {
+        Ok(seconds) if seconds <= 0 => return Err(s3_error!(AccessDenied, "Request has expired")),
+        Ok(seconds) if seconds.unsigned_abs() <= PRESIGNED_SECONDS_MAX => {}
+        _ => {
+            return Err(custom(
+                "AuthorizationQueryParametersError",
+                403,
+                format!("X-Amz-Expires must be a number of seconds, at most {PRESIGNED_SECONDS_MAX}."),
+            ));
+        }
     }
     Ok(())
+}
+
+/// Clients of SigV2 sign `/bucket/` where they ask for `/bucket`.
+fn end_bucket_with_slash(uri: &mut Uri) {
+    let path = uri.path();
+    if path.len() > 1 && !path[1..].contains('/') {
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        if let Ok(ended) = format!("{path}/{query}").parse() {
+            *uri = ended;
+        }
+    }
+}
+
+fn asymmetric() -> S3Error {
+    s3_error!(
+        NotImplemented,
+        "SigV4A (AWS4-ECDSA-P256-SHA256) is not implemented: sign with AWS4-HMAC-SHA256."
+    )
+}
+
+/// Whether the header `Authorization` has a form that can be verified.
+fn check_authorization(authorization: &str, headers: &mut HeaderMap, now: Timestamp) -> S3Result<()> {
+    let (scheme, rest) = authorization.trim().split_once(' ').unwrap_or((authorization.trim(), ""));
+    match scheme {
+        "" => Err(s3_error!(AccessDenied, "Access Denied")),
+        "AWS4-ECDSA-P256-SHA256" => Err(asymmetric()),
+        "AWS4-HMAC-SHA256" => {
+            let has = |name: &str| rest.split(',').any(|part| part.trim().split('=').next() == Some(name));
+            let needed = ["Credential", "SignedHeaders", "Signature"];
+            if let Some(missing) = needed.into_iter().find(|name| !has(name)) {
+                return Err(s3_error!(
+                    AuthorizationHeaderMalformed,
+                    "The authorization header is malformed; the authorization header requires {missing}."
+                ));
+            }
+            dates::complete_v4(headers)
+        }
+        "AWS" if rest.contains(':') => {
+            dates::check_v2(headers, i64::try_from(now.0 / 1000).unwrap_or(i64::MAX))
+        }
+        "AWS" => Err(s3_error!(
+            InvalidArgument,
+            "AWS authorization header is invalid. Expected AwsAccessKeyId:signature"
+        )),
+        _ => Err(s3_error!(InvalidArgument, "Unsupported Authorization Type")),
+    }
 }
 
 /// Whether the body is a browser's form.
@@ -463,26 +533,63 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
+/// What an error's XML says of its request.
+struct Asked<'a> {
+    resource: &'a str,
+    bucket: Option<&'a str>,
+    id: &'a str,
+    host: &'a str,
+}
+
+impl Asked<'_> {
+    /// The element that S3 gives with some codes: what was not found, or cannot be done.
+    fn subject(&self, code: &str) -> String {
+        let element = |name: &str, text: &str| format!("<{name}>{}</{name}>", escape(text));
+        let bucket = self.bucket.unwrap_or_default();
+        if code.contains("Key") && code.starts_with("NoSuch") {
+            let path = self.resource.trim_start_matches('/');
+            let of_path = path.strip_prefix(bucket).and_then(|rest| rest.strip_prefix('/'));
+            element("Key", &percent_decode(of_path.unwrap_or(path)))
+        } else if code.contains("Bucket") || code.starts_with("NoSuch") {
+            element("BucketName", bucket)
+        } else {
+            String::new()
+        }
+    }
+}
+
+/// The text that a path stands for. What XML cannot hold is replaced.
+fn percent_decode(text: &str) -> String {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..2).filter(|digits| byte == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let digits = digits.and_then(|digits| str::from_utf8(digits).ok());
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        decoded.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    let decoded = String::from_utf8_lossy(&decoded);
+    decoded.replace(|char: char| char.is_control() && !char.is_ascii_whitespace(), "\u{FFFD}")
+}
+
 /// Writes an error's XML anew, with what `s3s` leaves out: a message in every case, the resource, the request's id.
-fn reword(
-    head: &mut http::response::Parts,
-    body: &s3s::Body,
-    notes: &Notes,
-    resource: &str,
-    id: &str,
-) -> s3s::Body {
+fn reword(head: &mut http::response::Parts, body: &s3s::Body, notes: &Notes, asked: &Asked<'_>) -> s3s::Body {
     let said = body.bytes().unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     let code = element(&said, "Code").unwrap_or("InternalError");
     let message = element(&said, "Message").unwrap_or_else(|| default_message(code));
     if head.status.is_server_error() {
         let operation = notes.operation.get().map_or("", String::as_str);
-        tracing::warn!(request = id, operation, code, message, "a request failed");
+        tracing::warn!(request = asked.id, operation, code, message, "a request failed");
     }
     let xml = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
-         <Resource>{}</Resource><RequestId>{id}</RequestId></Error>",
-        escape(resource)
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>{}\
+         <Resource>{}</Resource><RequestId>{}</RequestId><HostId>{}</HostId></Error>",
+        asked.subject(code),
+        escape(asked.resource),
+        asked.id,
+        asked.host,
     );
     head.headers.remove(header::CONTENT_LENGTH);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
@@ -500,7 +607,7 @@ fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.split_once(&format!("</{name}>"))?.0)
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
@@ -540,20 +647,12 @@ impl Body for Answer {
     }
 }
 
-struct Auth {
-    identity: Identity,
-    objects: Objects,
-}
+struct Auth(Guard);
 
 #[async_trait]
 impl S3Auth for Auth {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        if let Some(session) = session_of(&self.identity, access_key, self.objects.time())? {
-            // The key that it borrows from may be gone.
-            self.identity.secret(&session.of_key).await.map_err(|error| unidentified(&error))?;
-            return Ok(SecretKey::from(session.secret.expose()));
-        }
-        let secret = self.identity.secret(access_key).await.map_err(|error| unidentified(&error))?;
+        let secret = self.0.secret(access_key).await?;
         Ok(SecretKey::from(secret.expose()))
     }
 }
@@ -634,6 +733,20 @@ impl Hosts {
     }
 }
 
+impl Hosts {
+    /// Whether the path names a key in the bucket.
+    fn names_key(&self, headers: &HeaderMap, uri: &Uri) -> bool {
+        let path = uri.path().trim_start_matches('/');
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = host.or_else(|| uri.authority().map(|authority| authority.as_str()));
+        let is_in_host = host
+            .and_then(|host| self.parse_host_header(host).ok())
+            .is_some_and(|host| host.bucket().is_some());
+        let key = if is_in_host { path } else { path.split_once('/').map_or("", |(_, key)| key) };
+        !key.is_empty()
+    }
+}
+
 impl S3Host for Hosts {
     fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
         let name = match host.rsplit_once(':') {
@@ -679,37 +792,55 @@ mod tests {
 
     #[test]
     fn what_is_refused_before_it_is_parsed() {
-        let code = |head: http::request::Parts| {
-            refuse_early(&head).err().map(|error| error.code().as_str().to_owned())
+        let now = Timestamp(1_700_000_000_000);
+        let code = |mut head: http::request::Parts| {
+            refuse_early(&mut head, now).err().map(|error| error.code().as_str().to_owned())
         };
-        assert_eq!(code(head("GET", "/", &[("authorization", "AWS AK:sig")])), Some("InvalidRequest".into()));
-        assert_eq!(code(head("GET", "/", &[("authorization", "AWS4-HMAC-SHA256 Credential=x")])), None);
-        let asymmetric = [("authorization", "AWS4-ECDSA-P256-SHA256 Credential=x")];
-        assert_eq!(code(head("GET", "/", &asymmetric)), Some("NotImplemented".into()));
-        for seconds in ["0", "604801", "-1", "", "99999999999999999999"] {
+        let date = ("date", "Tue, 14 Nov 2023 22:13:20 GMT");
+        let v4 = "AWS4-HMAC-SHA256 Credential=x/y, SignedHeaders=host, Signature=z";
+        for (authorization, expected) in [
+            ("AWS AK:sig", None),
+            ("AWS AK", Some("InvalidArgument")),
+            ("", Some("AccessDenied")),
+            ("Basic YTpi", Some("InvalidArgument")),
+            (v4, None),
+            ("AWS4-HMAC-SHA256 Credential=x", Some("AuthorizationHeaderMalformed")),
+            ("AWS4-ECDSA-P256-SHA256 Credential=x", Some("NotImplemented")),
+        ] {
+            let head = head("GET", "/", &[("authorization", authorization), date]);
+            assert_eq!(code(head).as_deref(), expected, "{authorization}");
+        }
+        assert_eq!(code(head("GET", "/", &[("authorization", v4)])), Some("AccessDenied".into()));
+        for (seconds, expected) in [
+            ("0", "AccessDenied"),
+            ("-1", "AccessDenied"),
+            ("604801", "AuthorizationQueryParametersError"),
+            ("", "AuthorizationQueryParametersError"),
+            ("99999999999999999999", "AuthorizationQueryParametersError"),
+        ] {
             let uri = format!("/b/k?X-Amz-Expires={seconds}");
-            assert_eq!(
-                code(head("GET", &uri, &[])),
-                Some("AuthorizationQueryParametersError".into()),
-                "{seconds}"
-            );
+            assert_eq!(code(head("GET", &uri, &[])).as_deref(), Some(expected), "{seconds}");
         }
         assert_eq!(code(head("GET", "/b/k?X-Amz-Expires=604800", &[])), None);
     }
 
     #[test]
     fn an_errors_xml_is_completed() {
+        let asked = |resource| Asked { resource, bucket: Some("b"), id: "ID", host: "HOST" };
         let error = s3_error!(NoSuchKey, "It has <no> such key & never had.");
         let (mut head, body) = error.to_http_response().unwrap().into_parts();
-        let body = reword(&mut head, &body, &Notes::default(), "/b/a&b", "ID");
+        let body = reword(&mut head, &body, &Notes::default(), &asked("/b/a&b%20%01+%"));
         assert_eq!(
-            body.bytes().unwrap(),
+            String::from_utf8_lossy(&body.bytes().unwrap()),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>NoSuchKey</Code>\
-             <Message>It has &lt;no&gt; such key &amp; never had.</Message>\
-             <Resource>/b/a&amp;b</Resource><RequestId>ID</RequestId></Error>"
+             <Message>It has &lt;no&gt; such key &amp; never had.</Message><Key>a&amp;b \u{FFFD}+%</Key>\
+             <Resource>/b/a&amp;b%20%01+%</Resource><RequestId>ID</RequestId><HostId>HOST</HostId></Error>"
         );
+        let (mut head, body) = s3_error!(NoSuchBucket).to_http_response().unwrap().into_parts();
+        let body = reword(&mut head, &body, &Notes::default(), &asked("/b/k"));
+        assert!(contains(&body.bytes().unwrap(), b"<BucketName>b</BucketName>"));
         let (mut head, body) = s3_error!(SignatureDoesNotMatch).to_http_response().unwrap().into_parts();
-        let body = reword(&mut head, &body, &Notes::default(), "/", "ID");
+        let body = reword(&mut head, &body, &Notes::default(), &asked("/"));
         assert!(contains(&body.bytes().unwrap(), b"<Message>The request signature we calculated"));
     }
 

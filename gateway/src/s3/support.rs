@@ -31,7 +31,7 @@ const ALL: &str = "AbortMultipartUpload CompleteMultipartUpload CopyObject Creat
     RestoreObject SelectObjectContent UploadPart UploadPartCopy WriteGetObjectResponse";
 
 /// What limits an operation that is done.
-const LIMITS: [(&str, &str); 23] = [
+const LIMITS: [(&str, &str); 24] = [
     ("CopyObject", "by reference within a tenant; by bytes between tenants and encryption keys"),
     ("CreateBucket", "10,000 buckets a tenant; `x-makai-scheme: k+m` chooses the coding"),
     ("DeleteObjects", "1,000 keys"),
@@ -40,7 +40,7 @@ const LIMITS: [(&str, &str); 23] = [
     ("GetBucketPolicyStatus", "public by policy or by access list; answers without a policy, too"),
     ("GetBucketReplication", "always `ReplicationConfigurationNotFoundError` (404)"),
     ("GetBucketRequestPayment", "`BucketOwner`"),
-    ("PostObject", "files of at most 32 MiB, 16 forms under way at once on a gateway"),
+    ("PostObject", "5 GiB; 64 KiB of fields before the file"),
     ("PutBucketAcl", "100 grants; not to e-mail addresses (`UnresolvableGrantByEmailAddress`)"),
     ("PutBucketCors", "100 rules, one wildcard in each origin and header"),
     ("PutBucketEncryption", "one rule; a named key is derived from the tenant's key, contexts are not taken"),
@@ -53,6 +53,7 @@ const LIMITS: [(&str, &str); 23] = [
     ("PutObject", "5 GiB; 2 KiB of user metadata; SSE-C, SSE-KMS by key name, SSE-S3"),
     ("PutObjectAcl", "100 grants"),
     ("PutObjectTagging", "10 tags"),
+    ("RestoreObject", "`InvalidObjectState` (403): nothing is archived"),
     ("UploadPart", "10,000 parts of 5 MiB to 5 GiB"),
     ("UploadPartCopy", "by reference within a tenant; by bytes between tenants and encryption keys"),
 ];
@@ -75,7 +76,7 @@ fn table() -> String {
     let mut page = String::from(
         "# The S3 API\n\nEvery operation of S3, and what this door does with it. A request for what is not done is \
          answered with `NotImplemented` (501).\nWritten by `UPDATE=1 cargo test -p makai-gateway --lib s3::support`.\n\n\
-         Signatures: SigV4 in headers, queries and forms, with every kind of payload hash; SigV2 in forms alone; SigV4A \
+         Signatures: SigV4 in headers, queries and forms, with every kind of payload hash; SigV2 in headers, queries and forms; SigV4A \
          is `NotImplemented` (501).\nPath style, and virtual-host style for the configured domains. Anonymous requests \
          where a bucket policy or an access list allows them.\n\n| operation | done | limits, or the answer |\n|---|---|---|\n",
     );

@@ -7,7 +7,7 @@ use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::checksums::kind;
 use super::errors::refused;
-use super::headers::{etag, length, owner, timestamp};
+use super::headers::{account_of, etag, length, owner, timestamp};
 use super::listing::{Names, entries_max, storage_class};
 use super::operations::Operations;
 use crate::identity::Caller;
@@ -124,11 +124,17 @@ impl Operations {
             None => (None, None),
         };
         let owner = owner(caller);
+        let listed = entries.iter().filter_map(|entry| match entry {
+            ListedVersion::Version { head, .. } => Some(&head.headers),
+            _ => None,
+        });
+        let owners = self.owners(caller, listed).await?;
         let (mut versions, mut markers, mut prefixes) = (Vec::new(), Vec::new(), Vec::new());
         for entry in entries {
             match entry {
                 ListedVersion::Version { head, is_latest } => {
-                    versions.push(version(&head, is_latest, names, &owner));
+                    let owner = owners.get(&account_of(&head.headers, caller)).unwrap_or(&owner);
+                    versions.push(version(&head, is_latest, names, owner));
                 }
                 ListedVersion::Marker { key, version, modified_at, is_latest, .. } => {
                     markers.push(DeleteMarkerEntry {

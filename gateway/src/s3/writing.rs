@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _};
 use makai_raft::facts::command::Precondition;
-use makai_raft::facts::object::{KEY_BYTES_MAX, ObjectHead};
-use makai_raft::facts::version::{Deleted, Versioning};
+use makai_raft::facts::object::{Checksum as Kept, KEY_BYTES_MAX, ObjectHead};
+use makai_raft::facts::version::{Deleted, Likeness, Versioning};
 use s3s::dto::{Error as FailedDelete, *};
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::access::granted;
-use super::body::{Notes, upstream};
-use super::checksums::{Promise, kind, set_checksum};
+use super::body::{FileBounds, Notes, file_upstream, upstream};
+use super::checksums::{Algorithm, Promise, kind, set_checksum};
 use super::copying::{Source, Target, copy_bytes};
 use super::errors::{refused, unreadable, unreadable_source};
 use super::headers::{
-    copy_from, etag, object_headers, object_tagging, precondition, source_conditions, timestamp,
+    copy_from, etag, object_headers, object_tagging, precondition, source_conditions, timestamp, unix_seconds,
 };
 use super::operations::Operations;
 use super::versions::{made, version_id};
@@ -45,7 +45,10 @@ impl Operations {
         let precondition = precondition(input.if_match.as_ref(), input.if_none_match.as_ref());
         let promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
         let notes = request.extensions.get::<Arc<Notes>>().cloned();
-        let upstream = upstream(input.body.take(), input.content_length, promise, notes)?;
+        let upstream = match request.extensions.get::<FileBounds>() {
+            Some(bounds) => file_upstream(input.body.take(), bounds.clone(), promise, notes),
+            None => upstream(input.body.take(), input.content_length, promise, notes)?,
+        };
         let objects = granted.sealed(&self.objects);
         let head = objects.put(caller, &input.bucket, &input.key, headers, upstream, precondition).await;
         let head = head.map_err(refused)?;
@@ -128,7 +131,16 @@ impl Operations {
             if_match: conditions_of(&request.headers, &http::header::IF_MATCH)?,
             if_none_match: conditions_of(&request.headers, &http::header::IF_NONE_MATCH)?,
         };
-        let shares = reader.tenant == caller.tenant && opened.is_tenants() && granted.sealing.is_tenants();
+        // Another checksum than the source has must be computed.
+        let algorithm = input.checksum_algorithm.as_ref().map(ChecksumAlgorithm::as_str);
+        let algorithm = algorithm.map(Algorithm::parse).transpose()?.filter(|algorithm| {
+            let is_it = |kept: &Kept| kept.algorithm == algorithm.name() && !kept.is_composite;
+            !source.checksum.as_ref().is_some_and(is_it)
+        });
+        let shares = reader.tenant == caller.tenant
+            && opened.is_tenants()
+            && granted.sealing.is_tenants()
+            && algorithm.is_none();
         let place = Target { bucket: &input.bucket, key: &input.key };
         let head = if shares {
             let copy = self.objects.copy(caller, from, place.bucket, place.key, Some(headers), target).await;
@@ -136,7 +148,7 @@ impl Operations {
         } else {
             let (from_objects, to_objects) = (may_read.sealed(&self.objects), granted.sealed(&self.objects));
             let from = Source { objects: &from_objects, reader: &reader, from: &from };
-            copy_bytes(from, &to_objects, caller, place, headers, target).await?
+            copy_bytes(from, &to_objects, caller, place, headers, (target, algorithm)).await?
         };
         Ok(S3Response::new(CopyObjectOutput {
             copy_object_result: Some(copied(&head)),
@@ -156,12 +168,12 @@ impl Operations {
         let input = request.input;
         let version = version_id(input.version_id.as_deref())?;
         let precondition = precondition(input.if_match.as_ref(), None);
+        let likeness = likeness(input.if_match_size, input.if_match_last_modified_time.as_ref());
         let bypass = input.bypass_governance_retention == Some(true) && granted.allows_bypass(&input.key);
-        let deleted = self
-            .objects
-            .delete_version(caller, &input.bucket, &input.key, version, bypass, precondition)
-            .await
-            .map_err(refused)?;
+        let (bucket, key) = (&input.bucket, &input.key);
+        let deleted =
+            self.objects.delete_like(caller, bucket, key, version, bypass, precondition, likeness).await;
+        let deleted = deleted.map_err(refused)?;
         Ok(S3Response::new(DeleteObjectOutput {
             delete_marker: deleted.is_marker.then_some(true),
             version_id: deleted.version.map(|version| version.to_string()),
@@ -249,8 +261,10 @@ impl Operations {
         }
         let if_match = object.e_tag.as_ref().map(|etag| etag.value().to_owned()).into_iter().collect();
         let precondition = Precondition { if_match, if_none_match: Vec::new() };
+        let likeness = likeness(object.size, object.last_modified_time.as_ref());
         let key = object.key.as_str();
-        let deleted = self.objects.delete_version(caller, bucket, key, version, bypass, precondition).await;
+        let deleted =
+            self.objects.delete_like(caller, bucket, key, version, bypass, precondition, likeness).await;
         deleted.map_err(refused)
     }
 
@@ -277,6 +291,14 @@ impl Operations {
         let changed = self.objects.set_tagging(caller, &input.bucket, &input.key, version, None).await;
         let head = changed.map_err(|error| unreadable(error, version))?;
         Ok(S3Response::new(DeleteObjectTaggingOutput { version_id: made(&head) }))
+    }
+}
+
+/// What else a deletion asks of its version. No version has a size that cannot be one.
+fn likeness(size: Option<i64>, modified: Option<&Timestamp>) -> Likeness {
+    Likeness {
+        size: size.map(|size| u64::try_from(size).unwrap_or(u64::MAX)),
+        modified_secs: modified.map(unix_seconds),
     }
 }
 

@@ -3,7 +3,9 @@
 mod acl;
 mod client;
 mod cors;
+mod edges;
 mod encryption;
+mod fuzz;
 mod policy;
 #[path = "../pool/mod.rs"]
 mod pool;

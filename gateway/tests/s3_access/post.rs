@@ -162,3 +162,38 @@ async fn signatures_of_other_kinds_are_refused_clearly() {
     assert_eq!(refused.said(), (501, "NotImplemented"));
     assert!(refused.body.contains("SigV4A"), "{}", refused.body);
 }
+
+/// Name of a field, its value, and what a form with it answers.
+#[tokio::test]
+async fn forms_that_lack_something_are_told_what() {
+    let client = Client::start().await;
+    let good = signed(&client, LATER, &[json!(["starts-with", "$key", ""])], &[("key", "a")]);
+    for (name, said) in [
+        ("key", (400, "InvalidArgument")),
+        ("policy", (400, "InvalidArgument")),
+        ("x-amz-signature", (400, "InvalidArgument")),
+        ("x-amz-credential", (400, "InvalidArgument")),
+        ("x-amz-date", (400, "InvalidArgument")),
+    ] {
+        let fields: Vec<_> = good.iter().filter(|(field, _)| *field != name).cloned().collect();
+        assert_eq!(send(&client, &fields, "x").await.said(), said, "without {name}");
+    }
+    let request = client.request("POST", "/bucket").by(By::Nobody);
+    let request = request.header("content-type", "multipart/form-data; boundary=b");
+    let no_file = "--b\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\na\r\n--b--\r\n";
+    assert_eq!(request.body(no_file).send().await.said(), (400, "InvalidArgument"));
+    let request = client.request("POST", "/bucket/key").by(By::Nobody);
+    let request = request.header("content-type", "multipart/form-data; boundary=b").body(no_file);
+    assert_eq!(request.send().await.said(), (405, "MethodNotAllowed"));
+}
+
+/// A file larger than what is held, whose bytes look like boundaries, arrives as it is.
+#[tokio::test]
+async fn a_large_file_streams() {
+    let client = Client::start().await;
+    client.put("/bucket?acl").header("x-amz-acl", "public-read-write").send().await;
+    let file = format!("\r\n--{}\r\n-", &BOUNDARY[..BOUNDARY.len() - 1]).repeat(400_000);
+    assert_eq!(send(&client, &[("key", "large".to_owned())], &file).await.said(), (204, ""));
+    let got = client.get("/bucket/large").send().await;
+    assert!(got.body == file, "{} of {} bytes", got.body.len(), file.len());
+}

@@ -1,9 +1,8 @@
 //! Access lists in headers and XML.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use s3s::dto::{
-    AccessControlPolicy, Grant as GrantXml, Grantee as GranteeXml, Owner, Permission as PermissionXml,
-    PostObjectInput, Type,
+    AccessControlPolicy, Grant as GrantXml, Grantee as GranteeXml, Owner, Permission as PermissionXml, Type,
 };
 use s3s::{S3Error, S3Result, s3_error};
 
@@ -75,34 +74,6 @@ impl Asked {
         }
         Ok(acl)
     }
-}
-
-/// The fields of a form that are named like headers, as headers.
-pub(super) fn form_fields(input: &PostObjectInput, acl: Option<String>) -> S3Result<HeaderMap> {
-    let canned = acl.or_else(|| input.acl.as_ref().map(|acl| acl.as_str().to_owned()));
-    let method = input.server_side_encryption.as_ref().map(|method| method.as_str().to_owned());
-    let mut fields = HeaderMap::new();
-    for (name, value) in [
-        ("x-amz-acl", canned),
-        ("x-amz-grant-full-control", input.grant_full_control.clone()),
-        ("x-amz-grant-read", input.grant_read.clone()),
-        ("x-amz-grant-read-acp", input.grant_read_acp.clone()),
-        ("x-amz-grant-write-acp", input.grant_write_acp.clone()),
-        ("x-amz-server-side-encryption", method),
-        ("x-amz-server-side-encryption-aws-kms-key-id", input.ssekms_key_id.clone()),
-        ("x-amz-server-side-encryption-customer-algorithm", input.sse_customer_algorithm.clone()),
-        ("x-amz-server-side-encryption-customer-key", input.sse_customer_key.clone()),
-        ("x-amz-server-side-encryption-customer-key-md5", input.sse_customer_key_md5.clone()),
-    ] {
-        if let Some(value) = value {
-            let value = HeaderValue::try_from(value);
-            fields.insert(
-                name,
-                value.map_err(|_| s3_error!(InvalidArgument, "{name} has control characters."))?,
-            );
-        }
-    }
-    Ok(fields)
 }
 
 /// `id="..."`, `uri="..."`, with or without quotes.

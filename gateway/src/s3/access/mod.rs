@@ -22,12 +22,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use http::{HeaderName, HeaderValue};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
 use makai_raft::facts::version::VersionId;
 use s3s::access::{S3Access, S3AccessContext};
-use s3s::dto::{CopySource, PostObjectInput};
+use s3s::dto::CopySource;
 use s3s::path::S3Path;
 use s3s::{S3Error, S3Request, S3Result, s3_error};
 
@@ -37,7 +38,7 @@ use super::body::Notes;
 use super::encryption;
 use super::errors::{custom, refused, unidentified};
 use crate::identity::session::{SESSION_ID_PREFIX, Session, SessionError};
-use crate::identity::{Caller, Identity, UserRights};
+use crate::identity::{Caller, Identity, Secret, UserRights};
 use crate::objects::documents::{BucketAccess, Ownership};
 use crate::objects::sealing::Sealing;
 use crate::objects::{Objects, ObjectsError};
@@ -101,7 +102,7 @@ impl Who {
     }
 
     /// Whether something but its account limits the requester.
-    fn is_limited(&self) -> bool {
+    pub(super) fn is_limited(&self) -> bool {
         self.user.is_some() || self.session_policy().is_some()
     }
 
@@ -147,21 +148,6 @@ pub(super) fn denied() -> S3Error {
 }
 
 impl Granted {
-    /// The same requester and bucket, to be judged by other checks.
-    fn again(&self, checks: Vec<Check>) -> Self {
-        Self {
-            who: self.who.clone(),
-            bucket: self.bucket.clone(),
-            new_acl: None,
-            sealing: Sealing::Tenant,
-            opens: false,
-            source: None,
-            notes: self.notes.clone(),
-            facts: Facts { context: self.facts.context.clone() },
-            checks,
-        }
-    }
-
     /// The bucket that the request names.
     pub(super) fn bucket(&self) -> S3Result<&BucketAccess> {
         self.bucket.as_deref().ok_or_else(denied)
@@ -192,6 +178,13 @@ impl Granted {
     pub(super) fn say_sealing(&self, headers: &ObjectHeaders) {
         if let Some(notes) = &self.notes {
             notes.say(encryption::answer_headers(headers, &self.sealing));
+        }
+    }
+
+    /// Has the answer say how many tags an object has, where the operation's own answer has no field for it.
+    pub(super) fn say_tag_count(&self, count: Option<i32>) {
+        if let (Some(notes), Some(count)) = (&self.notes, count) {
+            notes.say(vec![(HeaderName::from_static("x-amz-tagging-count"), HeaderValue::from(count))]);
         }
     }
 
@@ -331,43 +324,10 @@ impl S3Access for Guard {
         cx.extensions_mut().insert(Arc::new(granted));
         Ok(())
     }
-
-    /// The key and the list of what a form makes stand in its body.
-    async fn post_object(&self, request: &mut S3Request<PostObjectInput>) -> S3Result<()> {
-        let granted = granted(request)?;
-        let access = granted.bucket.clone().ok_or_else(denied)?;
-        let input = &mut request.input;
-        let file_name = granted.notes.as_ref().and_then(|notes| notes.form_file_name());
-        input.key = input.key.replace("${filename}", &file_name.unwrap_or_default());
-        let mut checks = vec![("s3:PutObject", Some(Permission::Write))];
-        if input.tagging.is_some() {
-            checks.push(("s3:PutObjectTagging", None));
-        }
-        let key = Some(input.key.clone());
-        let checks = checks.into_iter().map(|(action, permission)| Check {
-            action,
-            key: key.clone(),
-            permission,
-            list: ListOf::Bucket,
-        });
-        let mut own = granted.again(checks.collect());
-        if own.checks.iter().any(|check| own.verdict(&access, check, None) != Verdict::Allowed) {
-            return Err(denied());
-        }
-        let acl = granted.notes.as_ref().and_then(|notes| notes.form_acl());
-        let fields = grants::form_fields(input, acl)?;
-        own.new_acl = self.new_object_acl(&own, &access, &fields).await?;
-        own.sealing = encryption::of_new(&fields, &access)?;
-        // The headers are of the form, not of its file; a file of no bytes has no length here.
-        input.content_length.get_or_insert(0);
-        request.headers.clear();
-        request.extensions.insert(Arc::new(own));
-        Ok(())
-    }
 }
 
 /// The owner for whom the operation works, by the requester's key; a caller by itself where no bucket is named.
-fn acting(granted: &Granted) -> Option<Caller> {
+pub(super) fn acting(granted: &Granted) -> Option<Caller> {
     let caller = granted.who.caller.as_ref();
     match &granted.bucket {
         Some(access) => Some(Caller {
@@ -403,7 +363,17 @@ impl Guard {
         Ok(Who { caller: Some(caller), user, session })
     }
 
-    async fn grant(
+    /// The secret of a key. A temporary one's stands in the token at hand.
+    pub(super) async fn secret(&self, access_key: &str) -> S3Result<Secret> {
+        let session = session_of(&self.identity, access_key, self.objects.time())?;
+        // The key that a temporary one borrows from may be gone.
+        let of_key = session.as_ref().map_or(access_key, |session| session.of_key.as_str());
+        let secret = self.identity.secret(of_key).await.map_err(|error| unidentified(&error))?;
+        Ok(session.map_or(secret, |session| session.secret))
+    }
+
+    /// Whether a request may do `operation`, by what its headers say.
+    pub(super) async fn grant(
         &self,
         operation: &str,
         who: Who,
