@@ -85,7 +85,7 @@ fn rehash(download: Download, algorithm: Algorithm) -> Upstream {
         }
         piece.map_err(|error| -> BodyError { error.into() })
     });
-    let check = move |_| {
+    let check = move |_: [u8; 16]| -> Result<Option<Checksum>, BodyError> {
         let hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner).take();
         let checksum = |value| Checksum { algorithm: algorithm.name().into(), value, is_composite: false };
         Ok(hasher.map(Hasher::finish).map(checksum))
