@@ -1,15 +1,14 @@
 //! Copies whose bytes must be sealed anew: from another tenant's bucket, or under other keys.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
 use makai_raft::facts::command::Precondition;
-use makai_raft::facts::object::{ObjectHead, ObjectHeaders, Part};
+use makai_raft::facts::object::{Checksum, ObjectHead, ObjectHeaders, Part};
 use s3s::S3Result;
-use s3s::dto::StreamingBlob;
 
-use super::body::upstream;
-use super::checksums::{Algorithm, Promise};
+use super::checksums::{Algorithm, Hasher};
 use super::errors::refused;
 use crate::identity::Caller;
 use crate::objects::{BodyError, ByteRange, CopyFrom, Download, Objects, Upstream};
@@ -49,12 +48,7 @@ pub(super) async fn copy_bytes(
     let download = source.bytes(ByteRange::All).await?;
     let upstream = match algorithm {
         None => relay(download),
-        Some(algorithm) => {
-            let size = i64::try_from(download.head.size).ok();
-            let body = download.body.map(|piece| piece.map_err(refused));
-            let promise = Promise::default().or_compute(algorithm);
-            upstream(Some(StreamingBlob::wrap(body)), size, promise, None)?
-        }
+        Some(algorithm) => rehash(download, algorithm),
     };
     let Target { bucket, key } = target;
     objects.put(writer, bucket, key, headers, upstream, precondition).await.map_err(refused)
@@ -76,6 +70,27 @@ pub(super) async fn copy_part_bytes(
     let upstream = relay(source.bytes(range).await?);
     let Target { bucket, key } = target;
     objects.put_part(writer, bucket, key, upload_id, number, upstream).await.map_err(refused)
+}
+
+/// As [`relay`], with the checksum of `algorithm`, computed on the way.
+fn rehash(download: Download, algorithm: Algorithm) -> Upstream {
+    let size = Some(download.head.size);
+    let hasher = Arc::new(Mutex::new(Some(Hasher::new(algorithm))));
+    let seen = Arc::clone(&hasher);
+    let body = download.body.map(move |piece| {
+        if let (Ok(bytes), Some(hasher)) =
+            (&piece, seen.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
+        {
+            hasher.update(bytes);
+        }
+        piece.map_err(|error| -> BodyError { error.into() })
+    });
+    let check = move |_: [u8; 16]| -> Result<Option<Checksum>, BodyError> {
+        let hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let checksum = |value| Checksum { algorithm: algorithm.name().into(), value, is_composite: false };
+        Ok(hasher.map(Hasher::finish).map(checksum))
+    };
+    Upstream { body: body.boxed(), size, check: Box::new(check) }
 }
 
 fn relay(download: Download) -> Upstream {
