@@ -264,13 +264,43 @@ pub struct ModuleStep {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Argument {
-    Buffer { name: String },
-    U32 { value: u32 },
-    I32 { value: i32 },
-    U64 { value: u64 },
-    I64 { value: i64 },
-    F32 { value: f32 },
-    F64 { value: f64 },
+    Buffer {
+        name: String,
+    },
+    U32 {
+        value: u32,
+    },
+    I32 {
+        value: i32,
+    },
+    U64 {
+        value: u64,
+    },
+    I64 {
+        value: i64,
+    },
+    F32 {
+        value: f32,
+    },
+    F64 {
+        value: f64,
+    },
+    /// As wide as the kernel declares it; refused where it does not fit.
+    Integer {
+        value: i64,
+    },
+    /// As above, for numbers beyond 2^63.
+    Unsigned {
+        value: u64,
+    },
+    /// Single or double, as the kernel declares it.
+    Real {
+        value: f64,
+    },
+    /// As they lie in memory: a structure by value.
+    Bytes {
+        bytes: Vec<u8>,
+    },
 }
 
 /// A file holding an OCI image layout or a `docker save` archive (tar), or a root file system (tar); each plain or gzip.

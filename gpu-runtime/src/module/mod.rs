@@ -8,10 +8,12 @@
 //! | room    | holds                                                         |
 //! |---------|---------------------------------------------------------------|
 //! | [`ptx`] | PTX read and executed on this machine's CPU                    |
+//! | [`bench`] | kernels that tell how fast it does                           |
 //!
 //! What always holds: the task gives device code alone, so nothing of it runs as a program of this machine; arguments are
 //! laid out by the kernel's own declaration; a buffer is as large as the task says, and no access leaves it.
 
+pub mod bench;
 pub mod ptx;
 
 use std::fs::File;
@@ -164,29 +166,51 @@ fn launch_of(work: &ModuleWork, module: &Module, index: usize) -> Result<Launch,
     }
     let mut parameters = Vec::new();
     for (number, (argument, (kind, at, bytes))) in step.arguments.iter().zip(&code.parameters).enumerate() {
-        let value: Vec<u8> = match argument {
-            Argument::Buffer { name } => {
+        let value = match argument {
+            Argument::Buffer { name } if !kind.is_float() => {
                 let found = work.buffers.iter().position(|buffer| &buffer.name == name);
                 let found = found.ok_or_else(|| bad(format!("there is no buffer {name:?}")))?;
-                address_of(module.globals.len() + found).to_le_bytes().into()
+                Some(address_of(module.globals.len() + found).to_le_bytes().to_vec())
             }
-            Argument::U32 { value } => value.to_le_bytes().into(),
-            Argument::I32 { value } => value.to_le_bytes().into(),
-            Argument::U64 { value } => value.to_le_bytes().into(),
-            Argument::I64 { value } => value.to_le_bytes().into(),
-            Argument::F32 { value } => value.to_le_bytes().into(),
-            Argument::F64 { value } => value.to_le_bytes().into(),
+            other => value_of(other, *kind, *bytes),
         };
-        let is_float = matches!(argument, Argument::F32 { .. } | Argument::F64 { .. });
-        if value.len() as u64 != *bytes || is_float != matches!(kind, Type::F32 | Type::F64) {
+        let Some(value) = value.filter(|value| value.len() as u64 == *bytes) else {
             return Err(bad(format!(
                 "argument {number} is {argument:?}; the kernel takes {bytes} bytes of type {kind:?}"
             )));
-        }
+        };
         parameters.resize(*at as usize, 0);
         parameters.extend(value);
     }
     Ok(Launch { grid: step.grid, block: step.block, dynamic_shared_bytes: step.shared_bytes, parameters })
+}
+
+/// A number's bytes as a parameter of this type takes them; `None`: it takes no such number.
+fn value_of(argument: &Argument, kind: Type, bytes: u64) -> Option<Vec<u8>> {
+    let is_float = matches!(kind, Type::F32 | Type::F64);
+    let integer = |value: i128, bytes: u64| {
+        let bits = bytes.saturating_mul(8).clamp(8, 64) as u32;
+        // What the text declares as unsigned may well be signed in the source.
+        let fits = (-(1i128 << (bits - 1))..1i128 << bits).contains(&value);
+        (fits && !is_float).then(|| value.to_le_bytes()[..(bits / 8) as usize].to_vec())
+    };
+    match argument {
+        Argument::Buffer { .. } => None,
+        Argument::U32 { value } => integer((*value).into(), 4),
+        Argument::I32 { value } => integer((*value).into(), 4),
+        Argument::U64 { value } => integer((*value).into(), 8),
+        Argument::I64 { value } => integer((*value).into(), 8),
+        Argument::Integer { value } if is_float => {
+            value_of(&Argument::Real { value: *value as f64 }, kind, bytes)
+        }
+        Argument::Integer { value } => integer((*value).into(), bytes),
+        Argument::Unsigned { value } => integer((*value).into(), bytes),
+        Argument::F32 { value } => (kind == Type::F32).then(|| value.to_le_bytes().into()),
+        Argument::F64 { value } => (kind == Type::F64).then(|| value.to_le_bytes().into()),
+        Argument::Real { value } if kind == Type::F32 => Some((*value as f32).to_le_bytes().into()),
+        Argument::Real { value } => (kind == Type::F64).then(|| value.to_le_bytes().into()),
+        Argument::Bytes { bytes } => Some(bytes.clone()),
+    }
 }
 
 /// A file directly in a folder: the task names it, so it may name nothing else.

@@ -1,5 +1,7 @@
 //! Kernels as nvcc writes them, on the CPU executor, against references computed another way.
 
+mod compiled;
+
 use std::path::Path;
 
 use makai_gpu_runtime::module::{self, ModuleError};

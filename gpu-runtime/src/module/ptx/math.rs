@@ -1,5 +1,8 @@
 //! What one instruction computes, bit for bit as the PTX ISA says.
 //!
+//! What is run for every lane is always put into its caller, which knows operation and type: so each becomes a loop over
+//! lanes with one operation in it.
+//!
 //! Values are the bits of a slot: integers zero-extended, floats in their low bits. A NaN that comes out of arithmetic in
 //! single precision is the card's one NaN; in double precision it is the usual quiet one.
 
@@ -9,23 +12,27 @@ const NAN_32: u32 = 0x7FFF_FFFF;
 const NAN_64: u64 = 0x7FF8_0000_0000_0000;
 
 /// The low bits that a type has.
+#[inline(always)]
 #[must_use]
 pub fn mask(bits: u32) -> u64 {
     if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
 }
 
 /// A slot's value as a signed number of that many bits.
+#[inline(always)]
 #[must_use]
 pub fn signed(value: u64, bits: u32) -> i64 {
     let shift = 64 - bits.min(64);
     ((value << shift) as i64) >> shift
 }
 
+#[inline(always)]
 fn f32_of(value: u64, flush: bool) -> f32 {
     let value = f32::from_bits(value as u32);
     if flush && value.is_subnormal() { 0f32.copysign(value) } else { value }
 }
 
+#[inline(always)]
 fn bits_32(value: f32, flush: bool, saturate: bool) -> u64 {
     let value = match value {
         value if saturate && value.is_nan() => 0.0,
@@ -36,6 +43,7 @@ fn bits_32(value: f32, flush: bool, saturate: bool) -> u64 {
     u64::from(if value.is_nan() { NAN_32 } else { value.to_bits() })
 }
 
+#[inline(always)]
 fn bits_64(value: f64) -> u64 {
     if value.is_nan() { NAN_64 } else { value.to_bits() }
 }
@@ -58,6 +66,7 @@ fn extreme<T: Copy + PartialOrd>(
     if a_wins { a } else { b }
 }
 
+#[inline(always)]
 #[must_use]
 pub fn binary(op: Binary, kind: Type, a: u64, b: u64, flush: bool, saturate: bool) -> u64 {
     match kind {
@@ -91,6 +100,7 @@ pub fn binary(op: Binary, kind: Type, a: u64, b: u64, flush: bool, saturate: boo
     }
 }
 
+#[inline(always)]
 fn integer(op: Binary, kind: Type, a: u64, b: u64, saturate: bool) -> u64 {
     let bits = kind.bits();
     let (sa, sb) = (signed(a, bits), signed(b, bits));
@@ -193,6 +203,7 @@ pub fn unary(op: Unary, kind: Type, a: u64, flush: bool) -> u64 {
     }
 }
 
+#[inline(always)]
 #[must_use]
 pub fn fma(kind: Type, a: u64, b: u64, c: u64, flush: bool, saturate: bool) -> u64 {
     if kind == Type::F64 {
@@ -201,6 +212,7 @@ pub fn fma(kind: Type, a: u64, b: u64, c: u64, flush: bool, saturate: bool) -> u
     bits_32(f32_of(a, flush).mul_add(f32_of(b, flush), f32_of(c, flush)), flush, saturate)
 }
 
+#[inline(always)]
 #[must_use]
 pub fn mad(kind: Type, a: u64, b: u64, c: u64, high: bool) -> u64 {
     let product = integer(if high { Binary::MulHi } else { Binary::MulLo }, kind, a, b, false);
@@ -208,6 +220,7 @@ pub fn mad(kind: Type, a: u64, b: u64, c: u64, high: bool) -> u64 {
 }
 
 /// a * b + c, twice as wide as `kind`.
+#[inline(always)]
 #[must_use]
 pub fn mul_wide(kind: Type, a: u64, b: u64, c: u64) -> u64 {
     let bits = kind.bits();
@@ -231,6 +244,7 @@ pub fn carry(bits: u32, a: u64, b: u64, carry_in: bool, subtract: bool) -> (u64,
     (wide as u64 & mask(bits), wide >> bits != 0)
 }
 
+#[inline(always)]
 #[must_use]
 pub fn lop3(a: u64, b: u64, c: u64, table: u8) -> u64 {
     let (a, b, c) = (a as u32, b as u32, c as u32);
@@ -248,11 +262,12 @@ pub fn lop3(a: u64, b: u64, c: u64, table: u8) -> u64 {
 }
 
 /// `shf`: 32 bits out of the 64 of b:a.
+#[inline(always)]
 #[must_use]
 pub fn funnel(a: u64, b: u64, amount: u64, left: bool, clamp: bool) -> u64 {
     let both = (b & mask(32)) << 32 | (a & mask(32));
     let amount = if clamp { (amount as u32).min(32) } else { amount as u32 & 31 };
-    if left { (u128::from(both) << amount >> 32) as u64 & mask(32) } else { both >> amount & mask(32) }
+    if left { both << amount >> 32 } else { both >> amount & mask(32) }
 }
 
 #[must_use]
@@ -299,6 +314,7 @@ pub fn prmt(a: u64, b: u64, selection: u64) -> u64 {
     })
 }
 
+#[inline(always)]
 #[must_use]
 pub fn compare(how: Compare, unordered: bool, kind: Type, a: u64, b: u64, flush: bool) -> bool {
     use std::cmp::Ordering::{Equal, Greater, Less};

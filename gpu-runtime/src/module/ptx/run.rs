@@ -1,14 +1,16 @@
-//! The executor: a grid of blocks, one after the other; a block's threads in turns, from barrier to barrier.
+//! The executor: a grid of blocks, one after the other; a block's warps of 32 threads in turns, from barrier to barrier.
 //!
-//! A thread runs until it ends, or meets others: at a barrier of its block, or at an exchange in its warp of 32. When no
-//! thread of a block can run, either all wait for the same and go on, or the kernel would hang on a card, and is a fault.
+//! A warp's threads go through the code together: one step is done for all lanes that stand at it, over arrays of 32
+//! values, so that what a step costs to look up is paid once. Where lanes part, those furthest behind go first, until they
+//! meet the others again. A lane waits at a barrier of its block, or at an exchange in its warp. When no lane of a block
+//! can run, either all wait for the same and go on, or the kernel would hang on a card, and is a fault.
 //!
 //! Addresses: bits 40 and up of a global address number a buffer, from 1; the bits below are an offset into it. So an
 //! address that leaves its buffer never lands in another one.
 
 use super::code::{
-    Atom, Binary, Code, GLOBAL_SHIFT, LOCAL_WINDOW, NO_GUARD, Op, SHARED_WINDOW, SPECIAL, Shuffle, Slot,
-    Type, Vote,
+    Atom, Binary, Code, Compare, GLOBAL_SHIFT, LOCAL_WINDOW, NO_GUARD, Op, SHARED_WINDOW, SPECIAL, Shuffle,
+    Slot, Type, Unary, Vote,
 };
 use super::math;
 use super::text::Space;
@@ -23,6 +25,9 @@ const BLOCK_STATE_BYTES_MAX: u64 = 256 << 20;
 /// How many instructions are run between two looks at the clock.
 const STEPS_PER_LOOK: u64 = 1 << 20;
 const WARP: usize = 32;
+
+/// A slot of a warp: one value for each lane.
+type Lanes = [u64; WARP];
 
 /// The shape of a launch and its arguments.
 #[derive(Debug, Clone)]
@@ -81,7 +86,8 @@ pub fn check(code: &Code, launch: &Launch) -> Result<(), RunFault> {
     if shared > SHARED_BYTES_MAX {
         return wrong(format!("{shared} bytes of shared memory; at most {SHARED_BYTES_MAX}"));
     }
-    let state = (code.frame.len() as u64 * 8).saturating_add(code.local_bytes).saturating_mul(threads as u64);
+    let threads_held = (threads as u64).next_multiple_of(WARP as u64);
+    let state = (code.frame.len() as u64 * 8).saturating_add(code.local_bytes).saturating_mul(threads_held);
     if state > BLOCK_STATE_BYTES_MAX {
         return wrong(format!(
             "a block's registers and local variables take {state} bytes; at most {BLOCK_STATE_BYTES_MAX}"
@@ -111,13 +117,15 @@ pub fn launch(
 ) -> Result<u64, RunFault> {
     check(code, launch)?;
     let threads = launch.block.iter().map(|side| *side as usize).product::<usize>();
+    let warps = threads.div_ceil(WARP);
     let mut block = Block {
         code,
         launch,
         buffers,
         is_over,
-        frames: vec![0; code.frame.len() * threads],
-        threads: vec![Thread::default(); threads],
+        threads,
+        frames: frames(code, launch, warps),
+        warps: vec![Warp::default(); warps],
         shared: vec![0; (code.shared_bytes + u64::from(launch.dynamic_shared_bytes)) as usize],
         local: vec![0; code.local_bytes as usize * threads],
         index: [0; 3],
@@ -135,94 +143,40 @@ pub fn launch(
     Ok(block.steps)
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Ready,
-    AtBarrier,
-    /// At an exchange in its warp, with the lanes that take part.
-    AtExchange {
-        mask: u32,
-    },
-    Ended,
+/// Where the lanes of a warp are. A lane that is in none of the sets has ended.
+#[derive(Debug, Clone, Default)]
+struct Warp {
+    /// Each lane's next step.
+    at: Lanes32,
+    ready: u32,
+    at_barrier: u32,
+    at_exchange: u32,
+    /// The lanes that each lane at an exchange waits for.
+    named: Lanes32,
+    carry: u32,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Thread {
-    state: State,
-    /// The next step.
-    at: u32,
-    carry: bool,
-}
+type Lanes32 = [u32; WARP];
 
-struct Block<'a> {
-    code: &'a Code,
-    launch: &'a Launch,
-    buffers: &'a mut Buffers,
-    is_over: &'a mut dyn FnMut(u64) -> bool,
-    frames: Vec<u64>,
-    threads: Vec<Thread>,
-    shared: Vec<u8>,
-    local: Vec<u8>,
-    index: [u32; 3],
-    steps: u64,
-    look_at: u64,
-}
-
-impl Block<'_> {
-    fn run(&mut self) -> Result<(), RunFault> {
-        self.set_up();
-        loop {
-            for thread in 0..self.threads.len() {
-                if self.threads[thread].state == State::Ready {
-                    self.run_thread(thread)?;
-                }
-            }
-            let mut goes_on = false;
-            for warp in 0..self.threads.len().div_ceil(WARP) {
-                goes_on |= self.exchange(warp * WARP)?;
-            }
-            if goes_on {
-                continue;
-            }
-            if self.threads.iter().all(|thread| thread.state == State::Ended) {
-                return Ok(());
-            }
-            // A barrier counts those that have not ended, as on a card.
-            if let Some(stuck) =
-                self.threads.iter().position(|thread| matches!(thread.state, State::AtExchange { .. }))
-            {
-                return Err(self.fault(stuck, "it waits for lanes of its warp that never come"));
-            }
-            for thread in &mut self.threads {
-                if thread.state == State::AtBarrier {
-                    thread.state = State::Ready;
-                }
-            }
-        }
-    }
-
-    fn set_up(&mut self) {
-        self.shared.fill(0);
-        self.local.fill(0);
-        let [width, height, _] = self.launch.block;
-        let special_at = self.code.special_at;
-        for (index, (thread, frame)) in
-            self.threads.iter_mut().zip(self.frames.chunks_exact_mut(self.code.frame.len())).enumerate()
-        {
-            *thread = Thread::default();
-            frame.copy_from_slice(&self.code.frame);
-            let at = index as u32;
-            let lane = at % WARP as u32;
-            let [cx, cy, cz] = self.index;
-            let ([nx, ny, nz], [gx, gy, gz]) = (self.launch.block, self.launch.grid);
+/// The slots of all warps at the start of a launch. What differs from block to block is written by each; registers keep
+/// what the block before left in them, which no kernel may rely on.
+fn frames(code: &Code, launch: &Launch, warps: usize) -> Vec<Lanes> {
+    let [width, height, _] = launch.block;
+    let ([nx, ny, nz], [gx, gy, gz]) = (launch.block, launch.grid);
+    let mut frames = Vec::with_capacity(code.frame.len() * warps);
+    for warp in 0..warps {
+        let first = frames.len();
+        frames.extend(code.frame.iter().map(|value| [*value; WARP]));
+        let special = &mut frames[first + code.special_at..][..SPECIAL.len()];
+        for lane in 0..WARP as u32 {
+            let at = warp as u32 * WARP as u32 + lane;
             let values = [
                 at % width,
                 at / width % height,
                 at / (width * height),
-                cx,
-                cy,
-                cz,
+                0,
+                0,
+                0,
                 nx,
                 ny,
                 nz,
@@ -230,252 +184,454 @@ impl Block<'_> {
                 gy,
                 gz,
                 lane,
-                at / WARP as u32,
+                warp as u32,
                 (1u32 << lane).wrapping_sub(1),
             ];
             const { assert!(SPECIAL.len() == 15) };
-            for (slot, value) in frame[special_at..].iter_mut().zip(values) {
-                *slot = u64::from(value);
+            for (slot, value) in special.iter_mut().zip(values) {
+                slot[lane as usize] = u64::from(value);
+            }
+        }
+    }
+    frames
+}
+
+/// Where the block's index is among the special registers.
+const CTAID_AT: usize = 3;
+
+struct Block<'a> {
+    code: &'a Code,
+    launch: &'a Launch,
+    buffers: &'a mut Buffers,
+    is_over: &'a mut dyn FnMut(u64) -> bool,
+    threads: usize,
+    frames: Vec<Lanes>,
+    warps: Vec<Warp>,
+    shared: Vec<u8>,
+    local: Vec<u8>,
+    index: [u32; 3],
+    steps: u64,
+    look_at: u64,
+}
+
+/// Why a warp stopped.
+enum Halt {
+    /// It was asked to end.
+    Over,
+    /// A lane did what a card would end the kernel for.
+    Lane { lane: usize, at: u32, what: String },
+}
+
+/// The lanes of a set, ascending.
+fn lanes_of(mut set: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = set.trailing_zeros();
+        set &= set.wrapping_sub(1);
+        (lane < WARP as u32).then_some(lane as usize)
+    })
+}
+
+#[inline(always)]
+fn each(value: impl Fn(usize) -> u64) -> Lanes {
+    let mut lanes = [0; WARP];
+    for (lane, slot) in lanes.iter_mut().enumerate() {
+        *slot = value(lane);
+    }
+    lanes
+}
+
+/// The lanes for which it holds.
+#[inline(always)]
+fn those(holds: impl Fn(usize) -> bool) -> u32 {
+    let mut set = 0;
+    for lane in 0..WARP {
+        set |= u32::from(holds(lane)) << lane;
+    }
+    set
+}
+
+#[inline(always)]
+fn set(frame: &mut [Lanes], d: Slot, active: u32, value: Lanes) {
+    let slot = &mut frame[d as usize];
+    if active == u32::MAX {
+        *slot = value;
+        return;
+    }
+    for lane in 0..WARP {
+        slot[lane] = if active >> lane & 1 == 1 { value[lane] } else { slot[lane] };
+    }
+}
+
+impl Block<'_> {
+    fn run(&mut self) -> Result<(), RunFault> {
+        self.set_up();
+        loop {
+            for warp in 0..self.warps.len() {
+                if self.warps[warp].ready != 0 {
+                    self.run_warp(warp)?;
+                }
+            }
+            if let Some(stuck) = self.warps.iter().position(|warp| warp.at_exchange != 0) {
+                let lane = self.warps[stuck].at_exchange.trailing_zeros() as usize;
+                let at = self.warps[stuck].at[lane];
+                return Err(self.fault(stuck, lane, at, "it waits for lanes of its warp that never come"));
+            }
+            // A barrier counts those that have not ended, as on a card.
+            let mut has_ended = true;
+            for warp in &mut self.warps {
+                has_ended &= warp.at_barrier == 0;
+                warp.ready = std::mem::take(&mut warp.at_barrier);
+            }
+            if has_ended {
+                return Ok(());
             }
         }
     }
 
-    fn fault(&self, thread: usize, what: impl Into<String>) -> RunFault {
-        let at = self.threads[thread].at as usize;
+    fn set_up(&mut self) {
+        self.shared.fill(0);
+        self.local.fill(0);
+        let (size, special_at) = (self.code.frame.len(), self.code.special_at);
+        for (number, warp) in self.warps.iter_mut().enumerate() {
+            let threads = (self.threads - number * WARP).min(WARP) as u32;
+            *warp = Warp { ready: u32::MAX >> (WARP as u32 - threads), ..Warp::default() };
+            let own = &mut self.frames[number * size + special_at + CTAID_AT..];
+            for (slot, value) in own.iter_mut().zip(self.index) {
+                *slot = [u64::from(value); WARP];
+            }
+        }
+    }
+
+    fn fault(&self, warp: usize, lane: usize, at: u32, what: impl Into<String>) -> RunFault {
         let [width, height, _] = self.launch.block;
-        let index = thread as u32;
+        let index = (warp * WARP + lane) as u32;
         RunFault::Thread {
             kernel: self.code.name.clone(),
-            line: self.code.steps.get(at).map_or(0, |step| step.line),
+            line: self.code.steps.get(at as usize).map_or(0, |step| step.line),
             block: self.index,
             thread: [index % width, index / width % height, index / (width * height)],
             what: what.into(),
         }
     }
 
-    /// Runs one thread until it ends or meets others.
-    fn run_thread(&mut self, index: usize) -> Result<(), RunFault> {
+    /// Runs a warp until none of its lanes can go on by itself.
+    fn run_warp(&mut self, number: usize) -> Result<(), RunFault> {
         let size = self.code.frame.len();
-        let steps = &self.code.steps;
-        let mut thread = self.threads[index];
         // Taken out, so that memory and slots can be used at once.
         let mut frames = std::mem::take(&mut self.frames);
-        let frame = &mut frames[index * size..(index + 1) * size];
-        let mut done = self.steps;
-        let outcome = loop {
-            let step = &steps[thread.at as usize];
-            done += 1;
-            if done >= self.look_at {
-                self.look_at = done + STEPS_PER_LOOK;
-                if (self.is_over)(done) {
-                    break Err(None);
+        let mut warp = std::mem::take(&mut self.warps[number]);
+        let frame = &mut frames[number * size..(number + 1) * size];
+        let halted = loop {
+            if warp.ready != 0 {
+                if let Err(halt) = self.advance(number, &mut warp, frame) {
+                    break Some(halt);
                 }
+            } else if !exchange(self.code, &mut warp, frame) {
+                break None;
             }
-            if step.guard != NO_GUARD && (frame[step.guard as usize] & 1 == 1) == step.guard_negated {
-                thread.at += 1;
-                continue;
-            }
-            let slot = |slot: Slot| frame[slot as usize];
-            match step.op {
-                Op::Binary { op, kind: Type::U32 | Type::S32, d, a, b, saturate: false, .. }
-                    if matches!(op, Binary::Add | Binary::Sub | Binary::MulLo) =>
-                {
-                    let (a, b) = (slot(a), slot(b));
-                    let value = match op {
-                        Binary::Add => a.wrapping_add(b),
-                        Binary::Sub => a.wrapping_sub(b),
-                        _ => a.wrapping_mul(b),
-                    };
-                    frame[d as usize] = value & 0xFFFF_FFFF;
-                }
-                Op::Binary { op: Binary::Add, kind: Type::U64 | Type::S64, d, a, b, .. } => {
-                    frame[d as usize] = slot(a).wrapping_add(slot(b));
-                }
-                Op::Binary { op, kind, d, a, b, flush, saturate } => {
-                    frame[d as usize] = math::binary(op, kind, slot(a), slot(b), flush, saturate);
-                }
-                Op::Unary { op, kind, d, a, flush } => {
-                    frame[d as usize] = math::unary(op, kind, slot(a), flush)
-                }
-                Op::Mad { kind, d, a, b, c, high } => {
-                    frame[d as usize] = math::mad(kind, slot(a), slot(b), slot(c), high)
-                }
-                Op::MulWide { kind, d, a, b, c } => {
-                    frame[d as usize] = math::mul_wide(kind, slot(a), slot(b), slot(c))
-                }
-                Op::Fma { kind, d, a, b, c, flush, saturate } => {
-                    frame[d as usize] = math::fma(kind, slot(a), slot(b), slot(c), flush, saturate);
-                }
-                Op::Carry { kind, d, a, b, subtract, takes, gives } => {
-                    let carry = takes && thread.carry;
-                    let (value, carry) = math::carry(kind.bits(), slot(a), slot(b), carry, subtract);
-                    frame[d as usize] = value;
-                    if gives {
-                        thread.carry = carry;
-                    }
-                }
-                Op::Lop3 { d, a, b, c, table } => {
-                    frame[d as usize] = math::lop3(slot(a), slot(b), slot(c), table)
-                }
-                Op::Funnel { d, a, b, c, left, clamp } => {
-                    frame[d as usize] = math::funnel(slot(a), slot(b), slot(c), left, clamp);
-                }
-                Op::Bfe { kind, d, a, b, c } => {
-                    frame[d as usize] = math::bfe(kind, slot(a), slot(b), slot(c))
-                }
-                Op::Bfi { kind, d, a, b, c, e } => {
-                    frame[d as usize] = math::bfi(kind, slot(a), slot(b), slot(c), slot(e))
-                }
-                Op::Prmt { d, a, b, c } => frame[d as usize] = math::prmt(slot(a), slot(b), slot(c)),
-                Op::Setp { compare, unordered, kind, p, q, a, b, flush, with } => {
-                    let holds = math::compare(compare, unordered, kind, slot(a), slot(b), flush);
-                    let combine = |holds: bool| match with {
-                        None => holds,
-                        Some((op, other, negated)) => {
-                            let other = (slot(other) & 1 == 1) != negated;
-                            match op {
-                                Binary::And => holds && other,
-                                Binary::Or => holds || other,
-                                _ => holds != other,
-                            }
-                        }
-                    };
-                    let (first, second) = (combine(holds), combine(!holds));
-                    frame[q as usize] = u64::from(second);
-                    frame[p as usize] = u64::from(first);
-                }
-                Op::Select { d, a, b, p } => {
-                    frame[d as usize] = if slot(p) & 1 == 1 { slot(a) } else { slot(b) }
-                }
-                Op::Convert { to, from, d, a, rounding, integral, flush, saturate } => {
-                    frame[d as usize] = math::convert(to, from, slot(a), rounding, integral, flush, saturate);
-                }
-                Op::Pack { bits, d, parts, count } => {
-                    let parts = parts[..usize::from(count)].iter().rev();
-                    frame[d as usize] = parts.fold(0, |all, part| {
-                        all.checked_shl(bits).unwrap_or(0) | (frame[*part as usize] & math::mask(bits))
-                    });
-                }
-                Op::Unpack { bits, a, parts, count } => {
-                    let mut value = slot(a);
-                    for part in &parts[..usize::from(count)] {
-                        frame[*part as usize] = value & math::mask(bits);
-                        value = value.checked_shr(bits).unwrap_or(0);
-                    }
-                }
-                Op::Parameter { kind, d, offset } => {
-                    let bytes = (kind.bits() / 8) as usize;
-                    match self.launch.parameters.get(offset as usize..offset as usize + bytes) {
-                        Some(value) => frame[d as usize] = from_bytes(value, kind),
-                        None => break Err(Some("it reads behind its parameters".to_owned())),
-                    }
-                }
-                Op::Load { at, kind, base, offset, d, count } => {
-                    let bytes = (kind.bits() / 8).max(1) as usize;
-                    let address = slot(base).wrapping_add(offset as u64);
-                    match self.memory(index, at, address, bytes * usize::from(count)) {
-                        Ok(found) => {
-                            for (to, value) in d.iter().zip(found.chunks_exact(bytes)) {
-                                frame[*to as usize] = from_bytes(value, kind);
-                            }
-                        }
-                        Err(fault) => break Err(Some(format!("it reads {fault}"))),
-                    }
-                }
-                Op::Store { at, kind, base, offset, a, count } => {
-                    let bytes = (kind.bits() / 8).max(1) as usize;
-                    let address = frame[base as usize].wrapping_add(offset as u64);
-                    match self.memory(index, at, address, bytes * usize::from(count)) {
-                        Ok(_) if at == Some(Space::Const) => {
-                            break Err(Some("it writes to constant memory".to_owned()));
-                        }
-                        Ok(found) => {
-                            for (from, value) in a.iter().zip(found.chunks_exact_mut(bytes)) {
-                                value.copy_from_slice(&frame[*from as usize].to_le_bytes()[..bytes]);
-                            }
-                        }
-                        Err(fault) => break Err(Some(format!("it writes {fault}"))),
-                    }
-                }
-                Op::Window { space, to_generic, d, a } => {
-                    let window = match space {
-                        Space::Shared => SHARED_WINDOW,
-                        Space::Local => LOCAL_WINDOW,
-                        Space::Global | Space::Const => 0,
-                    };
-                    let a = slot(a);
-                    frame[d as usize] = if to_generic { a | window } else { a & !window };
-                }
-                Op::Atomic { op, at, kind, base, offset, d, a } => {
-                    let address = slot(base).wrapping_add(offset as u64);
-                    let a = slot(a);
-                    match self.memory(index, at, address, (kind.bits() / 8) as usize) {
-                        Ok(found) => {
-                            let old = from_bytes(found, kind);
-                            let new = atomic(op, kind, old, a);
-                            found.copy_from_slice(&new.to_le_bytes()[..found.len()]);
-                            frame[d as usize] = old;
-                        }
-                        Err(fault) => break Err(Some(format!("it changes {fault}"))),
-                    }
-                }
-                Op::Swap { at, kind, base, offset, d, a, b } => {
-                    let address = slot(base).wrapping_add(offset as u64);
-                    let (expected, new) = (slot(a) & math::mask(kind.bits()), slot(b));
-                    match self.memory(index, at, address, (kind.bits() / 8) as usize) {
-                        Ok(found) => {
-                            let old = from_bytes(found, kind);
-                            if old == expected {
-                                found.copy_from_slice(&new.to_le_bytes()[..found.len()]);
-                            }
-                            frame[d as usize] = old;
-                        }
-                        Err(fault) => break Err(Some(format!("it changes {fault}"))),
-                    }
-                }
-                Op::Branch { to } => {
-                    thread.at = to;
-                    continue;
-                }
-                Op::Barrier => {
-                    thread.at += 1;
-                    thread.state = State::AtBarrier;
-                    break Ok(());
-                }
-                // Stays at its step: the exchange reads the operands from there, and moves it on.
-                Op::WarpBarrier { mask } | Op::Shuffle { mask, .. } | Op::Vote { mask, .. } => {
-                    let mask = slot(mask) as u32;
-                    if mask >> (index % WARP) & 1 == 0 {
-                        break Err(Some("it is not among the lanes that it names".to_owned()));
-                    }
-                    thread.state = State::AtExchange { mask };
-                    break Ok(());
-                }
-                Op::Fence => {}
-                Op::Exit => {
-                    thread.state = State::Ended;
-                    break Ok(());
-                }
-                Op::Trap => break Err(Some("it trapped".to_owned())),
-            }
-            thread.at += 1;
         };
-        self.steps = done;
         self.frames = frames;
-        self.threads[index] = thread;
-        match outcome {
-            Ok(()) => Ok(()),
-            Err(None) => Err(RunFault::Stopped { steps: done }),
-            Err(Some(what)) => Err(self.fault(index, what)),
+        self.warps[number] = warp;
+        match halted {
+            None => Ok(()),
+            Some(Halt::Over) => Err(RunFault::Stopped { steps: self.steps }),
+            Some(Halt::Lane { lane, at, what }) => Err(self.fault(number, lane, at, what)),
         }
     }
 
-    /// The bytes at an address.
+    /// Runs the lanes furthest behind until they end, wait, part, or come to where others are.
+    fn advance(&mut self, number: usize, warp: &mut Warp, frame: &mut [Lanes]) -> Result<(), Halt> {
+        let code = self.code;
+        let mut at = lanes_of(warp.ready).map(|lane| warp.at[lane]).min().unwrap_or(0);
+        let mut here = warp.ready & those(|lane| warp.at[lane] == at);
+        let others = warp.ready & !here;
+        let next = lanes_of(others).map(|lane| warp.at[lane]).min().unwrap_or(u32::MAX);
+        loop {
+            let step = &code.steps[at as usize];
+            self.steps += u64::from(here.count_ones());
+            if self.steps >= self.look_at {
+                self.look_at = self.steps + STEPS_PER_LOOK;
+                if (self.is_over)(self.steps) {
+                    return Err(Halt::Over);
+                }
+            }
+            let mut active = here;
+            if step.guard != NO_GUARD {
+                let guard = &frame[step.guard as usize];
+                active &= those(|lane| (guard[lane] & 1 == 1) != step.guard_negated);
+            }
+            match step.op {
+                Op::Branch { to } => {
+                    if active == here {
+                        at = to;
+                    } else {
+                        at += 1;
+                        if active != 0 {
+                            for lane in lanes_of(here) {
+                                warp.at[lane] = if active >> lane & 1 == 1 { to } else { at };
+                            }
+                            return Ok(());
+                        }
+                    }
+                    if at >= next {
+                        break;
+                    }
+                    continue;
+                }
+                _ if active == 0 => {}
+                Op::Exit => {
+                    warp.ready &= !active;
+                    here &= !active;
+                }
+                Op::Barrier => {
+                    lanes_of(active).for_each(|lane| warp.at[lane] = at + 1);
+                    warp.ready &= !active;
+                    warp.at_barrier |= active;
+                    here &= !active;
+                }
+                Op::WarpBarrier { mask } | Op::Shuffle { mask, .. } | Op::Vote { mask, .. } => {
+                    for lane in lanes_of(active) {
+                        let named = frame[mask as usize][lane] as u32;
+                        if named >> lane & 1 == 0 {
+                            let what = "it is not among the lanes that it names".to_owned();
+                            return Err(Halt::Lane { lane, at, what });
+                        }
+                        warp.named[lane] = named;
+                    }
+                    let there = warp.ready | warp.at_barrier | warp.at_exchange;
+                    if lanes_of(active).all(|lane| warp.named[lane] & there == active) {
+                        resolve(&step.op, frame, active);
+                    } else {
+                        // Those that wait stay at this step, and are moved on by the exchange.
+                        lanes_of(active).for_each(|lane| warp.at[lane] = at);
+                        warp.ready &= !active;
+                        warp.at_exchange |= active;
+                        here &= !active;
+                    }
+                }
+                Op::Load { .. } | Op::Store { .. } | Op::Atomic { .. } | Op::Swap { .. } => {
+                    self.touch(&step.op, number, frame, active).map_err(|(lane, what)| Halt::Lane {
+                        lane,
+                        at,
+                        what,
+                    })?;
+                }
+                Op::Parameter { kind, d, offset } => {
+                    let bytes = (kind.bits() / 8) as usize;
+                    let value = self.launch.parameters.get(offset as usize..offset as usize + bytes);
+                    let Some(value) = value else {
+                        let (lane, what) =
+                            (active.trailing_zeros() as usize, "it reads behind its parameters");
+                        return Err(Halt::Lane { lane, at, what: what.to_owned() });
+                    };
+                    set(frame, d, active, [from_bytes(value, kind); WARP]);
+                }
+                Op::Carry { kind, d, a, b, subtract, takes, gives } => {
+                    for lane in lanes_of(active) {
+                        let carry = takes && warp.carry >> lane & 1 == 1;
+                        let (a, b) = (frame[a as usize][lane], frame[b as usize][lane]);
+                        let (value, carry) = math::carry(kind.bits(), a, b, carry, subtract);
+                        frame[d as usize][lane] = value;
+                        if gives {
+                            warp.carry = warp.carry & !(1 << lane) | u32::from(carry) << lane;
+                        }
+                    }
+                }
+                Op::Trap => {
+                    let (lane, what) = (active.trailing_zeros() as usize, "it trapped".to_owned());
+                    return Err(Halt::Lane { lane, at, what });
+                }
+                Op::Fence => {}
+                ref op => compute(op, frame, active),
+            }
+            at += 1;
+            if here == 0 {
+                return Ok(());
+            }
+            if at >= next {
+                break;
+            }
+        }
+        lanes_of(here).for_each(|lane| warp.at[lane] = at);
+        Ok(())
+    }
+
+    /// Reads or writes memory, lane by lane where their addresses have no plain form together.
+    fn touch(
+        &mut self,
+        op: &Op,
+        warp: usize,
+        frame: &mut [Lanes],
+        active: u32,
+    ) -> Result<(), (usize, String)> {
+        let thread = |lane: usize| warp * WARP + lane;
+        match *op {
+            Op::Load { at, kind, base, offset, d, count } => {
+                let bytes = (kind.bits() / 8).max(1) as usize;
+                let addresses = frame[base as usize].map(|base| base.wrapping_add(offset as u64));
+                if count == 1 && active == u32::MAX {
+                    let first = addresses[0];
+                    if addresses.iter().all(|address| *address == first) && !is_local(at, first) {
+                        let found = self.memory(thread(0), at, first, bytes, bytes);
+                        let found = found.map_err(|fault| (0, format!("it reads {fault}")))?;
+                        frame[d[0] as usize] = [from_bytes(found, kind); WARP];
+                        return Ok(());
+                    }
+                    if let Some(found) = self.line(at, &addresses, bytes) {
+                        read_line(found, kind, &mut frame[d[0] as usize]);
+                        return Ok(());
+                    }
+                }
+                let read = self.region(at, &addresses, active, warp).is_some_and(|region| {
+                    let Region { bytes: memory, place } = region;
+                    let d = &d[..usize::from(count)];
+                    match bytes {
+                        1 => read_lanes::<1>(memory, place, &addresses, active, kind, frame, d),
+                        2 => read_lanes::<2>(memory, place, &addresses, active, kind, frame, d),
+                        4 => read_lanes::<4>(memory, place, &addresses, active, kind, frame, d),
+                        _ => read_lanes::<8>(memory, place, &addresses, active, kind, frame, d),
+                    }
+                });
+                if read {
+                    return Ok(());
+                }
+                // Lanes that read from here and there, or one of them where there is nothing.
+                for lane in lanes_of(active) {
+                    let found =
+                        self.memory(thread(lane), at, addresses[lane], bytes, bytes * usize::from(count));
+                    let found = found.map_err(|fault| (lane, format!("it reads {fault}")))?;
+                    for (to, value) in d.iter().zip(found.chunks_exact(bytes)) {
+                        frame[*to as usize][lane] = from_bytes(value, kind);
+                    }
+                }
+            }
+            Op::Store { at, kind, base, offset, a, count } => {
+                let bytes = (kind.bits() / 8).max(1) as usize;
+                let addresses = frame[base as usize].map(|base| base.wrapping_add(offset as u64));
+                if at == Some(Space::Const) {
+                    return Err((
+                        active.trailing_zeros() as usize,
+                        "it writes to constant memory".to_owned(),
+                    ));
+                }
+                if count == 1
+                    && active == u32::MAX
+                    && let Some(found) = self.line(at, &addresses, bytes)
+                {
+                    write_line(found, bytes, &frame[a[0] as usize]);
+                    return Ok(());
+                }
+                let written = self.region(at, &addresses, active, warp).is_some_and(|region| {
+                    let Region { bytes: memory, place } = region;
+                    let a = &a[..usize::from(count)];
+                    match bytes {
+                        1 => write_lanes::<1>(memory, place, &addresses, active, frame, a),
+                        2 => write_lanes::<2>(memory, place, &addresses, active, frame, a),
+                        4 => write_lanes::<4>(memory, place, &addresses, active, frame, a),
+                        _ => write_lanes::<8>(memory, place, &addresses, active, frame, a),
+                    }
+                });
+                if written {
+                    return Ok(());
+                }
+                // What some lanes wrote already is written again, the same.
+                for lane in lanes_of(active) {
+                    let found =
+                        self.memory(thread(lane), at, addresses[lane], bytes, bytes * usize::from(count));
+                    let found = found.map_err(|fault| (lane, format!("it writes {fault}")))?;
+                    for (from, value) in a.iter().zip(found.chunks_exact_mut(bytes)) {
+                        value.copy_from_slice(&frame[*from as usize][lane].to_le_bytes()[..bytes]);
+                    }
+                }
+            }
+            Op::Atomic { op, at, kind, base, offset, d, a } => {
+                let bytes = (kind.bits() / 8) as usize;
+                for lane in lanes_of(active) {
+                    let address = frame[base as usize][lane].wrapping_add(offset as u64);
+                    let found = self.memory(thread(lane), at, address, bytes, bytes);
+                    let found = found.map_err(|fault| (lane, format!("it changes {fault}")))?;
+                    let old = from_bytes(found, kind);
+                    let new = atomic(op, kind, old, frame[a as usize][lane]);
+                    found.copy_from_slice(&new.to_le_bytes()[..bytes]);
+                    frame[d as usize][lane] = old;
+                }
+            }
+            Op::Swap { at, kind, base, offset, d, a, b } => {
+                let bytes = (kind.bits() / 8) as usize;
+                for lane in lanes_of(active) {
+                    let address = frame[base as usize][lane].wrapping_add(offset as u64);
+                    let (expected, new) =
+                        (frame[a as usize][lane] & math::mask(kind.bits()), frame[b as usize][lane]);
+                    let found = self.memory(thread(lane), at, address, bytes, bytes);
+                    let found = found.map_err(|fault| (lane, format!("it changes {fault}")))?;
+                    let old = from_bytes(found, kind);
+                    if old & math::mask(kind.bits()) == expected {
+                        found.copy_from_slice(&new.to_le_bytes()[..bytes]);
+                    }
+                    frame[d as usize][lane] = old;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The bytes of all lanes, where they lie one behind the other.
+    fn line(&mut self, at: Option<Space>, addresses: &Lanes, bytes: usize) -> Option<&mut [u8]> {
+        let first = addresses[0];
+        let is_line = addresses
+            .iter()
+            .enumerate()
+            .all(|(lane, address)| *address == first.wrapping_add((lane * bytes) as u64));
+        if !is_line || is_local(at, first) {
+            return None;
+        }
+        // Whose fault it is, if there is one, is found lane by lane.
+        self.memory(0, at, first, bytes, bytes * WARP).ok()
+    }
+
+    /// The memory that all these lanes' addresses are in, if it is one.
+    fn region(
+        &mut self,
+        at: Option<Space>,
+        addresses: &Lanes,
+        active: u32,
+        warp: usize,
+    ) -> Option<Region<'_>> {
+        let windows = SHARED_WINDOW | LOCAL_WINDOW;
+        let all = |mask: u64, value: u64| {
+            let differs =
+                each(|lane| if active >> lane & 1 == 1 { addresses[lane] & mask ^ value } else { 0 });
+            differs.iter().all(|differs| *differs == 0)
+        };
+        let first = addresses[active.trailing_zeros() as usize % WARP];
+        if at == Some(Space::Shared) || at.is_none() && all(windows, SHARED_WINDOW) {
+            let limit = self.shared.len();
+            let place = Place { mask: !windows, start: 0, stride: 0, limit };
+            return Some(Region { bytes: &mut self.shared, place });
+        }
+        if at == Some(Space::Local) || at.is_none() && all(windows, LOCAL_WINDOW) {
+            let limit = self.code.local_bytes as usize;
+            let place = Place { mask: !windows, start: warp * WARP * limit, stride: limit, limit };
+            return Some(Region { bytes: &mut self.local, place });
+        }
+        let within = (1 << GLOBAL_SHIFT) - 1;
+        if !all(!within, first & !within) || at.is_none() && first & windows != 0 {
+            return None;
+        }
+        let index = usize::try_from((first >> GLOBAL_SHIFT).wrapping_sub(1)).ok()?;
+        let bytes = self.buffers.get_mut(index)?;
+        let place = Place { mask: within, start: 0, stride: 0, limit: bytes.len() };
+        Some(Region { bytes, place })
+    }
+
+    /// The bytes at an address, which is a multiple of `align` bytes and of their number up to 16.
     fn memory(
         &mut self,
         thread: usize,
         at: Option<Space>,
         address: u64,
+        align: usize,
         bytes: usize,
     ) -> Result<&mut [u8], String> {
         let (space, offset) = match at {
@@ -486,8 +642,10 @@ impl Block<'_> {
             None if address & LOCAL_WINDOW != 0 => (Space::Local, address & !LOCAL_WINDOW),
             _ => (Space::Global, address & ((1 << GLOBAL_SHIFT) - 1)),
         };
-        if !(address as usize).is_multiple_of(bytes) {
-            return Err(format!("{bytes} bytes at {address:#x}, which is not a multiple of {bytes}"));
+        // A vector is aligned as a whole; a line of lanes is not.
+        let align = if bytes <= 32 { bytes } else { align };
+        if !(address as usize).is_multiple_of(align) {
+            return Err(format!("{align} bytes at {address:#x}, which is not a multiple of {align}"));
         }
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let range = offset..offset.saturating_add(bytes);
@@ -514,71 +672,336 @@ impl Block<'_> {
             }
         }
     }
+}
 
-    /// Carries out what a warp's threads wait for together, when all of them are there; says whether any goes on.
-    fn exchange(&mut self, first: usize) -> Result<bool, RunFault> {
-        let end = (first + WARP).min(self.threads.len());
-        let mut goes_on = false;
-        for lead in first..end {
-            let State::AtExchange { mask } = self.threads[lead].state else { continue };
-            let at = self.threads[lead].at;
-            let lanes: Vec<usize> = (first..end).filter(|lane| mask >> (lane - first) & 1 == 1).collect();
-            // Lanes that have ended take no part.
-            let is_there = |lane: &usize| match self.threads[*lane].state {
-                State::Ended => true,
-                State::AtExchange { mask: other } => other == mask && self.threads[*lane].at == at,
-                _ => false,
-            };
-            if !lanes.iter().all(is_there) {
-                continue;
-            }
-            let lanes: Vec<usize> =
-                lanes.into_iter().filter(|lane| self.threads[*lane].state != State::Ended).collect();
-            self.resolve(first, &lanes, at);
-            for lane in lanes {
-                self.threads[lane].state = State::Ready;
-                self.threads[lane].at += 1;
-            }
-            goes_on = true;
-        }
-        Ok(goes_on)
+/// Where lanes' addresses lie in a region: `start + lane * stride` and the address's bits in `mask`, which stay below `limit`.
+#[derive(Clone, Copy)]
+struct Place {
+    mask: u64,
+    start: usize,
+    stride: usize,
+    limit: usize,
+}
+
+struct Region<'a> {
+    bytes: &'a mut [u8],
+    place: Place,
+}
+
+impl Place {
+    /// Where a lane's `bytes` begin; `None`: outside, or crooked.
+    #[inline(always)]
+    fn of(self, lane: usize, address: u64, bytes: usize) -> Option<usize> {
+        let offset = (address & self.mask) as usize;
+        let is_inside = offset.wrapping_add(bytes) <= self.limit && offset <= self.limit;
+        (is_inside && offset.is_multiple_of(bytes)).then(|| self.start + lane * self.stride + offset)
     }
+}
 
-    fn resolve(&mut self, first: usize, lanes: &[usize], at: u32) {
-        let size = self.code.frame.len();
-        let read = |frames: &[u64], lane: usize, slot: Slot| frames[lane * size + slot as usize];
-        match self.code.steps[at as usize].op {
-            Op::Shuffle { mode, d, p, a, b, c, .. } => {
-                let before: Vec<u64> = lanes.iter().map(|lane| read(&self.frames, *lane, a)).collect();
-                for lane in lanes {
-                    let own = (lane - first) as u32;
-                    let (b, c) =
-                        (read(&self.frames, *lane, b) as u32 & 31, read(&self.frames, *lane, c) as u32);
-                    let (source, is_inside) = source_lane(mode, own, b, c);
-                    let from = lanes.iter().position(|other| *other == first + source as usize);
-                    let value = from.map_or(0, |from| before[from]);
-                    self.frames[lane * size + d as usize] = value & 0xFFFF_FFFF;
-                    self.frames[lane * size + p as usize] = u64::from(is_inside);
-                }
-            }
-            Op::Vote { mode, d, p, negated, .. } => {
-                let holds = |lane: &usize| (read(&self.frames, *lane, p) & 1 == 1) != negated;
-                let count = lanes.iter().filter(|lane| holds(lane)).count();
-                let value = match mode {
-                    Vote::All => u64::from(count == lanes.len()),
-                    Vote::Any => u64::from(count > 0),
-                    Vote::Uniform => u64::from(count == 0 || count == lanes.len()),
-                    Vote::Ballot => lanes
-                        .iter()
-                        .filter(|lane| holds(lane))
-                        .fold(0, |bits, lane| bits | 1 << (lane - first)),
-                };
-                for lane in lanes {
-                    self.frames[lane * size + d as usize] = value;
-                }
-            }
-            _ => {}
+/// False where a lane's address is none: then nothing is read.
+#[inline(always)]
+fn read_lanes<const BYTES: usize>(
+    memory: &[u8],
+    place: Place,
+    addresses: &Lanes,
+    active: u32,
+    kind: Type,
+    frame: &mut [Lanes],
+    d: &[Slot],
+) -> bool {
+    let whole = BYTES * d.len();
+    let mut found = [[0; WARP]; 4];
+    for lane in 0..WARP {
+        if active >> lane & 1 == 0 {
+            continue;
         }
+        let Some(at) = place.of(lane, addresses[lane], whole) else { return false };
+        let Some(bytes) = memory.get(at..at + whole) else { return false };
+        for (found, bytes) in found.iter_mut().zip(bytes.as_chunks::<BYTES>().0) {
+            let mut wide = [0; 8];
+            wide[..BYTES].copy_from_slice(bytes);
+            found[lane] = u64::from_le_bytes(wide);
+        }
+    }
+    for (to, found) in d.iter().zip(found) {
+        let found =
+            if kind.is_signed() { found.map(|value| math::signed(value, kind.bits()) as u64) } else { found };
+        set(frame, *to, active, found);
+    }
+    true
+}
+
+/// False where a lane's address is none: then lanes before it may have written.
+#[inline(always)]
+fn write_lanes<const BYTES: usize>(
+    memory: &mut [u8],
+    place: Place,
+    addresses: &Lanes,
+    active: u32,
+    frame: &[Lanes],
+    a: &[Slot],
+) -> bool {
+    let whole = BYTES * a.len();
+    for lane in 0..WARP {
+        if active >> lane & 1 == 0 {
+            continue;
+        }
+        let Some(at) = place.of(lane, addresses[lane], whole) else { return false };
+        let Some(bytes) = memory.get_mut(at..at + whole) else { return false };
+        for (from, bytes) in a.iter().zip(bytes.as_chunks_mut::<BYTES>().0) {
+            bytes.copy_from_slice(&frame[*from as usize][lane].to_le_bytes()[..BYTES]);
+        }
+    }
+    true
+}
+
+/// Whether the same address is another place for each thread.
+fn is_local(at: Option<Space>, address: u64) -> bool {
+    at == Some(Space::Local) || at.is_none() && address & LOCAL_WINDOW != 0
+}
+
+fn read_line(found: &[u8], kind: Type, to: &mut Lanes) {
+    match kind {
+        Type::U32 | Type::F32 => {
+            for (slot, value) in to.iter_mut().zip(found.as_chunks::<4>().0) {
+                *slot = u64::from(u32::from_le_bytes(*value));
+            }
+        }
+        Type::U64 | Type::S64 | Type::F64 => {
+            for (slot, value) in to.iter_mut().zip(found.as_chunks::<8>().0) {
+                *slot = u64::from_le_bytes(*value);
+            }
+        }
+        _ => {
+            let bytes = (kind.bits() / 8).max(1) as usize;
+            for (slot, value) in to.iter_mut().zip(found.chunks_exact(bytes)) {
+                *slot = from_bytes(value, kind);
+            }
+        }
+    }
+}
+
+fn write_line(found: &mut [u8], bytes: usize, from: &Lanes) {
+    if bytes == 4 {
+        for (value, slot) in found.as_chunks_mut::<4>().0.iter_mut().zip(from) {
+            *value = (*slot as u32).to_le_bytes();
+        }
+        return;
+    }
+    for (value, slot) in found.chunks_exact_mut(bytes).zip(from) {
+        value.copy_from_slice(&slot.to_le_bytes()[..bytes]);
+    }
+}
+
+/// A step that touches nothing but slots.
+#[inline(always)]
+fn compute(op: &Op, frame: &mut [Lanes], active: u32) {
+    // The arms of the first kinds are compiled for those kinds alone, which is where the time goes.
+    macro_rules! with {
+        ($d:expr, |$lane:ident| $value:expr) => {{
+            let value = each(|$lane| $value);
+            set(frame, $d, active, value);
+        }};
+    }
+    macro_rules! slot {
+        ($slot:expr) => {
+            &frame[$slot as usize]
+        };
+    }
+    match *op {
+        Op::Binary { op, kind, d, a, b, flush, saturate } => {
+            let (a, b) = (slot!(a), slot!(b));
+            macro_rules! kinds {
+                ($($op:ident $kind:ident),*) => {
+                    match (op, kind, flush || saturate) {
+                        $((Binary::$op, Type::$kind, false) => {
+                            with!(d, |l| math::binary(Binary::$op, Type::$kind, a[l], b[l], false, false))
+                        })*
+                        _ => with!(d, |l| math::binary(op, kind, a[l], b[l], flush, saturate)),
+                    }
+                };
+            }
+            kinds!(
+                Add U32, Add S32, Add U64, Add S64, Add F32, Add F64, Sub U32, Sub S32, Sub U64, Sub S64, Sub F32,
+                Sub F64, MulLo U32, MulLo S32, MulLo U64, MulLo S64, MulLo F32, MulLo F64, Div F32, Div F64,
+                And U32, And U64, And Pred, Or U32, Or U64, Or Pred, Xor U32, Xor U64, Shl U32, Shl U64, Shr U32,
+                Shr S32, Shr U64, Shr S64, Min U32, Min S32, Max U32, Max S32, Min F32, Max F32
+            );
+        }
+        Op::Unary { op, kind, d, a, flush } => {
+            let a = slot!(a);
+            match (op, kind) {
+                (Unary::Mov, _) => {
+                    let mask = math::mask(kind.bits());
+                    with!(d, |l| a[l] & mask)
+                }
+                (Unary::Sqrt, Type::F32) if !flush => {
+                    with!(d, |l| math::unary(Unary::Sqrt, Type::F32, a[l], false))
+                }
+                _ => with!(d, |l| math::unary(op, kind, a[l], flush)),
+            }
+        }
+        Op::Mad { kind, d, a, b, c, high } => {
+            let (a, b, c) = (slot!(a), slot!(b), slot!(c));
+            match (kind.bits(), high) {
+                (32, false) => with!(d, |l| math::mad(Type::U32, a[l], b[l], c[l], false)),
+                (64, false) => with!(d, |l| math::mad(Type::U64, a[l], b[l], c[l], false)),
+                _ => with!(d, |l| math::mad(kind, a[l], b[l], c[l], high)),
+            }
+        }
+        Op::MulWide { kind, d, a, b, c } => {
+            let (a, b, c) = (slot!(a), slot!(b), slot!(c));
+            match kind {
+                Type::U32 => with!(d, |l| math::mul_wide(Type::U32, a[l], b[l], c[l])),
+                Type::S32 => with!(d, |l| math::mul_wide(Type::S32, a[l], b[l], c[l])),
+                _ => with!(d, |l| math::mul_wide(kind, a[l], b[l], c[l])),
+            }
+        }
+        Op::Fma { kind, d, a, b, c, flush, saturate } => {
+            let (a, b, c) = (slot!(a), slot!(b), slot!(c));
+            match (kind, flush || saturate) {
+                (Type::F32, false) => with!(d, |l| math::fma(Type::F32, a[l], b[l], c[l], false, false)),
+                (Type::F64, false) => with!(d, |l| math::fma(Type::F64, a[l], b[l], c[l], false, false)),
+                _ => with!(d, |l| math::fma(kind, a[l], b[l], c[l], flush, saturate)),
+            }
+        }
+        Op::Lop3 { d, a, b, c, table } => {
+            let (a, b, c) = (slot!(a), slot!(b), slot!(c));
+            with!(d, |l| math::lop3(a[l], b[l], c[l], table))
+        }
+        Op::Funnel { d, a, b, c, left, clamp } => {
+            let (a, b, c) = (slot!(a), slot!(b), slot!(c));
+            match (left, clamp) {
+                (true, false) => with!(d, |l| math::funnel(a[l], b[l], c[l], true, false)),
+                (false, false) => with!(d, |l| math::funnel(a[l], b[l], c[l], false, false)),
+                _ => with!(d, |l| math::funnel(a[l], b[l], c[l], left, clamp)),
+            }
+        }
+        Op::Bfe { kind, d, a, b, c } => {
+            let (a, b, c) = (slot!(a), slot!(b), slot!(c));
+            with!(d, |l| math::bfe(kind, a[l], b[l], c[l]))
+        }
+        Op::Bfi { kind, d, a, b, c, e } => {
+            let (a, b, c, e) = (slot!(a), slot!(b), slot!(c), slot!(e));
+            with!(d, |l| math::bfi(kind, a[l], b[l], c[l], e[l]))
+        }
+        Op::Prmt { d, a, b, c } => {
+            let (a, b, c) = (slot!(a), slot!(b), slot!(c));
+            with!(d, |l| math::prmt(a[l], b[l], c[l]))
+        }
+        Op::Setp { compare, unordered, kind, p, q, a, b, flush, with } => {
+            let (a, b) = (slot!(a), slot!(b));
+            macro_rules! kinds {
+                ($($compare:ident $kind:ident),*) => {
+                    match (compare, kind, flush || unordered) {
+                        $((Compare::$compare, Type::$kind, false) => those(|l| {
+                            math::compare(Compare::$compare, false, Type::$kind, a[l], b[l], false)
+                        }),)*
+                        _ => those(|l| math::compare(compare, unordered, kind, a[l], b[l], flush)),
+                    }
+                };
+            }
+            let holds = kinds!(
+                Eq U32, Ne U32, Lt U32, Le U32, Gt U32, Ge U32, Eq S32, Ne S32, Lt S32, Le S32, Gt S32, Ge S32,
+                Eq U64, Ne U64, Lt U64, Le U64, Gt U64, Ge U64, Eq S64, Ne S64, Lt S64, Le S64, Gt S64, Ge S64,
+                Lt F32, Le F32, Gt F32, Ge F32
+            );
+            let combine = |holds: u32| match with {
+                None => holds,
+                Some((op, other, negated)) => {
+                    let other = slot!(other);
+                    let other = those(|l| (other[l] & 1 == 1) != negated);
+                    match op {
+                        Binary::And => holds & other,
+                        Binary::Or => holds | other,
+                        _ => holds ^ other,
+                    }
+                }
+            };
+            let (first, second) = (combine(holds), combine(!holds));
+            with!(q, |l| u64::from(second >> l & 1));
+            with!(p, |l| u64::from(first >> l & 1));
+        }
+        Op::Select { d, a, b, p } => {
+            let (a, b, p) = (slot!(a), slot!(b), slot!(p));
+            with!(d, |l| if p[l] & 1 == 1 { a[l] } else { b[l] })
+        }
+        Op::Convert { to, from, d, a, rounding, integral, flush, saturate } => {
+            let a = slot!(a);
+            with!(d, |l| math::convert(to, from, a[l], rounding, integral, flush, saturate))
+        }
+        Op::Pack { bits, d, parts, count } => {
+            let parts = &parts[..usize::from(count)];
+            with!(d, |l| parts.iter().rev().fold(0, |all, part| {
+                all.checked_shl(bits).unwrap_or(0) | (frame[*part as usize][l] & math::mask(bits))
+            }))
+        }
+        Op::Unpack { bits, a, parts, count } => {
+            let mut value = *slot!(a);
+            for part in &parts[..usize::from(count)] {
+                with!(*part, |l| value[l] & math::mask(bits));
+                value = value.map(|value| value.checked_shr(bits).unwrap_or(0));
+            }
+        }
+        Op::Window { space, to_generic, d, a } => {
+            let window = match space {
+                Space::Shared => SHARED_WINDOW,
+                Space::Local => LOCAL_WINDOW,
+                Space::Global | Space::Const => 0,
+            };
+            let a = slot!(a);
+            with!(d, |l| if to_generic { a[l] | window } else { a[l] & !window })
+        }
+        _ => {}
+    }
+}
+
+/// Carries out what a warp's lanes wait for together, when all of them are there; says whether any goes on.
+fn exchange(code: &Code, warp: &mut Warp, frame: &mut [Lanes]) -> bool {
+    for lead in lanes_of(warp.at_exchange) {
+        let (at, named) = (warp.at[lead], warp.named[lead]);
+        let there = warp.ready | warp.at_barrier | warp.at_exchange;
+        // Lanes that have ended take no part.
+        let wanted = named & there;
+        let same = those(|lane| warp.at[lane] == at && warp.named[lane] == named);
+        if wanted & warp.at_exchange & same != wanted {
+            continue;
+        }
+        resolve(&code.steps[at as usize].op, frame, wanted);
+        warp.at_exchange &= !wanted;
+        warp.ready |= wanted;
+        lanes_of(wanted).for_each(|lane| warp.at[lane] = at + 1);
+        return true;
+    }
+    false
+}
+
+/// An exchange among `lanes`.
+fn resolve(op: &Op, frame: &mut [Lanes], lanes: u32) {
+    match *op {
+        Op::Shuffle { mode, d, p, a, b, c, .. } => {
+            let before = frame[a as usize];
+            for lane in lanes_of(lanes) {
+                let (b, c) = (frame[b as usize][lane] as u32 & 31, frame[c as usize][lane] as u32);
+                let (source, is_inside) = source_lane(mode, lane as u32, b, c);
+                let source = source as usize % WARP;
+                let value = if lanes >> source & 1 == 1 { before[source] } else { 0 };
+                frame[d as usize][lane] = value & 0xFFFF_FFFF;
+                frame[p as usize][lane] = u64::from(is_inside);
+            }
+        }
+        Op::Vote { mode, d, p, negated, .. } => {
+            let p = &frame[p as usize];
+            let holds = lanes & those(|lane| (p[lane] & 1 == 1) != negated);
+            let value = match mode {
+                Vote::All => u64::from(holds == lanes),
+                Vote::Any => u64::from(holds != 0),
+                Vote::Uniform => u64::from(holds == 0 || holds == lanes),
+                Vote::Ballot => u64::from(holds),
+            };
+            set(frame, d, lanes, [value; WARP]);
+        }
+        _ => {}
     }
 }
 
