@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// the daemon's and the page cache's.
 const MEMORY_QUARTERS: u64 = 3;
 
+/// Of a processor's name.
+const MODEL_CHARS_MAX: usize = 128;
+
 /// One card.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gpu {
@@ -16,6 +19,15 @@ pub struct Gpu {
     /// As the driver names it.
     pub model: String,
     pub memory_mib: u64,
+}
+
+/// The processor, as far as it tells how fast tasks run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// As the kernel names it; empty: it does not.
+    pub model: String,
+    /// Millions of PTX instructions of integers that one core ran in a second, measured when the node began; 0: not yet.
+    pub ptx_mips: u32,
 }
 
 /// What a node offers in all, whether or not it is in use.
@@ -26,6 +38,8 @@ pub struct Inventory {
     pub memory_bytes: u64,
     pub scratch_bytes: u64,
     pub gpus: Vec<Gpu>,
+    #[serde(default)]
+    pub cpu: Cpu,
 }
 
 /// Bounds that the owner sets; 0: none.
@@ -55,7 +69,15 @@ pub fn look(dir: &Path, bounds: Bounds) -> io::Result<Inventory> {
         memory_bytes: bounded(memory, bounds.memory_bytes_max),
         scratch_bytes: bounded(scratch, bounds.scratch_bytes_max),
         gpus: Vec::new(),
+        cpu: Cpu { model: cpu_model(), ptx_mips: 0 },
     })
+}
+
+fn cpu_model() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("model name"));
+    let name = line.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
+    name.unwrap_or_default().chars().take(MODEL_CHARS_MAX).collect()
 }
 
 /// Bytes that this machine, or the group of processes this one is kept to, may use.

@@ -1,10 +1,11 @@
-//! Promise: a container job runs on a machine that holds no customer's key, reads from one bucket and publishes to
-//! another; every task of an array has exactly one result, also when a machine dies in the middle.
+//! Promise: a job, of a container or of a module's kernels, runs on a machine that holds no customer's key, reads from one
+//! bucket and publishes to another; every task of an array has exactly one result, also when a machine dies in the middle;
+//! stages go one after the other.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -14,6 +15,8 @@ use makai_integration::s3::{Ask, Content};
 use makai_integration::wait;
 use serde_json::{Value, json};
 
+/// What NVIDIA's compiler made of the kernels of the runtime's tests.
+const KERNELS: &str = include_str!("../../gpu-runtime/tests/module/ptx/kernels.ptx");
 /// Where Debian's busybox-static puts the one program that the image holds.
 const BUSYBOX: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
 const TASKS: u64 = 50;
@@ -104,6 +107,8 @@ async fn start() -> anyhow::Result<Cluster> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_task_has_one_result_though_a_machine_dies() -> anyhow::Result<()> {
     let Some(image) = image()? else {
+        let is_required = std::env::var("MAKAI_TEST_CONTAINERS").is_ok_and(|wish| wish == "require");
+        ensure!(!is_required, "no busybox at {BUSYBOX:?}: run ./test, or install Debian's busybox-static");
         println!("SKIPPED: no busybox at {BUSYBOX:?}; install Debian's busybox-static");
         return Ok(());
     };
@@ -126,6 +131,9 @@ async fn every_task_has_one_result_though_a_machine_dies() -> anyhow::Result<()>
     .await?;
 
     one_job(&cluster, &customer, &data).await?;
+    modules(&cluster, &customer).await?;
+    stages(&cluster, &customer).await?;
+    python(&customer)?;
     an_array(&mut cluster, &customer).await?;
     cluster.finish().await
 }
@@ -152,6 +160,9 @@ async fn one_job(cluster: &Cluster, customer: &Customer, data: &Content) -> anyh
 
     let missing = customer.job(&submit(&["--input", "s3://inputs/nothing=n"], "true"))?;
     ensure!(!missing.status.success(), "{}", said(&missing));
+    let nowhere = customer.job(&submit(&["--output", "s3://no-such-bucket/x/"], "true"))?;
+    let stderr = String::from_utf8_lossy(&nowhere.stderr);
+    ensure!(nowhere.status.code() == Some(1) && stderr.contains("s3://no-such-bucket"), "{}", said(&nowhere));
     let jobs = customer.json(&["ls"])?;
     let newest = &jobs[0];
     let reason = newest["reason"].as_str().unwrap_or_default();
@@ -160,6 +171,181 @@ async fn one_job(cluster: &Cluster, customer: &Customer, data: &Content) -> anyh
     let first = jobs[2]["id"].to_string();
     let logs = customer.job(&["logs", &first])?;
     ensure!(logs.stdout == b"hello\n", "{}", said(&logs));
+    Ok(())
+}
+
+impl Customer {
+    /// Submits what a file says, and waits for it.
+    fn file(&self, name: &str, text: &str) -> anyhow::Result<Output> {
+        let path = self.profile.with_file_name(name);
+        fs::write(&path, text)?;
+        self.job(&["submit", path.to_str().context("a UTF-8 path")?, "--wait"])
+    }
+}
+
+fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+/// Kernels on the machines' processors: buffers out of one bucket and into another, an array that shares them out, and
+/// what is wrong said before anything runs.
+async fn modules(cluster: &Cluster, customer: &Customer) -> anyhow::Result<()> {
+    let s3 = cluster.s3(0);
+    let put = |path: &'static str, bytes: Vec<u8>| s3.send(Ask::new(http::Method::PUT, path).body(bytes));
+    put("/inputs/kernels.ptx", KERNELS.as_bytes().to_vec()).await?;
+    put("/inputs/x", floats((0..1000).map(|at| at as f32))).await?;
+    put("/inputs/y", floats((0..1000).map(|at| at as f32 * 0.25))).await?;
+    let saxpy = r#"
+        name = "saxpy"
+        module = "s3://inputs/kernels.ptx"
+        tasks = 4
+        cpu_millis = 200
+        memory_bytes = 67108864
+        buffers = [
+            { name = "x", bytes = 1000, from = "s3://inputs/x", offset_per_task = 1000 },
+            { name = "y", bytes = 1000, from = "s3://inputs/y", offset_per_task = 1000, to = "s3://results/saxpy/{index}" },
+        ]
+        [[steps]]
+        kernel = "saxpy"
+        grid = 2
+        block = [128, 1, 1]
+        arguments = [250, 0.5, "x", "y"]
+        "#;
+    let out = customer.file("saxpy.toml", saxpy)?;
+    ensure!(out.status.success(), "{}", said(&out));
+    for index in 0..4 {
+        let answer = s3.get("results", &format!("saxpy/{index}")).await?;
+        let expected = floats((0..250).map(|at| (index * 250 + at) as f32 * 0.75));
+        ensure!(answer.body == expected, "task {index}");
+    }
+
+    let n = 32u32;
+    let (a, b) = (|row: u32, k: u32| row * 7 + k, |k: u32, column: u32| k ^ column);
+    let ints = |of: &dyn Fn(u32, u32) -> u32| {
+        let cells = (0..n * n).map(|at| of(at / n, at % n).to_string());
+        cells.collect::<Vec<_>>().join(", ")
+    };
+    let gemm = format!(
+        r#"
+        module = "s3://inputs/kernels.ptx"
+        memory_bytes = 67108864
+        buffers = [
+            {{ name = "a", ints = [{}] }},
+            {{ name = "b", ints = [{}] }},
+            {{ name = "c", bytes = {}, to = "s3://results/gemm" }},
+        ]
+        [[steps]]
+        kernel = "gemm_i32"
+        grid = [2, 2]
+        block = [16, 16]
+        arguments = ["a", "b", "c", {n}]
+        "#,
+        ints(&a),
+        ints(&b),
+        n * n * 4
+    );
+    let out = customer.file("gemm.toml", &gemm)?;
+    ensure!(out.status.success() && out.stdout.starts_with(b"1 launches"), "{}", said(&out));
+    let product = |row: u32, column: u32| (0..n).map(|k| a(row, k) * b(k, column)).sum::<u32>();
+    let expected = (0..n * n).flat_map(|at| product(at / n, at % n).to_le_bytes()).collect::<Vec<u8>>();
+    ensure!(s3.get("results", "gemm").await?.body == expected, "the product is another");
+
+    let wrong = [
+        ("kernel = \"saxpy\"", "kernel = \"saxpi\"", "no kernel \"saxpi\"; it has"),
+        ("[250, 0.5, \"x\"", "[0.5, \"x\"", "3 arguments; it takes 4"),
+        ("[250, 0.5", "[2.5, 0.5", "argument 0 is"),
+        ("tasks = 4", "tasks = 5", "of task 4 wants bytes 4000 to 5000 of s3://inputs/x, which has 4000"),
+        ("s3://inputs/kernels.ptx", "s3://inputs/none.ptx", "s3://inputs/none.ptx"),
+        ("s3://inputs/kernels.ptx", "s3://inputs/x", "no text"),
+        (
+            "bytes = 1000, from = \"s3://inputs/x\", offset_per_task = 1000",
+            "bytes = 99999999",
+            "limits.memory_bytes",
+        ),
+        ("from = \"s3://inputs/x\", ", "", "has an offset and no object"),
+    ];
+    for (good, bad, why) in wrong {
+        let bad = saxpy.replace(good, bad);
+        let out = customer.file("wrong.toml", &bad)?;
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.code() == Some(1) && stderr.contains(why), "{why}: {}", said(&out));
+    }
+    Ok(())
+}
+
+/// What one stage publishes the next takes; where one fails, what comes after it does not begin.
+async fn stages(cluster: &Cluster, customer: &Customer) -> anyhow::Result<()> {
+    let stage = |name: &str, more: &str, script: &str| {
+        format!(
+            "[[stages]]\nname = '{name}'\nimage = 's3://images/busybox.tar'\ncpu_millis = 200\n\
+             memory_bytes = 33554432\ncommand = ['/bin/busybox', 'sh', '-c', '{script}']\n{more}\n"
+        )
+    };
+    let join = "after = ['left', 'right']\ninputs = [{ from = 's3://results/parts/', path = 'parts' }]\n\
+        outputs = [{ path = 'all', to = 's3://results/joined' }]";
+    let part = |name: &str| format!("outputs = [{{ path = 'part', to = 's3://results/parts/{name}' }}]");
+    let flow = [
+        stage("join", join, "/bin/busybox cat /in/parts/* > /out/all"),
+        stage("left", &part("1"), "echo left > /out/part"),
+        stage("right", &part("2"), "echo right > /out/part"),
+    ];
+    let out = customer.file("flow.toml", &flow.concat())?;
+    ensure!(out.status.success(), "{}", said(&out));
+    ensure!(cluster.s3(0).get("results", "joined").await?.text() == "left\nright\n");
+
+    let flow = [stage("first", "", "exit 3"), stage("second", "after = [\"first\"]", "echo never")];
+    let out = customer.file("fails.toml", &flow.concat())?;
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    ensure!(
+        out.status.code() == Some(1) && stderr.contains("which it waits for, did not succeed"),
+        "{}",
+        said(&out)
+    );
+    Ok(())
+}
+
+/// The example for Python, with what is generated from the definitions by the package that customers use.
+fn python(customer: &Customer) -> anyhow::Result<()> {
+    if std::env::var("MAKAI_TEST_CLIENTS").is_ok_and(|wish| wish == "skip") {
+        println!("skipped: the client in Python, by MAKAI_TEST_CLIENTS=skip");
+        return Ok(());
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("a workspace")?;
+    let program = root.join("target/clients-venv/bin/python");
+    let has_grpc = Command::new(&program)
+        .args(["-c", "import grpc, grpc_tools"])
+        .output()
+        .is_ok_and(|out| out.status.success());
+    if !has_grpc {
+        let is_required = std::env::var("MAKAI_TEST_CLIENTS").is_ok_and(|wish| wish == "run");
+        ensure!(!is_required, "{program:?} has no grpcio and grpcio-tools: run ./test, which installs them");
+        println!("SKIPPED: the client in Python; ./test installs grpcio and grpcio-tools for it");
+        return Ok(());
+    }
+    let (proto, generated) = (root.join("gateway/proto"), customer.profile.with_file_name("generated"));
+    fs::create_dir_all(&generated)?;
+    let made = Command::new(&program)
+        .args(["-m", "grpc_tools.protoc", "-I"])
+        .arg(&proto)
+        .args(["--python_out", ".", "--grpc_python_out", "."])
+        .arg(proto.join("makai/jobs/v1/jobs.proto"))
+        .current_dir(&generated)
+        .output()?;
+    ensure!(made.status.success(), "{}", said(&made));
+    let run = |script: &str| {
+        let example = root.join("gateway/examples/python/submit_job.py");
+        Command::new(&program)
+            .arg(example)
+            .arg(&customer.profile)
+            .args(["s3://images/busybox.tar", "--", "/bin/busybox", "sh", "-c", script])
+            .env("PYTHONPATH", &generated)
+            .stdin(Stdio::null())
+            .output()
+    };
+    let out = run("echo hello from python")?;
+    ensure!(out.status.success() && out.stdout == b"hello from python\n", "{}", said(&out));
+    let fails = run("exit 3")?;
+    ensure!(fails.status.code() == Some(1), "{}", said(&fails));
     Ok(())
 }
 

@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::NodeId;
 use makai_gateway::jobs::{Capacity, JobNodes};
-use makai_gpu_runtime::agent::{Agent, AgentOptions, Pool};
+use makai_gpu_runtime::agent::{Agent, AgentOptions, Pool, module_of};
 use makai_gpu_runtime::inventory::{self, Bounds, Inventory};
+use makai_gpu_runtime::module;
 use makai_gpu_runtime::runner::Runner;
 use makai_raft::facts::cluster::{Node, Role, Standing};
 use makai_raft::facts::desk::{Reply, Request};
 use makai_raft::facts::joblog::LogPart;
-use makai_raft::facts::jobs::{AttemptId, JobSpec, STATEMENT_PURPOSE};
+use makai_raft::facts::jobs::{AttemptId, JobSpec, ModuleWork, STATEMENT_PURPOSE};
 use tokio::sync::watch;
 
 use super::{Shell, schedule};
@@ -26,6 +27,8 @@ const DESK_TIMEOUT: Duration = Duration::from_secs(30);
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often this machine is looked at anew: disks fill.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long this machine's speed is measured when the node begins.
+const MEASURED_FOR: Duration = Duration::from_millis(200);
 /// Pause before an agent that could not go on is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 
@@ -78,10 +81,19 @@ pub async fn run(shell: Shell, agent: Arc<Agent>) {
         }
     };
     let look = async {
+        let mut speed = 0;
         let mut next = clock::instant();
         loop {
             if clock::instant() >= next {
-                offer.send_replace(look(&shell).await);
+                let found = look(&shell).await.map(|mut found| {
+                    found.cpu.ptx_mips = speed;
+                    found
+                });
+                offer.send_replace(found);
+                if speed == 0 {
+                    speed = tokio::task::spawn_blocking(measure).await.unwrap_or(0);
+                    continue;
+                }
                 next = clock::instant() + LOOK_EVERY;
             }
             if !shell.pause(next.saturating_duration_since(clock::instant())).await {
@@ -91,6 +103,23 @@ pub async fn run(shell: Shell, agent: Arc<Agent>) {
         }
     };
     tokio::join!(follow, look);
+}
+
+/// Millions of PTX instructions per second of one core, at least 1.
+fn measure() -> u32 {
+    let begun = clock::instant();
+    let mut instructions = 0;
+    while begun.elapsed() < MEASURED_FOR {
+        match module::bench::run(module::bench::Kind::Integers) {
+            Ok(ran) => instructions += ran.instructions,
+            Err(error) => {
+                tracing::warn!(%error, "this machine's speed could not be measured");
+                return 1;
+            }
+        }
+    }
+    let micros = begun.elapsed().as_micros().max(1);
+    u32::try_from(u128::from(instructions) / micros).unwrap_or(u32::MAX).max(1)
 }
 
 async fn look(shell: &Shell) -> Option<Inventory> {
@@ -189,6 +218,13 @@ impl JobNodes for Nodes {
         let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
         let answer = self.shell.transport.request(leader, CAPACITY, encode(spec)?, LOG_TIMEOUT).await;
         decode(&answer.map_err(|error| error.to_string())?)
+    }
+
+    async fn check_module(&self, work: ModuleWork, ptx: String, memory_bytes: u64) -> Result<(), String> {
+        let check = move || module::check(&module_of(&work, ptx, 0), memory_bytes).map(drop);
+        // Large texts take a while.
+        let checked = tokio::task::spawn_blocking(check).await;
+        checked.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 
     fn wake(&self) {

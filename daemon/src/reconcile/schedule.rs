@@ -19,7 +19,7 @@ use makai_raft::facts::cluster::{ClusterMap, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::jobs::{
     ActiveAttempt, Assignment, AttemptId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, JobsReply, QueuedJob,
-    Resources,
+    QueuedTask, Resources,
 };
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::MetaError;
@@ -102,21 +102,47 @@ fn rooms(
 fn plan(queue: &[QueuedJob], rooms: &mut BTreeMap<NodeId, Room>, now_ms: u64) -> Vec<Assignment> {
     let mut assignments = Vec::new();
     for job in queue {
-        for task in job.tasks.iter().filter(|task| task.not_before.0 <= now_ms) {
-            let best = rooms
-                .iter()
-                .filter(|(_, room)| room.has(&job.resources, &job.site))
-                .max_by_key(|(id, room)| (Some(**id) != task.last_node, room.free.cpu_millis))
-                .map(|(id, _)| *id);
-            // Its other tasks want the same.
-            let Some(node) = best else { break };
-            if let Some(room) = rooms.get_mut(&node) {
-                room.take(&job.resources);
+        let ready = job.tasks.iter().filter(|task| task.not_before.0 <= now_ms);
+        if job.gang_tasks > 0 {
+            if ready.clone().count() == job.gang_tasks as usize {
+                place_gang(job, rooms, &mut assignments);
             }
+            continue;
+        }
+        for task in ready {
+            // Its other tasks want the same.
+            let Some(node) = place(job, task, rooms) else { break };
             assignments.push(Assignment { job: job.job, index: task.index, node });
         }
     }
     assignments
+}
+
+/// Takes room for a task.
+fn place(job: &QueuedJob, task: &QueuedTask, rooms: &mut BTreeMap<NodeId, Room>) -> Option<NodeId> {
+    let (node, room) = rooms
+        .iter_mut()
+        .filter(|(_, room)| room.has(&job.resources, &job.site))
+        .max_by_key(|(id, room)| (Some(**id) != task.last_node, room.free.cpu_millis))?;
+    room.take(&job.resources);
+    Some(*node)
+}
+
+/// Takes room for all tasks of a gang, or for none.
+fn place_gang(job: &QueuedJob, rooms: &mut BTreeMap<NodeId, Room>, assignments: &mut Vec<Assignment>) {
+    let mut left = rooms.clone();
+    let placed: Option<Vec<Assignment>> = job
+        .tasks
+        .iter()
+        .map(|task| {
+            let node = place(job, task, &mut left)?;
+            Some(Assignment { job: job.job, index: task.index, node })
+        })
+        .collect();
+    if let Some(placed) = placed {
+        assignments.extend(placed);
+        *rooms = left;
+    }
 }
 
 /// Current attempts that their nodes will not end. Pure.
@@ -286,7 +312,8 @@ mod tests {
     use super::*;
 
     fn room(cpu_millis: u64) -> Room {
-        let free = Inventory { cpu_millis, memory_bytes: 1 << 30, scratch_bytes: 1 << 30, gpus: Vec::new() };
+        let free =
+            Inventory { cpu_millis, memory_bytes: 1 << 30, scratch_bytes: 1 << 30, ..Inventory::default() };
         Room { site: "here".into(), free, attempts: 0 }
     }
 
@@ -302,6 +329,7 @@ mod tests {
             resources: Resources { cpu_millis, memory_bytes: 1, scratch_bytes: 1, gpu: None },
             site: String::new(),
             tasks: (0..tasks).map(task).collect(),
+            gang_tasks: 0,
         }
     }
 
@@ -321,6 +349,23 @@ mod tests {
         };
         assert_eq!((used(id(1)), used(id(2))), (2000, 1000));
         assert_eq!(planned.iter().filter(|assignment| assignment.job == JobId(1)).count(), 1);
+    }
+
+    /// A gang for which there is no room as a whole takes none, and keeps nobody behind it from going.
+    #[test]
+    fn a_gang_starts_whole_or_not_at_all() {
+        let rooms = BTreeMap::from([(id(1), room(2000)), (id(2), room(1000))]);
+        let gang = |tasks| QueuedJob { gang_tasks: tasks, ..job(1, 1000, tasks) };
+        assert_eq!(plan(&[gang(3)], &mut rooms.clone(), 0).len(), 3);
+        let planned = plan(&[gang(4), job(2, 1000, 9)], &mut rooms.clone(), 0);
+        assert!(
+            planned.len() == 3 && planned.iter().all(|assignment| assignment.job == JobId(2)),
+            "{planned:?}"
+        );
+        let mut waits = gang(3);
+        waits.tasks[1].not_before = Timestamp(10);
+        assert!(plan(&[waits.clone()], &mut rooms.clone(), 9).is_empty());
+        assert_eq!(plan(&[waits], &mut rooms.clone(), 10).len(), 3);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::desk::{Fault, ListedObject, PIECE_BYTES_MAX, Reply, Request, Source, Target};
 use makai_raft::facts::jobs::{
     AssignedTask, AttemptId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, NewOutput, ObjectPath, Statement,
-    Work, log_bucket, of_task, output_key,
+    log_bucket, of_task, output_key,
 };
 use makai_raft::facts::object::KEY_BYTES_MAX;
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
@@ -152,9 +152,12 @@ impl Desk {
         source: Source,
     ) -> Result<(TenantId, ObjectPath), Fault> {
         let task = self.current(node, attempt).await?;
-        let Work::Container { image, .. } = &task.spec.work;
         let path = match source {
-            Source::Image => image,
+            Source::Image => task
+                .spec
+                .work
+                .object()
+                .ok_or_else(|| Fault::Refused("what the job runs is in its specification".into()))?,
             Source::Input(at) => match task.spec.inputs.get(at as usize) {
                 Some(input) => &input.from,
                 None => return Err(Fault::Refused(format!("the job has no input {at}"))),
@@ -190,26 +193,20 @@ impl Desk {
         let (tenant, path) = self.origin(node, attempt, source).await?;
         let caller = caller(tenant);
         if !is_prefix(&path.key) {
-            let head =
-                self.objects.head(&caller, &path.bucket, &path.key).await.map_err(
-                    |error| match Fault::from(error) {
-                        Fault::Refused(why) => {
-                            Fault::Refused(format!("s3://{}/{}: {why}", path.bucket, path.key))
-                        }
-                        fault => fault,
-                    },
-                )?;
+            let head = self.objects.head(&caller, &path.bucket, &path.key).await;
+            let head = head.map_err(|error| named(error, &path))?;
             let object = ListedObject { name: String::new(), size: head.size, version: head.version };
             return Ok(Reply::Objects { objects: vec![object], is_truncated: false });
         }
         let list = ListObjects {
-            bucket: path.bucket,
+            bucket: path.bucket.clone(),
             prefix: path.key.clone(),
             delimiter: String::new(),
             after: if after.is_empty() { after } else { format!("{}{after}", path.key) },
             entries_max: LISTED_MAX,
         };
-        let (entries, is_truncated) = self.objects.list(&caller, list).await?;
+        let listed = self.objects.list(&caller, list).await;
+        let (entries, is_truncated) = listed.map_err(|error| named(error, &path))?;
         let objects = entries.into_iter().filter_map(|entry| match entry {
             Listed::Object(head) => {
                 let name = head.key.strip_prefix(&path.key)?.to_owned();
@@ -356,6 +353,14 @@ impl Desk {
 
     fn lock_written(&self) -> std::sync::MutexGuard<'_, HashMap<Place, Written>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A refusal that says of which object.
+fn named(error: ObjectsError, path: &ObjectPath) -> Fault {
+    match Fault::from(error) {
+        Fault::Refused(why) => Fault::Refused(format!("s3://{}/{}: {why}", path.bucket, path.key)),
+        fault => fault,
     }
 }
 

@@ -8,6 +8,7 @@
 //! | file        | holds                                                                 |
 //! |-------------|-----------------------------------------------------------------------|
 //! | `service`   | the gRPC service                                                      |
+//! | `check`     | what can be known of a job's objects and kernels before anything runs |
 //! | `words`     | what the service's messages mean in facts, and back                   |
 //! | `logs`      | what an attempt printed, from its node or from the pool               |
 //! | [`desk`]    | what a node may do for an attempt that is its own, and nothing else   |
@@ -15,6 +16,7 @@
 //! Always: a node sees and writes only what a current attempt of its own names, never a customer's key; outputs become
 //! visible in the same proposal that ends the attempt, or never; a customer sees its own tenant's jobs alone.
 
+mod check;
 pub mod desk;
 mod logs;
 mod service;
@@ -23,7 +25,7 @@ mod words;
 use async_trait::async_trait;
 use makai_erasure::NodeId;
 use makai_raft::facts::joblog::LogPart;
-use makai_raft::facts::jobs::{AttemptId, JobSpec};
+use makai_raft::facts::jobs::{AttemptId, JobSpec, ModuleWork};
 
 pub use service::{JobsOptions, JobsService};
 
@@ -47,6 +49,13 @@ pub trait JobNodes: Send + Sync + 'static {
     /// # Errors
     /// The leader does not answer.
     async fn capacity(&self, spec: &JobSpec) -> Result<Capacity, String>;
+
+    /// Holds a module's launches against its code, `ptx`: kernels, arguments, sizes, shapes. `memory_bytes`: what its
+    /// buffers may take.
+    ///
+    /// # Errors
+    /// What must change.
+    async fn check_module(&self, work: ModuleWork, ptx: String, memory_bytes: u64) -> Result<(), String>;
 
     /// Tells the leader that there is something to schedule. A hint: it looks by itself too.
     fn wake(&self);

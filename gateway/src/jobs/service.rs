@@ -76,6 +76,13 @@ impl JobsService {
         }
     }
 
+    async fn submitted_as(&self, tenant: TenantId, token: &str) -> Result<Option<JobId>, Status> {
+        match self.ask(JobsQuery::Submitted { tenant, client_token: token.to_owned() }).await? {
+            JobsAnswer::Submitted(job) => Ok(job),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// The job once its version is not `known` any more, or once it is over; `None`: the door closes.
     async fn changed(&self, tenant: TenantId, id: u64, known: u64) -> Result<Option<Job>, Status> {
         let mut pause = LOOK_EVERY_MIN;
@@ -141,6 +148,14 @@ impl Jobs for JobsService {
         let admitted = self.gate.admit(request.metadata()).await?;
         let SubmitRequest { spec, client_token, dry_run } = request.into_inner();
         let spec = words::spec(spec.ok_or_else(|| Status::invalid_argument("spec is missing"))?)?;
+        if !client_token.is_empty()
+            && !dry_run
+            && let Some(job) = self.submitted_as(admitted.caller.tenant, &client_token).await?
+        {
+            // Checked then; its inputs may be gone by now.
+            return Ok(Response::new(SubmitResponse { job_id: job.0, existed: true, ..Default::default() }));
+        }
+        self.check(&admitted.caller, &spec).await?;
         if dry_run {
             return Ok(Response::new(self.dry_run(spec).await?));
         }

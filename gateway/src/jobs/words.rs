@@ -1,5 +1,7 @@
 //! What the service's messages mean in facts, and back.
 
+mod module;
+
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::jobs as facts;
 use makai_raft::facts::jobs::{Job, JobId, JobPhase, JobState, TaskCounts, TaskPhase};
@@ -23,26 +25,19 @@ fn path(path: Option<words::ObjectPath>, what: &str) -> Result<facts::ObjectPath
     Ok(facts::ObjectPath { bucket, key })
 }
 
-pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
-    let Some(words::job_spec::Work::Container(container)) = spec.work else {
-        return Err(Status::invalid_argument("spec.work is missing; give a container"));
-    };
+fn container(container: words::Container) -> Result<facts::Work, Status> {
     let mut env: Vec<(String, String)> = container.env.into_iter().collect();
     env.sort();
-    let work = facts::Work::Container {
+    Ok(facts::Work::Container {
         image: path(container.image, "spec.container.image")?,
         command: container.command,
         env,
         working_dir: container.working_dir,
         user: container.user,
-    };
-    let resources = spec.resources.unwrap_or_default();
-    let gpu = resources.gpu.map(|gpu| facts::GpuShare {
-        cards: gpu.cards,
-        memory_mib: gpu.memory_mib,
-        sm_millis: gpu.sm_millis,
-        model: gpu.model,
-    });
+    })
+}
+
+pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
     let mut inputs = Vec::with_capacity(spec.inputs.len());
     for input in spec.inputs {
         inputs.push(facts::Input { from: path(input.from, "spec.inputs.from")?, path: input.path });
@@ -51,6 +46,27 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
     for output in spec.outputs {
         outputs.push(facts::Output { path: output.path, to: path(output.to, "spec.outputs.to")? });
     }
+    let work = match spec.work {
+        Some(words::job_spec::Work::Container(work)) => container(work)?,
+        Some(words::job_spec::Work::Module(work)) => {
+            if !inputs.is_empty() || !outputs.is_empty() {
+                return Err(Status::invalid_argument(
+                    "spec.inputs, spec.outputs: a module reads and writes by its buffers; give them `from` and `to`",
+                ));
+            }
+            facts::Work::Module(module::module(work, &mut inputs, &mut outputs)?)
+        }
+        None => {
+            return Err(Status::invalid_argument("spec.work is missing; give a container or a module"));
+        }
+    };
+    let resources = spec.resources.unwrap_or_default();
+    let gpu = resources.gpu.map(|gpu| facts::GpuShare {
+        cards: gpu.cards,
+        memory_mib: gpu.memory_mib,
+        sm_millis: gpu.sm_millis,
+        model: gpu.model,
+    });
     let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
     let spec = facts::JobSpec {
         name: spec.name,
@@ -71,6 +87,8 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
         time_limit_ms: or(spec.time_limit_ms, TIME_LIMIT_MS_DEFAULT),
         deadline: (spec.deadline_unix_ms > 0).then_some(Timestamp(spec.deadline_unix_ms)),
         site: spec.site,
+        after: spec.after.into_iter().map(JobId).collect(),
+        is_gang: spec.gang,
     };
     spec.check().map_err(Status::invalid_argument)?;
     Ok(spec)
@@ -78,9 +96,19 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
 
 fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
     let object = |path: facts::ObjectPath| Some(words::ObjectPath { bucket: path.bucket, key: path.key });
-    let facts::Work::Container { image, command, env, working_dir, user } = spec.work;
-    let container =
-        words::Container { image: object(image), command, env: env.into_iter().collect(), working_dir, user };
+    let is_module = matches!(spec.work, facts::Work::Module(_));
+    let work = match spec.work {
+        facts::Work::Container { image, command, env, working_dir, user } => {
+            let env = env.into_iter().collect();
+            let image = object(image);
+            words::job_spec::Work::Container(words::Container { image, command, env, working_dir, user })
+        }
+        facts::Work::Module(work) => {
+            words::job_spec::Work::Module(module::module_back(work, &spec.inputs, &spec.outputs))
+        }
+    };
+    // A module's are shown with its buffers.
+    let (inputs, outputs) = if is_module { (Vec::new(), Vec::new()) } else { (spec.inputs, spec.outputs) };
     let gpu = spec.resources.gpu.map(|gpu| words::Gpu {
         cards: gpu.cards,
         memory_mib: gpu.memory_mib,
@@ -89,20 +117,18 @@ fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
     });
     words::JobSpec {
         name: spec.name,
-        work: Some(words::job_spec::Work::Container(container)),
+        work: Some(work),
         resources: Some(words::Resources {
             cpu_millis: spec.resources.cpu_millis,
             memory_bytes: spec.resources.memory_bytes,
             scratch_bytes: spec.resources.scratch_bytes,
             gpu,
         }),
-        inputs: spec
-            .inputs
+        inputs: inputs
             .into_iter()
             .map(|input| words::Input { from: object(input.from), path: input.path })
             .collect(),
-        outputs: spec
-            .outputs
+        outputs: outputs
             .into_iter()
             .map(|output| words::Output { path: output.path, to: object(output.to) })
             .collect(),
@@ -113,6 +139,8 @@ fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
         time_limit_ms: spec.time_limit_ms,
         deadline_unix_ms: spec.deadline.map_or(0, |deadline| deadline.0),
         site: spec.site,
+        after: spec.after.into_iter().map(|job| job.0).collect(),
+        gang: spec.is_gang,
     }
 }
 

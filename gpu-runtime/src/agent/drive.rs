@@ -1,24 +1,22 @@
 //! One attempt, from its assignment to its report.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use makai_raft::facts::desk::{Fault, Request};
-use makai_raft::facts::jobs::{
-    self, AssignedTask, AttemptId, End, Published, Statement, TEXT_BYTES_MAX, Work, of_task,
-};
+use makai_raft::facts::jobs::{self, AssignedTask, AttemptId, End, Published, Statement, TEXT_BYTES_MAX};
 use tokio::sync::watch;
 
 use super::publish::Publish;
 use super::stage::{Stage, StageError};
-use super::{Agent, name_of, remove_folder};
-use crate::runner::{
-    self, Attempt, ContainerWork, End as RunEnd, Limits, Network, Outcome, RunError, TaskSpec,
-};
+use super::{Agent, name_of, remove_folder, words};
+use crate::runner::{Attempt, End as RunEnd, Outcome, RunError};
 
 /// Times that outputs are written anew because the gateway that had them is gone.
 const PUBLISHED_ANEW_MAX: u32 = 5;
+
+/// File of an attempt's folder: how many bytes its inputs have, for an agent that joins it after a restart.
+const STAGED_BYTES: &str = "staged-bytes";
 
 /// Why an attempt goes no further.
 enum Over {
@@ -40,7 +38,7 @@ pub async fn drive(
     let id = task.attempt;
     let folder = agent.options.dir.join("attempts").join(name_of(id));
     let (started, bytes_in) = match attempt {
-        Some(attempt) => (Ok(attempt), 0),
+        Some(attempt) => (Ok(attempt), staged_bytes(&folder).await),
         None => match start(agent, &task, &folder, &mut revoked).await {
             Ok((attempt, bytes_in)) => (Ok(attempt), bytes_in),
             Err(over) => (Err(over), 0),
@@ -100,19 +98,29 @@ async fn start(
     }
     let bytes_max = task.spec.resources.scratch_bytes;
     let mut stage = Stage { agent, attempt: id, revoked, bytes_in: 0, bytes_max };
-    let image = match stage.image().await {
-        Ok(image) => stage.inputs(task, &input).await.map(|()| image),
+    let code = match stage.code(&task.spec.work).await {
+        Ok(code) => stage.inputs(task, &input).await.map(|()| code),
         Err(error) => Err(error),
     };
     let bytes_in = stage.bytes_in;
     let ended = |end| Over::Ended { end, bytes_in };
-    let image = image.map_err(|error| match end_of(error) {
+    let code = code.map_err(|error| match end_of(error) {
         Some(end) => ended(end),
         None => Over::Revoked,
     })?;
-    let spec = spec_of(task, image, &input, &output).map_err(|error| ended(end_of_run(&error)))?;
+    let spec = words::spec_of(task, code, &input, &output).map_err(|error| ended(end_of_run(&error)))?;
+    let noted = tokio::fs::write(folder.join(STAGED_BYTES), bytes_in.to_string()).await;
+    if let Err(error) = noted {
+        tracing::warn!(attempt = %id, %error, "after a restart, the bytes of its inputs are not known");
+    }
     let attempt = agent.options.runner.start(&spec).await.map_err(|error| ended(end_of_run(&error)))?;
     Ok((Arc::from(attempt), bytes_in))
+}
+
+/// What the agent that started the attempt noted of its inputs.
+async fn staged_bytes(folder: &Path) -> u64 {
+    let text = tokio::fs::read_to_string(folder.join(STAGED_BYTES)).await.unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
 }
 
 /// Says that the attempt runs; that it has ended says so too, so nobody waits for this.
@@ -121,44 +129,6 @@ async fn tell_running(agent: &Agent, task: &AssignedTask, revoked: &mut watch::R
         let request = Request::Start { attempts: vec![task.attempt] };
         let _ = agent.ask(task.attempt, request, revoked).await;
     }
-}
-
-fn spec_of(
-    task: &AssignedTask,
-    image: runner::Image,
-    input: &Path,
-    output: &Path,
-) -> Result<TaskSpec, RunError> {
-    let AttemptId { job, index, attempt } = task.attempt;
-    let Work::Container { command, env, working_dir, user, .. } = &task.spec.work;
-    let mut env: BTreeMap<String, String> = env.iter().cloned().collect();
-    env.extend([
-        ("MAKAI_JOB_ID".to_owned(), job.0.to_string()),
-        ("MAKAI_TASK_INDEX".to_owned(), index.to_string()),
-        ("MAKAI_TASK_COUNT".to_owned(), task.spec.tasks.to_string()),
-        ("MAKAI_ATTEMPT".to_owned(), attempt.to_string()),
-    ]);
-    let resources = &task.spec.resources;
-    Ok(TaskSpec {
-        attempt: runner::AttemptId::new(name_of(task.attempt))?,
-        work: runner::Work::Container(ContainerWork {
-            image,
-            command: command.iter().map(|word| of_task(word, index)).collect(),
-            env,
-            working_dir: working_dir.clone(),
-            user: user.clone(),
-            network: Network::None,
-        }),
-        limits: Limits {
-            cpu_milli: resources.cpu_millis,
-            memory_bytes: resources.memory_bytes,
-            disk_bytes: resources.scratch_bytes,
-            time_ms: task.spec.time_limit_ms,
-            ..Limits::default()
-        },
-        input: Some(input.to_owned()),
-        output: Some(output.to_owned()),
-    })
 }
 
 /// Publishes what the attempt left and reports it, until that counts or cannot.

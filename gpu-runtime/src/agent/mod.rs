@@ -11,6 +11,7 @@
 //! | `stage`   | image and inputs out of the pool, into folders                       |
 //! | `publish` | outputs and log into the pool                                        |
 //! | `cache`   | what was staged before                                               |
+//! | `words`   | what the facts ask for, in the words of the runner                   |
 //!
 //! Always: the facts decide, and the agent follows: it keeps nothing that a restart loses. An attempt that ran before a
 //! restart is joined, one that was only staged is staged again. Nothing that it reports counts unless the attempt is still
@@ -20,6 +21,7 @@ mod cache;
 mod drive;
 mod publish;
 mod stage;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,8 @@ use makai_raft::facts::joblog::{self, LogPart};
 use makai_raft::facts::jobs::{AssignedTask, AttemptId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+
+pub use words::module_of;
 
 use crate::runner::{self, Attempt, LogPage, LogStream, RunError, Runner};
 use cache::Cache;

@@ -6,13 +6,16 @@ use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use makai_raft::facts::desk::{Fault, ListedObject, PIECE_BYTES_MAX, Reply, Request, Source};
-use makai_raft::facts::jobs::{AssignedTask, AttemptId, of_task};
+use makai_raft::facts::jobs::{AssignedTask, AttemptId, ModuleCode, ModuleWork, Work, of_task};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 
 use super::Agent;
+use crate::module::ptx::text::TEXT_BYTES_MAX;
 use crate::runner::{ContentId, Image};
 
+/// Bytes of a module's code.
+const CODE_BYTES_MAX: u64 = TEXT_BYTES_MAX as u64;
 /// Objects that one task may have as inputs.
 const INPUT_OBJECTS_MAX: usize = 100_000;
 
@@ -45,6 +48,13 @@ fn unexpected(reply: &Reply) -> StageError {
     StageError::Fault(Fault::Unavailable(format!("the gateway answered something else: {shown}")))
 }
 
+/// What a task runs, on this machine.
+pub enum Code {
+    Image(Image),
+    /// PTX.
+    Module(String),
+}
+
 /// One attempt's staging.
 pub struct Stage<'a> {
     pub agent: &'a Agent,
@@ -56,13 +66,31 @@ pub struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    pub async fn image(&mut self) -> Result<Image, StageError> {
+    /// What the task runs: the image's file, or the module's text.
+    pub async fn code(&mut self, work: &Work) -> Result<Code, StageError> {
+        match work {
+            Work::Container { .. } => Ok(Code::Image(self.object(u64::MAX).await?)),
+            Work::Module(ModuleWork { code: ModuleCode::Text(text), .. }) => Ok(Code::Module(text.clone())),
+            Work::Module(ModuleWork { code: ModuleCode::Object(_), .. }) => {
+                let Image { path, .. } = self.object(CODE_BYTES_MAX).await?;
+                let bytes = tokio::fs::read(path.unwrap_or_default()).await?;
+                let text = String::from_utf8(bytes).map_err(|_| refused("the module is no text".into()))?;
+                Ok(Code::Module(text))
+            }
+        }
+    }
+
+    async fn object(&mut self, bytes_max: u64) -> Result<Image, StageError> {
         let listed = self.list(Source::Image, String::new()).await?.0;
         let object = listed.into_iter().next().ok_or_else(|| refused("there is no image".into()))?;
-        if let Some((path, content)) = self.agent.cache.find(object.version) {
-            return Ok(Image { content, path: Some(path) });
+        if object.size > bytes_max {
+            let size = object.size;
+            return Err(refused(format!("the module has {size} bytes; at most {bytes_max}")));
         }
-        let (path, content) = self.fetch(Source::Image, &object).await?;
+        let (path, content) = match self.agent.cache.find(object.version) {
+            Some(found) => found,
+            None => self.fetch(Source::Image, &object).await?,
+        };
         Ok(Image { content, path: Some(path) })
     }
 

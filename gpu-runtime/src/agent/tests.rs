@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use makai_raft::facts::desk::{ListedObject, Source, Target};
-use makai_raft::facts::jobs::{End, Input, JobId, JobSpec, ObjectPath, Output, Resources, Statement, Work};
+use makai_raft::facts::jobs::{
+    End, Input, JobId, JobSpec, ModuleArgument, ModuleBuffer, ModuleCode, ModuleFill, ModuleStep, ModuleWork,
+    ObjectPath, Output, Resources, Statement, Work,
+};
 use makai_raft::facts::tenant::TenantId;
 use tokio::time::timeout;
 
@@ -188,6 +191,8 @@ fn task(attempt: u32) -> AssignedTask {
             time_limit_ms: 1000,
             deadline: None,
             site: String::new(),
+            after: Vec::new(),
+            is_gang: false,
         },
     }
 }
@@ -306,6 +311,41 @@ async fn a_task_is_staged_run_published_and_forgotten() {
     let (record, _) = joblog::parse(&writes["log"][8..]).unwrap().unwrap();
     assert_eq!(record.text, b"hi");
     scene.gone().await;
+}
+
+/// A module reaches the runner as this task runs it: code, the offset of its index, its index among the arguments.
+#[tokio::test]
+async fn a_module_is_the_tasks_own() {
+    let scene = Scene::new();
+    let running = scene.start();
+    let path = |key: &str| ObjectPath { bucket: "b".into(), key: key.into() };
+    let buffer =
+        |name: &str, fill| ModuleBuffer { name: name.into(), bytes: 3, fill, is_output: name == "y" };
+    let fill = ModuleFill::Input { offset: 7, offset_per_task: 100 };
+    let step = ModuleStep {
+        kernel: "k".into(),
+        grid: [1, 2, 3],
+        block: [4, 5, 6],
+        shared_bytes: 7,
+        arguments: vec![ModuleArgument::Buffer("x".into()), ModuleArgument::TaskIndex],
+        repeat: 2,
+    };
+    let mut wanted = task(1);
+    wanted.spec.work = Work::Module(ModuleWork {
+        code: ModuleCode::Object(path("image")),
+        buffers: vec![buffer("x/a", fill), buffer("y", ModuleFill::Zero)],
+        steps: vec![step],
+    });
+    wanted.spec.inputs = vec![Input { from: path("in/"), path: "x".into() }];
+    scene.assign(wanted, &running.agent);
+    let (_, spec) = scene.started(1).await;
+    let runner::Work::Module(work) = spec.work else { panic!("a module") };
+    assert_eq!(work.ptx, "image");
+    assert_eq!(work.buffers[0].fill, runner::Fill::Input { file: "x/a".into(), offset: 407 });
+    assert_eq!((&work.buffers[0].output, &work.buffers[1].output), (&None, &Some("y".into())));
+    let arguments = [runner::Argument::Buffer { name: "x".into() }, runner::Argument::Integer { value: 4 }];
+    assert_eq!(work.steps[0].arguments, arguments);
+    assert_eq!((work.steps[0].grid, work.steps[0].repeat), ([1, 2, 3], 2));
 }
 
 /// Whatever is not this node's any more is killed, and nothing is said of it.

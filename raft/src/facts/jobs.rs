@@ -9,9 +9,13 @@
 //! An attempt is one try at a task on one node, numbered from 1. It is *current* from its assignment until it ends, is lost
 //! or is cancelled; nothing that it reports later counts. So a task has one result however many machines worked on it.
 
+mod module;
+
 use bytes::Bytes;
 use makai_erasure::NodeId;
 use serde::{Deserialize, Serialize};
+
+pub use module::{ModuleArgument, ModuleBuffer, ModuleCode, ModuleFill, ModuleStep, ModuleWork};
 
 use super::Timestamp;
 use super::command::NewContent;
@@ -31,7 +35,8 @@ pub const FILES_MAX: usize = 256;
 pub const OUTPUT_OBJECTS_MAX: usize = 1000;
 /// Words of a command, and variables of an environment.
 pub const WORDS_MAX: usize = 1024;
-/// Encoded bytes of a whole specification: those of all attempts of a node travel in one message.
+/// Encoded bytes of a whole specification, a module's text and inline bytes included: those of all attempts of a node
+/// travel in one message. What is larger is an object.
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
 /// Bytes of a name, a token, a reason.
 pub const TEXT_BYTES_MAX: usize = 1024;
@@ -43,6 +48,10 @@ pub const BACKOFF_MS_MAX: u64 = 60 * 60 * 1000;
 pub const PRIORITY_MAX: u8 = 100;
 /// Jobs of one tenant that are not over.
 pub const OPEN_JOBS_MAX: u64 = 10_000;
+/// Jobs that one job may wait for.
+pub const AFTER_MAX: usize = 256;
+/// Tasks that may start together.
+pub const GANG_TASKS_MAX: u32 = 256;
 /// Stands for a task's index in keys of inputs and prefixes of outputs.
 pub const INDEX_MARK: &str = "{index}";
 
@@ -85,6 +94,48 @@ pub enum Work {
         /// `uid` or `uid:gid`; empty: an unprivileged one.
         user: String,
     },
+    /// Kernels of a CUDA module.
+    Module(ModuleWork),
+}
+
+impl Work {
+    /// The object that holds what runs; `None`: the specification holds it.
+    #[must_use]
+    pub fn object(&self) -> Option<&ObjectPath> {
+        match self {
+            Self::Container { image, .. } => Some(image),
+            Self::Module(ModuleWork { code: ModuleCode::Object(object), .. }) => Some(object),
+            Self::Module(ModuleWork { code: ModuleCode::Text(_), .. }) => None,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let (image, command, env, working_dir, user) = match self {
+            Self::Container { image, command, env, working_dir, user } => {
+                (image, command, env, working_dir, user)
+            }
+            Self::Module(work) => return work.check(),
+        };
+        bound("command: words", command.len(), WORDS_MAX)?;
+        bound("env: variables", env.len(), WORDS_MAX)?;
+        bound("working_dir: bytes", working_dir.len(), TEXT_BYTES_MAX)?;
+        bound("user: bytes", user.len(), TEXT_BYTES_MAX)?;
+        if image.bucket.is_empty() || image.key.is_empty() {
+            return Err("image: give the bucket and the key of an image in the pool".into());
+        }
+        let words = command.iter().chain(env.iter().flat_map(|(name, value)| [name, value]));
+        if words.into_iter().any(|word| word.contains('\0')) {
+            return Err("command, env: a NUL cannot be passed to a process".into());
+        }
+        if env.iter().any(|(name, _)| name.is_empty() || name.contains('=')) {
+            return Err("env: a name is not empty and has no '='".into());
+        }
+        Ok(())
+    }
+}
+
+fn bound(what: &str, len: usize, max: usize) -> Result<(), String> {
+    if len > max { Err(format!("{what} has {len}; at most {max}")) } else { Ok(()) }
 }
 
 /// What one task holds of a node while it runs.
@@ -149,6 +200,13 @@ pub struct JobSpec {
     pub deadline: Option<Timestamp>,
     /// Only on nodes of this site; empty: any.
     pub site: String,
+    /// Jobs of the same tenant that must have succeeded before: until then it waits, and where one does not, it is
+    /// cancelled.
+    #[serde(default)]
+    pub after: Vec<JobId>,
+    /// All its tasks start together or none does, and where an attempt at one ends badly, all begin again.
+    #[serde(default)]
+    pub is_gang: bool,
 }
 
 /// A text of the specification, as it is for one task.
@@ -174,28 +232,11 @@ impl JobSpec {
     /// # Errors
     /// What must change, with its field.
     pub fn check(&self) -> Result<(), String> {
-        let Work::Container { image, command, env, working_dir, user } = &self.work;
-        let bound = |what: &str, len: usize, max: usize| {
-            if len > max { Err(format!("{what} has {len}; at most {max}")) } else { Ok(()) }
-        };
         bound("name: bytes", self.name.len(), TEXT_BYTES_MAX)?;
         bound("site: bytes", self.site.len(), TEXT_BYTES_MAX)?;
-        bound("command: words", command.len(), WORDS_MAX)?;
-        bound("env: variables", env.len(), WORDS_MAX)?;
-        bound("working_dir: bytes", working_dir.len(), TEXT_BYTES_MAX)?;
-        bound("user: bytes", user.len(), TEXT_BYTES_MAX)?;
         bound("inputs", self.inputs.len(), FILES_MAX)?;
         bound("outputs", self.outputs.len(), FILES_MAX)?;
-        if image.bucket.is_empty() || image.key.is_empty() {
-            return Err("image: give the bucket and the key of an image in the pool".into());
-        }
-        let words = command.iter().chain(env.iter().flat_map(|(name, value)| [name, value]));
-        if words.into_iter().any(|word| word.contains('\0')) {
-            return Err("command, env: a NUL cannot be passed to a process".into());
-        }
-        if env.iter().any(|(name, _)| name.is_empty() || name.contains('=')) {
-            return Err("env: a name is not empty and has no '='".into());
-        }
+        self.work.check()?;
         for input in &self.inputs {
             check_path("input", &input.path, false)?;
             check_object("input", &input.from)?;
@@ -203,6 +244,9 @@ impl JobSpec {
         for output in &self.outputs {
             check_path("output", &output.path, true)?;
             check_object("output", &output.to)?;
+        }
+        if let Work::Module(work) = &self.work {
+            self.check_buffers(work)?;
         }
         let within = |what: &str, value: u64, min: u64, max: u64| {
             if (min..=max).contains(&value) {
@@ -212,6 +256,13 @@ impl JobSpec {
             }
         };
         within("tasks", self.tasks.into(), 1, TASKS_MAX.into())?;
+        if self.is_gang {
+            within("tasks of a gang", self.tasks.into(), 1, GANG_TASKS_MAX.into())?;
+        }
+        bound("after: jobs", self.after.len(), AFTER_MAX)?;
+        if self.after.iter().enumerate().any(|(at, job)| self.after[..at].contains(job)) {
+            return Err("after: a job is named twice".into());
+        }
         within("priority", self.priority.into(), 0, PRIORITY_MAX.into())?;
         within("attempts_max", self.attempts_max.into(), 1, ATTEMPTS_MAX.into())?;
         within("backoff_ms", self.backoff_ms, 0, BACKOFF_MS_MAX)?;
@@ -227,6 +278,35 @@ impl JobSpec {
             bound("gpu.model: bytes", gpu.model.len(), TEXT_BYTES_MAX)?;
         }
         Ok(())
+    }
+}
+
+impl JobSpec {
+    /// A module reads and writes by its buffers alone.
+    fn check_buffers(&self, work: &ModuleWork) -> Result<(), String> {
+        let mut inputs: Vec<&str> = self.inputs.iter().map(|input| input.path.as_str()).collect();
+        let mut outputs: Vec<&str> = self.outputs.iter().map(|output| output.path.as_str()).collect();
+        for buffer in &work.buffers {
+            let name = buffer.name.as_str();
+            if matches!(buffer.fill, ModuleFill::Input { .. }) {
+                let found = inputs.iter().position(|path| *path == name);
+                inputs.swap_remove(
+                    found.ok_or_else(|| format!("the buffer {name:?} has no input of its name"))?,
+                );
+            }
+            if buffer.is_output {
+                let found = outputs.iter().position(|path| *path == name);
+                outputs.swap_remove(
+                    found.ok_or_else(|| format!("the buffer {name:?} has no output of its name"))?,
+                );
+            }
+        }
+        match inputs.first().or(outputs.first()) {
+            Some(path) => {
+                Err(format!("{path:?} belongs to no buffer: a module reads and writes by its buffers"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -577,6 +657,8 @@ pub enum JobsQuery {
     Due { now_ms: u64 },
     /// -> `Receipts` after one, ascending.
     Receipts { after: u64, entries_max: u32 },
+    /// -> `Submitted`: the job that the tenant submitted with this token.
+    Submitted { tenant: TenantId, client_token: String },
 }
 
 #[allow(clippy::large_enum_variant, reason = "moved a few times per request, never kept in numbers")]
@@ -590,6 +672,7 @@ pub enum JobsAnswer {
     Assignments(Vec<AssignedTask>),
     Due(Vec<JobId>),
     Receipts(Vec<Receipt>),
+    Submitted(Option<JobId>),
 }
 
 /// Tasks of one job that wait, and what the scheduler must know of them.
@@ -604,6 +687,9 @@ pub struct QueuedJob {
     pub resources: Resources,
     pub site: String,
     pub tasks: Vec<QueuedTask>,
+    /// Of a gang: how many tasks must start together. 0: each by itself.
+    #[serde(default)]
+    pub gang_tasks: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! `makai job`: submit work, watch it, read what it printed, end it.
 
-mod client;
+pub mod client;
 mod spec;
 
 use std::io::Write as _;
@@ -14,12 +14,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use makai_gateway::grpc::proto::jobs::v1::logs_response::Stream;
 use makai_gateway::grpc::proto::jobs::v1::{
     CancelRequest, Counts, GetRequest, Job, ListRequest, ListTasksRequest, LogsRequest, Phase, SubmitRequest,
-    Task, TaskPhase, WaitRequest, WatchRequest,
+    SubmitResponse, Task, TaskPhase, WaitRequest, WatchRequest,
 };
 use serde_json::json;
 
 use self::client::Client;
-use self::spec::SpecArgs;
+use self::spec::{SpecArgs, Stage};
 use super::print_json;
 use super::remote::Target;
 use crate::clock;
@@ -86,7 +86,7 @@ enum JobCommand {
         #[command(flatten)]
         target: Target,
     },
-    /// Wait until a job is over; ends with 0 only if it succeeded
+    /// Wait until a job is over; ends with its exit code, or of an array with 0 only if all of it succeeded
     Wait {
         id: u64,
         #[arg(long, default_value_t = 0, value_name = "SECS")]
@@ -126,7 +126,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         JobCommand::Wait { id, timeout_secs, target } => {
             let mut client = Client::open(&target)?;
             let job = wait_for(&mut client, id, timeout_secs.saturating_mul(1000), !target.json).await?;
-            finish(&job, target.json)
+            let code = finish(&job, target.json)?;
+            Ok(exit_of(&mut client, &job).await?.unwrap_or(code))
         }
         JobCommand::Cancel { id, reason, target } => {
             let mut client = Client::open(&target)?;
@@ -148,23 +149,22 @@ async fn submit(
     wait: bool,
     target: &Target,
 ) -> anyhow::Result<ExitCode> {
-    let spec = spec.read()?;
-    let is_array = spec.tasks > 1;
+    let mut stages = spec.read()?;
     let mut client = Client::open(target)?;
     // A name of its own makes it safe to send again after a lost answer.
     let client_token = match client_token {
         token if token.is_empty() => hex::encode(rand::random::<[u8; 16]>()),
         token => token,
     };
+    if stages.len() > 1 {
+        return submit_stages(client, stages, &client_token, dry_run, wait, target).await;
+    }
+    let spec = stages.remove(0).spec;
+    let is_array = spec.tasks > 1;
     let request = SubmitRequest { spec: Some(spec), client_token, dry_run };
     let answer = client.submit(request).await?;
     if dry_run {
-        let found = json!({ "nodes": answer.nodes, "tasks_at_once": answer.tasks_at_once });
-        if target.json {
-            print_json(&found)?;
-        } else {
-            println!("{} tasks at once, on {} nodes", answer.tasks_at_once, answer.nodes);
-        }
+        print_room(&answer, target)?;
         return Ok(ExitCode::SUCCESS);
     }
     let id = answer.job_id;
@@ -183,14 +183,81 @@ async fn submit(
     }
     let job = wait_for(&mut client, id, 0, is_array && !target.json).await?;
     if !is_array && !target.json {
-        let tasks = ListTasksRequest { job_id: id, from_index: 0, page_size: 1 };
-        let tasks = client.jobs.list_tasks(tasks).await?.into_inner().tasks;
-        let past = tasks.first().and_then(|task| task.attempts.last());
-        if let Some(code) = past.and_then(|past| past.exit_code) {
-            return Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1)));
+        if let Some(code) = exit_of(&mut client, &job).await? {
+            return Ok(code);
         }
     }
     finish(&job, target.json)
+}
+
+/// How the process of a job of one task ended by itself.
+async fn exit_of(client: &mut Client, job: &Job) -> anyhow::Result<Option<ExitCode>> {
+    if job.ended_unix_ms == 0 || job.spec.as_ref().is_none_or(|spec| spec.tasks != 1) {
+        return Ok(None);
+    }
+    let tasks = ListTasksRequest { job_id: job.id, from_index: 0, page_size: 1 };
+    let tasks = client.jobs.list_tasks(tasks).await?.into_inner().tasks;
+    let code = tasks.first().and_then(|task| task.attempts.last()?.exit_code);
+    Ok(code.map(|code| ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))))
+}
+
+fn print_room(answer: &SubmitResponse, target: &Target) -> anyhow::Result<()> {
+    let (nodes, tasks_at_once) = (answer.nodes, answer.tasks_at_once);
+    if target.json {
+        return print_json(&json!({ "nodes": nodes, "tasks_at_once": tasks_at_once }));
+    }
+    println!("{tasks_at_once} tasks at once, on {nodes} nodes");
+    Ok(())
+}
+
+/// Submits the stages of a file, each told what it waits for; with `wait`, until all are over.
+async fn submit_stages(
+    mut client: Client,
+    stages: Vec<Stage>,
+    client_token: &str,
+    dry_run: bool,
+    wait: bool,
+    target: &Target,
+) -> anyhow::Result<ExitCode> {
+    let mut ids: Vec<u64> = Vec::new();
+    let mut submitted = Vec::new();
+    for Stage { mut spec, after } in stages {
+        let name = spec.name.clone();
+        // In a dry run they are 0, which stands for jobs to come.
+        spec.after.extend(after.iter().filter_map(|at| ids.get(*at).copied()));
+        let client_token = format!("{client_token}/{name}");
+        let request = SubmitRequest { spec: Some(spec), client_token, dry_run };
+        let answer = client.submit(request).await.with_context(|| format!("stage {name:?}"))?;
+        if dry_run {
+            if !target.json {
+                print!("{name}: ");
+            }
+            print_room(&answer, target)?;
+        }
+        ids.push(answer.job_id);
+        submitted.push(json!({ "id": answer.job_id, "name": name, "existed": answer.existed }));
+        if !dry_run && !target.json {
+            println!("{}  {name}", answer.job_id);
+        }
+    }
+    if dry_run {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !wait {
+        if target.json {
+            print_json(&submitted)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut code = ExitCode::SUCCESS;
+    for id in ids {
+        let job = wait_for(&mut client, id, 0, !target.json).await?;
+        if job.phase() != Phase::Succeeded {
+            code = ExitCode::FAILURE;
+        }
+        finish(&job, target.json)?;
+    }
+    Ok(code)
 }
 
 fn finish(job: &Job, is_json: bool) -> anyhow::Result<ExitCode> {
@@ -290,14 +357,39 @@ async fn follow(client: &mut Client, id: u64, bar: &ProgressBar) -> Result<Optio
 /// Prints what a task prints, going on from where a broken stream ended.
 async fn print_logs(client: &mut Client, mut request: LogsRequest) -> anyhow::Result<()> {
     let mut failures = 0;
+    let goes_on = request.follow && request.attempt == 0;
     loop {
         match stream_logs(client, &mut request, &mut failures).await {
+            Ok(()) if goes_on => match next_attempt(client, &request).await? {
+                Some(attempt) => {
+                    (request.attempt, request.offset) = (attempt, 0);
+                    continue;
+                }
+                None => return Ok(()),
+            },
             Ok(()) => return Ok(()),
             Err(status) if !client::is_worth_retrying(&status) || failures >= REOPENED_MAX => bail!(status),
             Err(_) => failures += 1,
         }
         tokio::time::sleep(REOPEN_PAUSE).await;
         client.next_gateway()?;
+    }
+}
+
+/// The attempt that follows the one whose log has ended; `None`: the task is over.
+async fn next_attempt(client: &mut Client, request: &LogsRequest) -> anyhow::Result<Option<u32>> {
+    loop {
+        let asked = ListTasksRequest { job_id: request.job_id, from_index: request.index, page_size: 1 };
+        let tasks = client.jobs.list_tasks(asked).await?.into_inner().tasks;
+        let Some(task) = tasks.into_iter().find(|task| task.index == request.index) else { return Ok(None) };
+        let seen = task.attempts.last().map_or(0, |past| past.number).max(request.attempt);
+        if task.attempt > seen {
+            return Ok(Some(task.attempt));
+        }
+        if !matches!(task.phase(), TaskPhase::Pending | TaskPhase::Assigned | TaskPhase::Running) {
+            return Ok(None);
+        }
+        tokio::time::sleep(REOPEN_PAUSE).await;
     }
 }
 

@@ -1,10 +1,14 @@
 //! A job as a person writes it: in a file, or in the words of the command line.
 //!
 //! A file names what the flags name: `image = "s3://BUCKET/KEY"`, `command = [...]`, `[env]`, `inputs = [{from = "s3://...",
-//! path = "..."}]`, `outputs = [{path = "...", to = "s3://..."}]`, `cpu_millis`, `memory_bytes`, and so on; JSON alike.
+//! path = "..."}]`, `outputs = [{path = "...", to = "s3://..."}]`, `cpu_millis`, `memory_bytes`, and so on; JSON alike. In
+//! place of an image it may name a module of kernels: see `module`. `[[stages]]`, each a job with a name of its own, go one
+//! after the other as their `after = ["NAME"]` say; what one publishes the next may have as input.
+
+mod module;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use makai_gateway::grpc::proto::jobs::v1::job_spec::Work;
@@ -56,6 +60,12 @@ pub struct SpecArgs {
     /// Only on nodes of this site
     #[arg(long)]
     site: Option<String>,
+    /// Begin when these jobs have succeeded, and not at all if one does not
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    after: Vec<u64>,
+    /// Start all tasks together or none
+    #[arg(long)]
+    gang: bool,
     /// The command and its words, after `--`
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -66,6 +76,10 @@ pub struct SpecArgs {
 struct File {
     name: String,
     image: String,
+    /// PTX: a file beside this one, or `s3://BUCKET/KEY`.
+    module: String,
+    buffers: Vec<module::Buffer>,
+    steps: Vec<module::Step>,
     command: Vec<String>,
     env: HashMap<String, String>,
     working_dir: String,
@@ -82,6 +96,24 @@ struct File {
     time_limit_secs: u64,
     deadline_unix_ms: u64,
     site: String,
+    after: Vec<After>,
+    gang: bool,
+    stages: Vec<File>,
+}
+
+/// A job to wait for: one that is there, or a stage of the same file.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum After {
+    Job(u64),
+    Stage(String),
+}
+
+/// A job of a file, and those of the same file that it waits for, by their place: always before its own.
+#[derive(Debug)]
+pub struct Stage {
+    pub spec: JobSpec,
+    pub after: Vec<usize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,19 +132,56 @@ struct FileOutput {
 }
 
 impl SpecArgs {
+    /// The jobs to submit, in an order in which each comes after those that it waits for.
+    ///
     /// # Errors
     /// What is missing or malformed.
-    pub fn read(self) -> anyhow::Result<JobSpec> {
+    pub fn read(mut self) -> anyhow::Result<Vec<Stage>> {
         let mut file = match &self.file {
             Some(path) => parse_file(&super::read_file(path)?, path)?,
             None => File::default(),
         };
-        file.image = self.image.unwrap_or(file.image);
-        if file.image.is_empty() {
-            bail!("which image? give --image s3://BUCKET/KEY, or a FILE with image = \"s3://...\"");
+        let beside = self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(".")).to_owned();
+        if file.stages.is_empty() {
+            self.apply(&mut file)?;
+            if file.after.iter().any(|after| matches!(after, After::Stage(_))) {
+                bail!(
+                    "after: a name is that of a stage; this file has no [[stages]], so write the ids of jobs"
+                );
+            }
+            return Ok(vec![Stage { spec: file.spec(&beside)?, after: Vec::new() }]);
+        }
+        if !file.image.is_empty() || !file.module.is_empty() {
+            bail!("a file has either one job or [[stages]] of jobs; write image or module into each stage");
+        }
+        let flow = std::mem::take(&mut file.name);
+        let stages = in_order(file.stages)?;
+        let names: Vec<String> = stages.iter().map(|stage| stage.name.clone()).collect();
+        let mut read = Vec::new();
+        for mut stage in stages {
+            if !stage.stages.is_empty() {
+                bail!("stage {:?}: a stage has no stages", stage.name);
+            }
+            let place = |name: &String| names.iter().position(|other| other == name);
+            let waits: Vec<&String> = stage.after.iter().filter_map(After::stage).collect();
+            let after = waits.into_iter().filter_map(place).collect();
+            let label = stage.name.clone();
+            if !flow.is_empty() {
+                stage.name = format!("{flow}/{label}");
+            }
+            let spec = stage.spec(&beside).with_context(|| format!("stage {label:?}"))?;
+            read.push(Stage { spec, after });
+        }
+        Ok(read)
+    }
+
+    /// What the flags say, over what the file says.
+    fn apply(&mut self, file: &mut File) -> anyhow::Result<()> {
+        if let Some(image) = self.image.take() {
+            file.image = image;
         }
         if !self.command.is_empty() {
-            file.command = self.command;
+            file.command = std::mem::take(&mut self.command);
         }
         for text in &self.env {
             let (name, value) = text.split_once('=').context("--env takes NAME=VALUE")?;
@@ -126,12 +195,95 @@ impl SpecArgs {
             let (path, to) = text.split_once('=').unwrap_or(("", text));
             file.outputs.push(FileOutput { path: path.into(), to: to.into() });
         }
-        let container = Container {
-            image: Some(object(&file.image)?),
-            command: file.command,
-            env: file.env,
-            working_dir: file.working_dir,
-            user: file.user,
+        if let Some(name) = self.name.take() {
+            file.name = name;
+        }
+        file.cpu_millis = self.cpu.unwrap_or(file.cpu_millis);
+        file.memory_bytes = self.memory.unwrap_or(file.memory_bytes);
+        file.scratch_bytes = self.scratch.unwrap_or(file.scratch_bytes);
+        file.tasks = self.array.unwrap_or(file.tasks);
+        file.priority = self.priority.or(file.priority);
+        file.attempts_max = self.attempts.unwrap_or(file.attempts_max);
+        file.time_limit_secs = self.time_limit.unwrap_or(file.time_limit_secs);
+        if let Some(site) = self.site.take() {
+            file.site = site;
+        }
+        file.after.extend(self.after.iter().map(|job| After::Job(*job)));
+        file.gang |= self.gang;
+        Ok(())
+    }
+}
+
+impl After {
+    fn stage(&self) -> Option<&String> {
+        match self {
+            Self::Stage(name) => Some(name),
+            Self::Job(_) => None,
+        }
+    }
+
+    fn job(&self) -> Option<u64> {
+        match self {
+            Self::Job(id) => Some(*id),
+            Self::Stage(_) => None,
+        }
+    }
+}
+
+/// Stages, each behind those that it waits for.
+fn in_order(mut stages: Vec<File>) -> anyhow::Result<Vec<File>> {
+    for (at, stage) in stages.iter().enumerate() {
+        if stage.name.is_empty() || stages[..at].iter().any(|other| other.name == stage.name) {
+            bail!("each of [[stages]] has a name of its own; {:?} is none", stage.name);
+        }
+        let unknown = stage
+            .after
+            .iter()
+            .filter_map(After::stage)
+            .find(|name| !stages.iter().any(|other| other.name == **name));
+        if let Some(name) = unknown {
+            bail!("stage {:?} waits for {name:?}, which is no stage of this file", stage.name);
+        }
+    }
+    let mut ordered: Vec<File> = Vec::new();
+    while !stages.is_empty() {
+        let is_free = |stage: &File| {
+            let mut waits = stage.after.iter().filter_map(After::stage);
+            waits.all(|name| ordered.iter().any(|before| before.name == *name))
+        };
+        match stages.iter().position(is_free) {
+            Some(at) => ordered.push(stages.remove(at)),
+            None => bail!("stage {:?} waits for itself, by way of others", stages[0].name),
+        }
+    }
+    Ok(ordered)
+}
+
+impl File {
+    fn spec(self, beside: &Path) -> anyhow::Result<JobSpec> {
+        let file = self;
+        if file.image.is_empty() == file.module.is_empty() {
+            bail!(
+                "what is to run? give --image s3://BUCKET/KEY, or a FILE with either image = \"s3://...\" or \
+                 module = \"kernel.ptx\""
+            );
+        }
+        let work = if file.module.is_empty() {
+            if !file.buffers.is_empty() || !file.steps.is_empty() {
+                bail!("buffers and steps belong to a module; an image has inputs, outputs and a command");
+            }
+            Work::Container(Container {
+                image: Some(object(&file.image)?),
+                command: file.command,
+                env: file.env,
+                working_dir: file.working_dir,
+                user: file.user,
+            })
+        } else {
+            if !file.command.is_empty() || !file.env.is_empty() {
+                bail!("command and env belong to an image; a module has buffers and steps");
+            }
+            Work::Module(module::read(&file.module, beside, file.buffers, file.steps)?)
         };
         let inputs = file
             .inputs
@@ -142,23 +294,25 @@ impl SpecArgs {
             .into_iter()
             .map(|output| Ok(Output { path: output.path, to: Some(object(&output.to)?) }));
         Ok(JobSpec {
-            name: self.name.unwrap_or(file.name),
+            name: file.name,
             resources: Some(Resources {
-                cpu_millis: self.cpu.unwrap_or(file.cpu_millis),
-                memory_bytes: self.memory.unwrap_or(file.memory_bytes),
-                scratch_bytes: self.scratch.unwrap_or(file.scratch_bytes),
+                cpu_millis: file.cpu_millis,
+                memory_bytes: file.memory_bytes,
+                scratch_bytes: file.scratch_bytes,
                 gpu: None,
             }),
             inputs: inputs.collect::<anyhow::Result<_>>()?,
             outputs: outputs.collect::<anyhow::Result<_>>()?,
-            tasks: self.array.unwrap_or(file.tasks),
-            priority: self.priority.or(file.priority),
-            attempts_max: self.attempts.unwrap_or(file.attempts_max),
+            tasks: file.tasks,
+            priority: file.priority,
+            attempts_max: file.attempts_max,
             backoff_ms: file.backoff_ms,
-            time_limit_ms: self.time_limit.unwrap_or(file.time_limit_secs).saturating_mul(1000),
+            time_limit_ms: file.time_limit_secs.saturating_mul(1000),
             deadline_unix_ms: file.deadline_unix_ms,
-            site: self.site.unwrap_or(file.site),
-            work: Some(Work::Container(container)),
+            site: file.site,
+            after: file.after.iter().filter_map(After::job).collect(),
+            gang: file.gang,
+            work: Some(work),
         })
     }
 }
@@ -235,6 +389,14 @@ mod tests {
         let file = parse_file(text, std::path::Path::new("job.toml")).unwrap();
         assert_eq!((file.tasks, file.inputs.len(), file.env.len()), (3, 1, 1));
         assert!(parse_file("imag = 's3://b/k'", std::path::Path::new("job.toml")).is_err());
+        let stages = "[[stages]]\nname = 'b'\nimage = 's3://i/k'\nafter = ['a', 7]\n\
+            [[stages]]\nname = 'a'\nimage = 's3://i/k'\n";
+        let read = |text: &str| in_order(parse_file(text, std::path::Path::new("job.toml")).unwrap().stages);
+        let names: Vec<String> = read(stages).unwrap().into_iter().map(|stage| stage.name).collect();
+        assert_eq!(names, ["a", "b"]);
+        for (wrong, why) in [("'a', 7", "'c'"), ("'a', 7", "'b'"), ("name = 'a'", "name = 'b'")] {
+            assert!(read(&stages.replace(wrong, why)).is_err(), "{why}");
+        }
         assert_eq!(object("s3://b").unwrap().key, "");
         assert!(object("b/k").is_err() && object("s3:///k").is_err());
     }

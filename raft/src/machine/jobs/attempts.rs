@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use makai_erasure::NodeId;
 
-use super::super::draft::{Draft, Outcome, expect, read, shift};
+use super::super::draft::{Draft, Outcome, all, expect, read, shift};
 use super::super::keys::Counter;
 use super::super::kv::{KvError, View};
 use super::super::{buckets, objects};
@@ -65,8 +65,11 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         let mut task = if draft.get(&queued)?.is_some() {
             draft.delete(queued);
             expect(draft, &keys::task(*id, *index))?
-        } else if *index == state.next_index && *index < job.spec.tasks {
-            // Tasks that were never tried go in order.
+        } else if *index == state.next_index
+            && *index < job.spec.tasks
+            && draft.get(&keys::queued(job.spec.priority, *id, keys::FRESH))?.is_some()
+        {
+            // Tasks that were never tried go in order, and none of a job that waits for others.
             state.next_index += 1;
             if state.next_index == job.spec.tasks {
                 draft.delete(keys::queued(job.spec.priority, *id, keys::FRESH));
@@ -176,6 +179,9 @@ pub fn finish(
     draft.write(keys::receipt(receipt.sequence), &receipt)?;
     task.receipt = receipt.sequence;
     end_attempt(draft, &job, &mut state, task, end.clone())?;
+    if !is_success && job.spec.is_gang {
+        end_gang(draft, &job, &mut state, attempt.index)?;
+    }
     settle_job(draft, &job, state)?;
     Ok(Reply::Done)
 }
@@ -220,6 +226,9 @@ pub fn lose(draft: &mut Draft<'_>, attempts: &[(AttemptId, String)]) -> Outcome<
         touched.get(draft, attempt.job)?;
         if let Some((job, state)) = touched.jobs.get_mut(&attempt.job).and_then(Option::as_mut) {
             end_attempt(draft, job, state, task, end)?;
+            if job.spec.is_gang {
+                end_gang(draft, job, state, attempt.index)?;
+            }
         }
     }
     touched.settle(draft)?;
@@ -277,6 +286,32 @@ fn end_attempt(
         end,
     });
     draft.write(keys::task(job.id, task.index), &task)
+}
+
+/// An attempt at task `because_of` of a gang has ended badly: the others end too, to begin together again, or not at all
+/// where that task may not be tried again.
+fn end_gang(draft: &mut Draft<'_>, job: &Job, state: &mut JobState, because_of: u32) -> Result<(), KvError> {
+    for task in all::<Task>(draft, &keys::tasks(job.id))? {
+        if task.phase.is_active() {
+            let end = End::Lost { why: format!("task {because_of} of its gang ended") };
+            end_attempt(draft, job, state, task, end)?;
+        }
+    }
+    if state.counts.failed == 0 {
+        return Ok(());
+    }
+    draft.delete_all(&keys::queue_of(job.spec.priority, job.id))?;
+    for mut task in all::<Task>(draft, &keys::tasks(job.id))? {
+        if task.phase == TaskPhase::Pending {
+            task.phase = TaskPhase::Cancelled;
+            task.changed_at = draft.now;
+            draft.write(keys::task(job.id, task.index), &task)?;
+        }
+    }
+    state.counts.cancelled += state.counts.pending;
+    state.counts.pending = 0;
+    state.next_index = job.spec.tasks;
+    Ok(())
 }
 
 /// A task that was lost goes on at once, the first time; one that failed waits, longer each time.

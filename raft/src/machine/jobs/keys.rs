@@ -14,6 +14,8 @@
 //! | `78`  | end (8), job (8)                          | nothing: a job that is over                       |
 //! | `79`  | sequence (8)                              | receipt                                           |
 //! | `7A`  | tenant (8)                                | how many of its jobs are not over                 |
+//! | `7B`  | job (8)                                   | how many jobs it waits for                        |
+//! | `7C`  | job (8), job (8)                          | nothing: the second waits for the first           |
 
 use makai_erasure::NodeId;
 
@@ -116,4 +118,17 @@ pub fn receipt(sequence: u64) -> Vec<u8> {
 
 pub fn tenant_open(tenant: TenantId) -> Vec<u8> {
     join(0x7A, &[&tenant.0.to_be_bytes()])
+}
+
+/// There as long as the job waits for others: it is not in the queue then.
+pub fn held(job: JobId) -> Vec<u8> {
+    join(0x7B, &[&job.0.to_be_bytes()])
+}
+
+pub fn followers(of: JobId) -> Vec<u8> {
+    join(0x7C, &[&of.0.to_be_bytes()])
+}
+
+pub fn follower(of: JobId, job: JobId) -> Vec<u8> {
+    join(0x7C, &[&of.0.to_be_bytes(), &job.0.to_be_bytes()])
 }

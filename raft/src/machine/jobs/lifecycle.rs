@@ -2,7 +2,7 @@
 
 use super::super::draft::{Draft, Outcome, all, encode, expect, keys_in, read, shift};
 use super::super::keys::{Counter, end_of};
-use super::super::kv::KvError;
+use super::super::kv::{KvError, View as _};
 use super::super::{buckets, objects, tenants};
 use super::{Waiting, find, keys, settle_job};
 use crate::facts::Timestamp;
@@ -37,7 +37,10 @@ pub fn submit(
     spec.check().map_err(Refusal::Invalid)?;
     if encode(spec)?.len() > SPEC_BYTES_MAX {
         return Err(
-            Refusal::Invalid(format!("a job's specification has at most {SPEC_BYTES_MAX} bytes")).into()
+            Refusal::Invalid(format!(
+                "a job's specification has at most {SPEC_BYTES_MAX} bytes; put a module's text, and buffers' bytes, in objects"
+            ))
+            .into()
         );
     }
     let open: u64 = read(draft, &keys::tenant_open(tenant))?.unwrap_or(0);
@@ -47,6 +50,7 @@ pub fn submit(
         ))
         .into());
     }
+    let waits_for = not_over(draft, tenant, &spec.after)?;
     draft.write(keys::tenant_open(tenant), &(open + 1))?;
     buckets::ensure_hidden(draft, &log_bucket(tenant), tenant)?;
     let id = JobId(draft.next(Counter::Job)?);
@@ -77,8 +81,89 @@ pub fn submit(
     if let Some(deadline) = spec.deadline {
         draft.write(keys::deadline(deadline, id), &())?;
     }
-    draft.write(keys::queued(spec.priority, id, keys::FRESH), &Waiting::default())?;
+    if waits_for.is_empty() {
+        draft.write(keys::queued(spec.priority, id, keys::FRESH), &Waiting::default())?;
+    } else {
+        draft.write(keys::held(id), &(waits_for.len() as u64))?;
+        for before in waits_for {
+            draft.write(keys::follower(before, id), &())?;
+        }
+    }
     Ok(Reply::Jobs(JobsReply::Submitted { job: id, existed: false }))
+}
+
+/// The jobs among `after` that a new job has to wait for.
+fn not_over(draft: &Draft<'_>, tenant: TenantId, after: &[JobId]) -> Outcome<Vec<JobId>> {
+    let mut waits_for = Vec::new();
+    for id in after {
+        let (job, state) = find(draft, *id)?;
+        if job.tenant != tenant {
+            return Err(Refusal::NotFound(format!("job {}", id.0)).into());
+        }
+        match state.phase {
+            JobPhase::Queued | JobPhase::Running => waits_for.push(*id),
+            JobPhase::Succeeded => {}
+            JobPhase::Failed | JobPhase::Cancelled => {
+                return Err(Refusal::Invalid(format!(
+                    "after: job {} has not succeeded and never will",
+                    id.0
+                ))
+                .into());
+            }
+        }
+    }
+    Ok(waits_for)
+}
+
+/// A job has ended: those that wait for it go into the queue once they wait for no other, or end with it where it did not
+/// succeed, and with them those that wait for them.
+fn release(draft: &mut Draft<'_>, ended: JobId, has_succeeded: bool) -> Result<(), KvError> {
+    let mut failed = Vec::new();
+    let followers = keys::followers(ended);
+    for key in keys_in(draft, &followers, &end_of(&followers), usize::MAX)? {
+        let Some(id) = keys::parse_last_job(&key) else { continue };
+        draft.delete(key);
+        let Some(left) = read::<u64>(draft, &keys::held(id))? else { continue };
+        if !has_succeeded {
+            failed.push((id, ended));
+        } else if left > 1 {
+            draft.write(keys::held(id), &(left - 1))?;
+        } else {
+            draft.delete(keys::held(id));
+            let job: Job = expect(draft, &keys::job(id))?;
+            draft.write(keys::queued(job.spec.priority, id, keys::FRESH), &Waiting::default())?;
+        }
+    }
+    // None of these has begun: each is a few records, whatever its tasks.
+    while let Some((id, because_of)) = failed.pop() {
+        if draft.get(&keys::held(id))?.is_none() {
+            continue;
+        }
+        let job: Job = expect(draft, &keys::job(id))?;
+        let mut state: JobState = expect(draft, &keys::state(id))?;
+        unhold(draft, &job);
+        state.counts = TaskCounts { cancelled: job.spec.tasks, ..TaskCounts::default() };
+        state.next_index = job.spec.tasks;
+        state.reason = format!("job {}, which it waits for, did not succeed", because_of.0);
+        state.version += 1;
+        state.changed_at = draft.now;
+        end_records(draft, &job, &mut state)?;
+        draft.write(keys::state(id), &state)?;
+        let followers = keys::followers(id);
+        for key in keys_in(draft, &followers, &end_of(&followers), usize::MAX)? {
+            failed.extend(keys::parse_last_job(&key).map(|follower| (follower, id)));
+            draft.delete(key);
+        }
+    }
+    Ok(())
+}
+
+/// It waits for no job any more.
+fn unhold(draft: &mut Draft<'_>, job: &Job) {
+    draft.delete(keys::held(job.id));
+    for before in &job.spec.after {
+        draft.delete(keys::follower(*before, job.id));
+    }
 }
 
 /// Ends all tasks that have not ended. A job that is over stays as it is.
@@ -91,6 +176,7 @@ pub fn cancel(draft: &mut Draft<'_>, tenant: Option<TenantId>, id: JobId, reason
         return Ok(Reply::Done);
     }
     draft.delete_all(&keys::queue_of(job.spec.priority, id))?;
+    unhold(draft, &job);
     for mut task in all::<Task>(draft, &keys::tasks(id))? {
         if task.phase.is_active() || task.phase == TaskPhase::Pending {
             if let Some(node) = task.node {
@@ -110,9 +196,16 @@ pub fn cancel(draft: &mut Draft<'_>, tenant: Option<TenantId>, id: JobId, reason
     Ok(Reply::Done)
 }
 
-/// The job's last task has ended: what the job came to.
+/// The job's last task has ended: what the job came to, and what follows for those that wait for it.
 pub fn end(draft: &mut Draft<'_>, job: &Job, state: &mut JobState) -> Result<(), KvError> {
+    end_records(draft, job, state)?;
+    release(draft, job.id, state.phase == JobPhase::Succeeded)
+}
+
+fn end_records(draft: &mut Draft<'_>, job: &Job, state: &mut JobState) -> Result<(), KvError> {
     state.phase = match state.counts {
+        // Of a gang, what is left is cancelled when a task fails.
+        TaskCounts { failed: 1.., .. } if job.spec.is_gang => JobPhase::Failed,
         TaskCounts { cancelled: 1.., .. } => JobPhase::Cancelled,
         TaskCounts { failed: 1.., .. } => JobPhase::Failed,
         _ => JobPhase::Succeeded,

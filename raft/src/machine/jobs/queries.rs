@@ -72,6 +72,9 @@ pub fn answer(view: &dyn View, query: &JobsQuery) -> Outcome<JobsAnswer> {
             let found: Vec<Receipt> = take(view, &from, &end_of(&keys::receipts()), page(*entries_max))?;
             Ok(JobsAnswer::Receipts(found))
         }
+        JobsQuery::Submitted { tenant, client_token } => {
+            Ok(JobsAnswer::Submitted(read(view, &keys::token(*tenant, client_token))?))
+        }
     }
 }
 
@@ -187,7 +190,12 @@ fn queue(view: &dyn View, max: usize) -> Outcome<Vec<QueuedJob>> {
             }
             if jobs.last().is_none_or(|queued| queued.job != id) {
                 let job: Job = expect(view, &keys::job(id))?;
-                jobs.push(describe(job));
+                let gang_tasks = if job.spec.is_gang {
+                    expect::<JobState>(view, &keys::state(id))?.counts.pending
+                } else {
+                    0
+                };
+                jobs.push(QueuedJob { gang_tasks, ..describe(job) });
             }
             let Some(queued) = jobs.last_mut() else { break };
             if index == keys::FRESH {
@@ -225,5 +233,6 @@ fn describe(job: Job) -> QueuedJob {
         resources: job.spec.resources,
         site: job.spec.site,
         tasks: Vec::new(),
+        gang_tasks: 0,
     }
 }

@@ -136,6 +136,8 @@ fn spec(tasks: u32) -> JobSpec {
         time_limit_ms: 60_000,
         deadline: None,
         site: String::new(),
+        after: Vec::new(),
+        is_gang: false,
     }
 }
 
@@ -258,11 +260,11 @@ fn a_specification_that_cannot_work_is_refused() {
         ("cpu_millis", |spec| spec.resources.cpu_millis = 0),
         ("memory_bytes", |spec| spec.resources.memory_bytes = 1),
         ("image", |spec| {
-            let Work::Container { image, .. } = &mut spec.work;
+            let Work::Container { image, .. } = &mut spec.work else { panic!("a container") };
             image.key.clear();
         }),
         ("env", |spec| {
-            let Work::Container { env, .. } = &mut spec.work;
+            let Work::Container { env, .. } = &mut spec.work else { panic!("a container") };
             env.push(("A=B".into(), String::new()));
         }),
         ("input", |spec| {
@@ -418,4 +420,110 @@ proptest! {
             prop_assert_eq!(state.phase.is_over(), open == 0);
         }
     }
+}
+
+fn after(jobs: &[JobId]) -> JobSpec {
+    JobSpec { after: jobs.to_vec(), ..spec(2) }
+}
+
+impl World {
+    fn run_whole(&mut self, job: JobId, end: &End) {
+        for index in 0..self.state(job).0.spec.tasks {
+            let attempt = self.assign(job, index, 1).expect("it waits for a node");
+            self.finish(attempt, 1, end.clone()).unwrap();
+        }
+    }
+}
+
+/// A diamond of jobs: each begins when all before it have succeeded, and not before.
+#[test]
+fn stages_begin_when_those_before_have_succeeded() {
+    let mut world = World::new();
+    let (first, _) = world.submit("", spec(1)).unwrap();
+    let (left, _) = world.submit("", after(&[first])).unwrap();
+    let (right, _) = world.submit("", after(&[first])).unwrap();
+    let (last, _) = world.submit("", after(&[left, right, first])).unwrap();
+    let queued = |world: &World| world.queue().into_iter().map(|(job, _)| JobId(job)).collect::<Vec<_>>();
+    assert_eq!(queued(&world), [first]);
+    assert!(world.assign(left, 0, 1).is_none(), "what is held is given to nobody");
+    world.run_whole(first, &End::Exited { code: 0 });
+    assert_eq!(queued(&world), [left, left, right, right]);
+    world.run_whole(right, &End::Exited { code: 0 });
+    assert_eq!(queued(&world), [left, left]);
+    world.run_whole(left, &End::Exited { code: 0 });
+    assert_eq!(queued(&world), [last, last]);
+    world.run_whole(last, &End::Exited { code: 0 });
+    assert_eq!(world.state(last).1.phase, JobPhase::Succeeded);
+    let (late, _) = world.submit("", after(&[last])).unwrap();
+    assert_eq!(queued(&world), [late, late], "what has succeeded is not waited for");
+    let records = world.records();
+    assert!(!records.contains_key(&0x7B) && !records.contains_key(&0x7C), "{records:?}");
+}
+
+/// What waits for a job that does not succeed ends with it, however long the chain; nothing is left of the waiting.
+#[test]
+fn stages_end_with_what_they_wait_for() {
+    let mut world = World::new();
+    for cancelled in [false, true] {
+        let (first, _) = world.submit("", JobSpec { attempts_max: 1, ..spec(1) }).unwrap();
+        let mut chain = vec![first];
+        for _ in 0..200 {
+            let mut before = vec![first, *chain.last().unwrap()];
+            before.dedup();
+            chain.push(world.submit("", after(&before)).unwrap().0);
+        }
+        if cancelled {
+            let reason = "enough".to_owned();
+            world.jobs(JobsCommand::Cancel { tenant: Some(TENANT), job: first, reason }).unwrap();
+        } else {
+            world.run_whole(first, &End::Exited { code: 3 });
+        }
+        for job in &chain[1..] {
+            let state = world.state(*job).1;
+            assert_eq!(
+                (state.phase, state.counts.cancelled, state.counts.pending),
+                (JobPhase::Cancelled, 2, 0)
+            );
+            assert!(state.reason.contains("which it waits for"), "{}", state.reason);
+        }
+        let refused = world.submit("", after(&[first])).unwrap_err();
+        assert!(matches!(&refused, Refusal::Invalid(why) if why.contains("never will")), "{refused:?}");
+    }
+    assert!(world.queue().is_empty());
+    let records = world.records();
+    assert!(!records.contains_key(&0x7B) && !records.contains_key(&0x7C), "{records:?}");
+    let (held_by, _) = world.submit("", spec(1)).unwrap();
+    let (held, _) = world.submit("", after(&[held_by])).unwrap();
+    world.jobs(JobsCommand::Cancel { tenant: None, job: held, reason: "no".into() }).unwrap();
+    world.run_whole(held_by, &End::Exited { code: 0 });
+    assert!(world.queue().is_empty(), "what was cancelled while it waited stays so");
+    let unknown = world.submit("", after(&[JobId(99_999)])).unwrap_err();
+    assert!(matches!(unknown, Refusal::NotFound(_)), "{unknown:?}");
+}
+
+/// A gang whose task is lost begins again as a whole; where a task may not be tried again, all of it ends.
+#[test]
+fn a_gang_begins_again_together_or_ends() {
+    let mut world = World::new();
+    let (job, _) = world.submit("", JobSpec { is_gang: true, attempts_max: 2, ..spec(3) }).unwrap();
+    let start =
+        |world: &mut World| (0..3).map(|index| world.assign(job, index, 1).unwrap()).collect::<Vec<_>>();
+    let attempts = start(&mut world);
+    world.jobs(JobsCommand::Lose { attempts: vec![(attempts[1], "gone".into())] }).unwrap();
+    assert_eq!((world.queue().len(), world.active().len()), (3, 0), "all wait again");
+    assert!(matches!(world.finish(attempts[0], 1, End::Exited { code: 0 }), Err(Refusal::StaleAttempt(_))));
+    world.now += 1_000_000;
+    let attempts = start(&mut world);
+    world.finish(attempts[2], 1, End::Exited { code: 1 }).unwrap();
+    assert_eq!((world.queue().len(), world.active().len()), (3, 0));
+    world.now += 10_000_000;
+    let attempts = start(&mut world);
+    world.finish(attempts[0], 1, End::Exited { code: 0 }).unwrap();
+    world.finish(attempts[2], 1, End::Exited { code: 1 }).unwrap();
+    let state = world.state(job).1;
+    assert_eq!(
+        (state.phase, state.counts.failed, state.counts.cancelled, state.counts.succeeded),
+        (JobPhase::Failed, 1, 1, 1)
+    );
+    assert!(world.queue().is_empty() && world.active().is_empty());
 }

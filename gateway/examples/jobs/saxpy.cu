@@ -1,0 +1,5 @@
+// nvcc -O2 -arch=sm_75 --ptx saxpy.cu; gpu-runtime/tests/module/cuda/README.md says how to have nvcc without a card.
+extern "C" __global__ void saxpy(int n, float a, const float *x, float *y) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = a * x[i] + y[i];
+}

@@ -1,0 +1,97 @@
+//! What the facts ask for, in the words of the runner.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use makai_raft::facts::jobs::{self, AssignedTask, AttemptId, ModuleFill, Work, of_task};
+
+use super::name_of;
+use super::stage::Code;
+use crate::runner::{
+    self, Argument, ContainerWork, Fill, Limits, ModuleBuffer, ModuleStep, ModuleWork, Network, RunError,
+    TaskSpec,
+};
+
+/// An attempt's task, with its folders.
+pub fn spec_of(task: &AssignedTask, code: Code, input: &Path, output: &Path) -> Result<TaskSpec, RunError> {
+    let resources = &task.spec.resources;
+    Ok(TaskSpec {
+        attempt: runner::AttemptId::new(name_of(task.attempt))?,
+        work: work_of(task, code)?,
+        limits: Limits {
+            cpu_milli: resources.cpu_millis,
+            memory_bytes: resources.memory_bytes,
+            disk_bytes: resources.scratch_bytes,
+            time_ms: task.spec.time_limit_ms,
+            ..Limits::default()
+        },
+        input: Some(input.to_owned()),
+        output: Some(output.to_owned()),
+    })
+}
+
+fn work_of(task: &AssignedTask, code: Code) -> Result<runner::Work, RunError> {
+    let AttemptId { job, index, attempt } = task.attempt;
+    let (image, (command, env, working_dir, user)) = match (&task.spec.work, code) {
+        (Work::Module(work), Code::Module(ptx)) => {
+            return Ok(runner::Work::Module(module_of(work, ptx, index)));
+        }
+        (Work::Container { command, env, working_dir, user, .. }, Code::Image(image)) => {
+            (image, (command, env, working_dir, user))
+        }
+        _ => return Err(RunError::Invalid("what was staged is not what the task runs".into())),
+    };
+    let mut env: BTreeMap<String, String> = env.iter().cloned().collect();
+    env.extend([
+        ("MAKAI_JOB_ID".to_owned(), job.0.to_string()),
+        ("MAKAI_TASK_INDEX".to_owned(), index.to_string()),
+        ("MAKAI_TASK_COUNT".to_owned(), task.spec.tasks.to_string()),
+        ("MAKAI_ATTEMPT".to_owned(), attempt.to_string()),
+    ]);
+    Ok(runner::Work::Container(ContainerWork {
+        image,
+        command: command.iter().map(|word| of_task(word, index)).collect(),
+        env,
+        working_dir: working_dir.clone(),
+        user: user.clone(),
+        network: Network::None,
+    }))
+}
+
+/// A module as the task of this index runs it.
+#[must_use]
+pub fn module_of(work: &jobs::ModuleWork, ptx: String, index: u32) -> ModuleWork {
+    let buffers = work.buffers.iter().map(|buffer| ModuleBuffer {
+        name: buffer.name.clone(),
+        bytes: buffer.bytes,
+        fill: match &buffer.fill {
+            ModuleFill::Zero => Fill::Zero,
+            ModuleFill::Inline(bytes) => Fill::Inline { bytes: bytes.to_vec() },
+            ModuleFill::Input { offset, offset_per_task } => Fill::Input {
+                file: buffer.name.clone(),
+                offset: offset.saturating_add(offset_per_task.saturating_mul(index.into())),
+            },
+        },
+        output: buffer.is_output.then(|| buffer.name.clone()),
+    });
+    let steps = work.steps.iter().map(|step| ModuleStep {
+        kernel: step.kernel.clone(),
+        grid: step.grid,
+        block: step.block,
+        shared_bytes: step.shared_bytes,
+        arguments: step.arguments.iter().map(|argument| argument_of(argument, index)).collect(),
+        repeat: step.repeat,
+    });
+    ModuleWork { ptx, buffers: buffers.collect(), steps: steps.collect() }
+}
+
+fn argument_of(argument: &jobs::ModuleArgument, index: u32) -> Argument {
+    match argument {
+        jobs::ModuleArgument::Buffer(name) => Argument::Buffer { name: name.clone() },
+        jobs::ModuleArgument::Integer(value) => Argument::Integer { value: *value },
+        jobs::ModuleArgument::Unsigned(value) => Argument::Unsigned { value: *value },
+        jobs::ModuleArgument::Real(bits) => Argument::Real { value: f64::from_bits(*bits) },
+        jobs::ModuleArgument::Bytes(bytes) => Argument::Bytes { bytes: bytes.to_vec() },
+        jobs::ModuleArgument::TaskIndex => Argument::Integer { value: index.into() },
+    }
+}
