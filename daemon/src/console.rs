@@ -34,6 +34,7 @@ use hyper_util::server::conn::auto;
 use makai_erasure::{DiskId, NodeId};
 use makai_gateway::policy::Policy;
 use makai_gateway::policy::document::Kind;
+use makai_gpu_runtime::inventory::Inventory;
 use makai_raft::facts::cluster::{ClusterMap, JoinToken, Role, Standing};
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::identity::{IdentityAnswer, IdentityCommand, IdentityQuery, User};
@@ -83,6 +84,9 @@ pub struct Status {
     /// As the leader heard of all nodes; empty elsewhere.
     #[serde(default)]
     pub repairs: Vec<NodeRepair>,
+    /// What nodes offer to jobs, as the leader heard last, by node; empty elsewhere.
+    #[serde(default)]
+    pub compute: Vec<NodeCompute>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -111,6 +115,13 @@ pub struct StandingRequest {
 pub struct NodeRepair {
     pub node: NodeId,
     pub repair: ProgressNow,
+}
+
+/// What a node offers to jobs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeCompute {
+    pub node: NodeId,
+    pub offer: Inventory,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -360,6 +371,11 @@ impl Console {
         let heard = if shell.is_leader() { shell.members.heard() } else { HashMap::new() };
         let repairs =
             heard.iter().map(|(node, heard)| NodeRepair { node: *node, repair: heard.repair }).collect();
+        let offers = heard
+            .iter()
+            .filter_map(|(node, heard)| Some(NodeCompute { node: *node, offer: heard.compute.clone()? }));
+        let mut compute: Vec<NodeCompute> = offers.collect();
+        compute.sort_by_key(|node| node.node);
         let heard = heard.into_values().flat_map(|heard| heard.disks).collect();
         Status {
             node: shell.id,
@@ -376,6 +392,7 @@ impl Console {
             heard,
             repair: shell.progress.now(),
             repairs,
+            compute,
         }
     }
 

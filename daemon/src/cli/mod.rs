@@ -10,6 +10,7 @@ mod cluster;
 mod daemon;
 mod dev;
 pub mod doctor;
+mod gpu;
 mod job;
 mod mount;
 mod node;
@@ -48,6 +49,7 @@ enum Command {
     Ledger(claims::LedgerArgs),
     User(users::Args),
     Job(job::Args),
+    Gpu(gpu::Args),
     Bench(bench::Args),
     Mount(mount::Args),
     Doctor(doctor::Args),
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
             Command::Ledger(args) => claims::ledger(args).await,
             Command::User(args) => users::run(args).await,
             Command::Job(args) => job::run(args).await,
+            Command::Gpu(args) => gpu::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Mount(args) => mount::run(args).await,
             Command::Worker(_) => unreachable!("a worker has no runtime"),

@@ -5,6 +5,7 @@
 
 pub mod codec;
 pub mod fuse;
+mod jobs;
 pub mod latency;
 pub mod process;
 pub mod raft;
@@ -32,6 +33,7 @@ enum What {
     Raft(raft::Args),
     Fuse(fuse::Args),
     Scheduler(scheduler::Args),
+    Jobs(jobs::Args),
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -41,6 +43,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Raft(args) => raft::run(args).await,
         What::Fuse(args) => fuse::run(args).await,
         What::Scheduler(args) => scheduler::run(args).await,
+        What::Jobs(args) => jobs::run(args).await,
     }
 }
 

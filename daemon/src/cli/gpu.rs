@@ -1,0 +1,75 @@
+//! `makai gpu`: what the cluster's machines offer to jobs, processors too, and how fast each was measured to be.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use makai_gpu_runtime::inventory::Inventory;
+use serde_json::json;
+
+use super::cluster::fetch;
+use super::node::label;
+use super::remote::Target;
+use super::{human_bytes, print_json};
+use crate::console::{NodeCompute, Status};
+
+/// List what runs jobs: cards and processors, and how fast they are
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: GpuCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum GpuCommand {
+    /// All machines that run jobs, each with its processor and its cards
+    Ls {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let GpuCommand::Ls { target } = args.what;
+    let status = fetch(&target).await?;
+    if target.json {
+        print_json(&status.compute.iter().map(|node| node_json(&status, node)).collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if status.compute.is_empty() {
+        eprintln!(
+            "no machine offers anything to jobs now: give nodes the role \"compute\" (roles in [node])"
+        );
+    }
+    for node in &status.compute {
+        let Inventory { cpu_millis, memory_bytes, scratch_bytes, gpus, cpu } = &node.offer;
+        println!("{}", name_of(&status, node));
+        println!(
+            "  cpu  {}, {} cores, {} and {} of scratch for jobs; measured {} million PTX instructions/s per core",
+            if cpu.model.is_empty() { "unknown model" } else { &cpu.model },
+            *cpu_millis as f64 / 1000.0,
+            human_bytes(*memory_bytes),
+            human_bytes(*scratch_bytes),
+            cpu.ptx_mips,
+        );
+        for gpu in gpus {
+            println!("  gpu  {}, {}, {}", gpu.model, human_bytes(gpu.memory_mib << 20), gpu.uuid);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn name_of(status: &Status, node: &NodeCompute) -> String {
+    let known = status.map.nodes.iter().find(|known| known.id == node.node);
+    known.map_or_else(|| node.node.to_string(), label)
+}
+
+fn node_json(status: &Status, node: &NodeCompute) -> serde_json::Value {
+    let Inventory { cpu_millis, memory_bytes, scratch_bytes, gpus, cpu } = &node.offer;
+    let gpu = |gpu: &makai_gpu_runtime::inventory::Gpu| json!({ "model": gpu.model, "uuid": gpu.uuid, "memory_mib": gpu.memory_mib });
+    json!({
+        "node": node.node, "name": name_of(status, node),
+        "cpu": { "model": cpu.model, "millis": cpu_millis, "ptx_mips_per_core": cpu.ptx_mips },
+        "memory_bytes": memory_bytes, "scratch_bytes": scratch_bytes,
+        "gpus": gpus.iter().map(gpu).collect::<Vec<_>>(),
+    })
+}
