@@ -71,7 +71,6 @@ impl Objects {
     }
 
     /// As [`delete_version`](Self::delete_version), of one that is also like `likeness` says.
-    #[expect(clippy::too_many_arguments, reason = "each is a word of the request")]
     pub async fn delete_like(
         &self,
         caller: &Caller,

@@ -306,22 +306,14 @@ fn tagging_string(tags: &[(String, String)], tags_max: usize) -> S3Result<String
                 "A tag's key has 1 to {TAG_KEY_CHARS_MAX} characters, its value at most {TAG_VALUE_CHARS_MAX}."
             ));
         }
-        if !is_tag_text(key) || !is_tag_text(value) || key.starts_with("aws:") {
-            return Err(s3_error!(
-                InvalidTag,
-                "A tag has letters, digits, spaces and _ . : / = + - @, and its key does not begin with aws:."
-            ));
+        if key.starts_with("aws:") {
+            return Err(s3_error!(InvalidTag, "Keys of tags that begin with aws: are S3's own."));
         }
         if !seen.insert(key) {
             return Err(s3_error!(InvalidTag, "Cannot provide multiple Tags with the same key."));
         }
     }
     Ok(form_urlencoded::Serializer::new(String::new()).extend_pairs(tags).finish())
-}
-
-/// What S3 lets tags be written with.
-fn is_tag_text(text: &str) -> bool {
-    text.chars().all(|char| char.is_alphanumeric() || char == ' ' || "_.:/=+-@".contains(char))
 }
 
 fn pairs(tags: Vec<Tag>) -> Vec<(String, String)> {
