@@ -185,10 +185,11 @@ async fn submit(
         print_logs(&mut client, request).await?;
     }
     let job = wait_for(&mut client, id, 0, is_array && !target.json).await?;
-    if !is_array && !target.json {
-        if let Some(code) = exit_of(&mut client, &job).await? {
-            return Ok(code);
-        }
+    if !is_array
+        && !target.json
+        && let Some(code) = exit_of(&mut client, &job).await?
+    {
+        return Ok(code);
     }
     finish(&job, target.json)
 }
