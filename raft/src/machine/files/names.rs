@@ -328,6 +328,8 @@ impl Work<'_, '_> {
             }
             Child::File { entry, record } => {
                 let mut file = node::at_entry(self.draft, entry.clone(), record)?;
+                // The old entry gets no link: in an exchange it holds the other file by now.
+                file.embedded_at = None;
                 let now = self.now;
                 file.adopt(self.draft, self.bucket.root)?.changed_at = now;
                 file.store(self.draft)?;
