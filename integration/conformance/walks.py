@@ -585,7 +585,7 @@ def websites(world):
         connection = http.client.HTTPConnection(world.url.hostname, world.url.port, timeout=60)
         connection.request(method, path, headers={"Host": host})
         answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
     s3.put_bucket_website(Bucket=bucket, WebsiteConfiguration={
         "IndexDocument": {"Suffix": "index.html"}, "ErrorDocument": {"Key": "sorry.html"},
@@ -598,16 +598,16 @@ def websites(world):
         {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject"], "Resource": f"arn:aws:s3:::{bucket}/*"},
         {"Effect": "Allow", "Principal": "*", "Action": ["s3:ListBucket"], "Resource": f"arn:aws:s3:::{bucket}"}]}))
     status, headers, body = visit("/")
-    same((status, headers["Content-Type"], body), (200, "text/html", b"<h1>home"), "home")
+    same((status, headers["content-type"], body), (200, "text/html", b"<h1>home"), "home")
     same(visit("/docs/")[2], b"<h1>docs", "index of a folder")
     same(visit("/docs/", "HEAD")[::2], (200, b""), "HEAD")
     status, headers, _ = visit("/docs")
-    same((status, headers["Location"]), (302, "/docs/"), "a folder without its slash")
+    same((status, headers["location"]), (302, "/docs/"), "a folder without its slash")
     status, headers, body = visit("/nowhere")
     same((status, body), (404, b"<h1>sorry"), "error document")
     status, headers, _ = visit("/old/page")
-    same((status, headers["Location"]), (301, f"http://{site}/new/page"), "routing rule")
-    same(visit("/moved")[1]["Location"], f"http://{site}/docs/", "redirect of an object")
+    same((status, headers["location"]), (301, f"http://{site}/new/page"), "routing rule")
+    same(visit("/moved")[1]["location"], f"http://{site}/docs/", "redirect of an object")
     same(visit("/", "POST")[0], 405, "POST")
     status, _, body = visit("/", host=site.replace(bucket, "no-such-bucket-anywhere"))
     true(status == 404 and b"<html>" in body and b"NoSuchBucket" in body, f"{status} {body}")

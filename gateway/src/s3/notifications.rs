@@ -191,7 +191,9 @@ fn is_url(url: &str) -> bool {
 /// A change as S3 tells it.
 fn record(region: &str, rule: &Rule, bucket: &BucketAccess, change: &Change) -> Value {
     let owner = canonical_id(bucket.bucket.tenant.0);
+    // As in a form, but for the slash, which S3 leaves as it is.
     let key: String = form_urlencoded::byte_serialize(change.key.as_bytes()).collect();
+    let key = key.replace("%2F", "/");
     let mut object = json!({ "key": key, "sequencer": format!("{:016X}", change.sequence) });
     if !change.etag.is_empty() {
         object["size"] = change.size.into();
