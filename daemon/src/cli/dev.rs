@@ -435,6 +435,8 @@ fn announce(args: &Args, dir: &Path, members: &[Member]) -> anyhow::Result<()> {
     println!("  aws s3 ls s3://demo");
     println!("  {} status", this_program());
     println!();
+    println!("In a browser: {} (token: {})", profile.console.url, profile.console.token);
+    println!();
     println!("Ctrl-C stops all daemons; what they store stays.");
     Ok(())
 }

@@ -29,6 +29,8 @@ use crate::accounts::keys;
 use crate::files;
 use crate::ticket::Ticket;
 
+/// Of `peers.listen` by default.
+const PEER_PORT: u16 = 7400;
 const PAYOUT_KEY: &str = "payout.key";
 /// A wrong answer is asked for again so often.
 const TRIES: usize = 3;
@@ -63,7 +65,8 @@ pub struct Args {
     /// What it shares power and network with: data is spread over sites
     #[arg(long)]
     site: Option<String>,
-    /// How others reach this node over UDP, HOST:PORT; without, it only dials out, as behind a home router
+    /// How others reach this node over UDP, HOST:PORT; without, it only dials out, as behind a home router. A voter: its
+    /// host name
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
     /// Hex file of the key (secp256k1) of the address that is paid; made here if not given
@@ -231,6 +234,15 @@ fn wishes(args: &Args, place: &Place, asker: &mut Asker) -> anyhow::Result<Wishe
         Some(name) => name.clone(),
         None => asker.ask("Name of this machine", &plan::host_name(), |text| Ok(text.to_owned()))?,
     };
+    let advertise =
+        if args.advertise.is_empty() && roles.contains(&Role::Voter) {
+            let default = format!("{}:{PEER_PORT}", plan::host_name());
+            vec![asker.ask("How others reach this node over UDP, HOST:PORT", &default, |text| {
+                Ok(text.to_owned())
+            })?]
+        } else {
+            args.advertise.clone()
+        };
     let label = |given: &Option<String>, question: &str, asker: &mut Asker| match given {
         Some(label) => Ok(label.clone()),
         None => asker.ask(question, "", |text| Ok(text.to_owned())),
@@ -250,7 +262,7 @@ fn wishes(args: &Args, place: &Place, asker: &mut Asker) -> anyhow::Result<Wishe
             "Site, alike on all machines that share power or network (empty: this one alone)",
             asker,
         )?,
-        advertise: args.advertise.clone(),
+        advertise,
         roles,
     })
 }

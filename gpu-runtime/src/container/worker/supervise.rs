@@ -206,7 +206,9 @@ impl Attempt<'_> {
             cpu_milli: spec.limits.cpu_milli,
             pids: spec.limits.pids,
         };
-        let name = format!("makai-{}", spec.attempt);
+        // Daemons of other clusters on this machine have attempts of the same name, in other folders.
+        let place = blake3::hash(self.folder.path().as_os_str().as_encoded_bytes()).to_hex();
+        let name = format!("makai-{}-{}", spec.attempt, &place[..16]);
         let controllers = &self.task.confinement.controllers;
         // Written first: whoever finds the groups after a crash must know that they are this attempt's.
         self.folder.write_cgroups(&Group::folders(controllers, &name)).map_err(io::Error::other)?;
