@@ -123,13 +123,13 @@ impl Work<'_, '_> {
     }
 }
 
-/// All extended attributes of a file, by name.
 /// What `stat` shows, and whether there are extended attributes.
 pub fn with_xattrs_known(view: &dyn View, stat: Stat) -> Result<Stat, KvError> {
     let has_no_xattrs = is_empty(view, &keys::xattrs(stat.inode))?;
     Ok(Stat { has_no_xattrs, ..stat })
 }
 
+/// All extended attributes of a file, by name.
 pub fn xattrs(view: &dyn View, inode: u64) -> Result<Vec<(Bytes, Bytes)>, KvError> {
     let from = keys::xattrs(inode);
     let mut found = Vec::new();
