@@ -213,11 +213,18 @@ pub struct GrpcConfig {
     pub listen: Option<SocketAddr>,
     /// Connections beyond this many wait unaccepted.
     pub connections_max: u32,
+    /// Whether tokens are taken in plain text from other machines too: only where another wall is around the door, as a proxy that
+    /// speaks TLS, or a private network. Secrets themselves never are.
+    pub allow_plain: bool,
 }
 
 impl Default for GrpcConfig {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9001))), connections_max: 1024 }
+        Self {
+            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9001))),
+            connections_max: 1024,
+            allow_plain: false,
+        }
     }
 }
 
@@ -315,6 +322,13 @@ pub struct ComputeConfig {
     pub gpus: bool,
     /// Memory of each card that stays with the machine's desktop.
     pub gpu_reserve_mib: u64,
+    /// Whether containers may have shares of cards, kept within them by a library in front of the driver's. It keeps honest programs to
+    /// their share; a hostile one gets around it. Without, containers get whole cards, and modules shares as before.
+    pub gpu_container_shares: bool,
+    /// Whether a card is taken back from jobs when a program of the machine's own uses it: a game, an editor.
+    pub gpu_yield: bool,
+    /// Programs that may use cards beside jobs all the same, by the names that the kernel has for them: the desktop's.
+    pub gpu_yield_ignored: Vec<String>,
     /// The driver's libraries, where the system does not find them by itself; empty: it does.
     pub cuda_library: String,
     pub nvml_library: String,
@@ -329,6 +343,19 @@ impl Default for ComputeConfig {
             cache_bytes_max: 10 * GIB,
             gpus: true,
             gpu_reserve_mib: 0,
+            gpu_container_shares: true,
+            gpu_yield: false,
+            gpu_yield_ignored: [
+                "Xorg",
+                "Xwayland",
+                "gnome-shell",
+                "kwin_wayland",
+                "kwin_x11",
+                "plasmashell",
+                "sway",
+            ]
+            .map(str::to_owned)
+            .into(),
             cuda_library: String::new(),
             nvml_library: String::new(),
         }

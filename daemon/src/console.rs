@@ -8,6 +8,7 @@
 //! | `GET /api/v1/status`        | [`Status`]                                                     | yes             |
 //! | `POST /api/v1/join-token`   | [`JoinTokenRequest`] -> [`JoinTokenAnswer`]                     | yes             |
 //! | `POST /api/v1/standing`     | [`StandingRequest`] -> the node                                 | yes             |
+//! | `POST /api/v1/gpu`          | [`CardRequest`] -> [`CardAnswer`]: this machine's cards         | yes             |
 //! | `GET /api/v1/backup`        | the facts as a snapshot's stream; a voter only                 | yes             |
 //! | `GET /api/v1/tenants`       | tenants                                                        | yes             |
 //! | `POST /api/v1/tenants`      | [`TenantRequest`] -> [`KeyAnswer`]                              | yes             |
@@ -123,6 +124,23 @@ pub struct StandingRequest {
     #[serde(default)]
     pub disk: Option<DiskId>,
     pub standing: Standing,
+}
+
+/// Takes cards of this machine back from jobs, or gives them to jobs again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CardRequest {
+    /// As the driver prints it; `None`: all of this machine.
+    pub gpu: Option<String>,
+    pub is_paused: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CardAnswer {
+    pub gpus: Vec<String>,
+    /// Attempts that had to go; they begin again elsewhere.
+    pub ended: usize,
+    /// Until the last of them was gone.
+    pub took_ms: u64,
 }
 
 /// What a node has repaired since its start, as the leader heard last.
@@ -387,6 +405,7 @@ impl Console {
             (&Method::GET, "/api/v1/status") => json(&self.status()),
             (&Method::POST, "/api/v1/join-token") => json(&self.join_token(read(&body)?).await?),
             (&Method::POST, "/api/v1/standing") => json(&self.standing(read(&body)?).await?),
+            (&Method::POST, "/api/v1/gpu") => json(&self.cards(read(&body)?).await?),
             (&Method::GET, "/api/v1/backup") => self.backup().await,
             (&Method::GET, "/api/v1/tenants") => json(&self.tenants().await?),
             (&Method::POST, "/api/v1/tenants") => json(&self.create_tenant(read(&body)?).await?),
@@ -534,6 +553,20 @@ impl Console {
         };
         self.shell.map_changed.notify_one();
         Ok(())
+    }
+
+    async fn cards(&self, request: CardRequest) -> Result<CardAnswer, Failure> {
+        let Some(room) = self.shell.jobs.cards() else {
+            return Err(failure(StatusCode::CONFLICT, "this machine offers no cards to jobs"));
+        };
+        let begun = clock::instant();
+        let done = room.pause(&self.shell, request.gpu.as_deref(), request.is_paused).await;
+        let (gpus, ended) = done.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => failure(StatusCode::NOT_FOUND, error),
+            _ => failure(StatusCode::INTERNAL_SERVER_ERROR, error),
+        })?;
+        let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(CardAnswer { gpus, ended, took_ms })
     }
 
     /// Streams the facts; a client that reads slowly holds one piece of them and a view, no writer.

@@ -28,16 +28,19 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId, PgId};
+use makai_gateway::jobs::Capacity;
 use makai_gateway::jobs::desk::Desk;
 use makai_gpu_runtime::agent::Agent;
 use makai_gpu_runtime::inventory::Inventory;
+use makai_gpu_runtime::scheduler::predict::History;
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::accounts::{AccountsCommand, AccountsQuery, PayoutBinding};
 use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::desk::{self, Request};
-use makai_raft::facts::jobs::STATEMENT_PURPOSE;
+use makai_raft::facts::jobs::{JobSpec, STATEMENT_PURPOSE};
 use makai_raft::facts::query::{Answer, Query};
+use makai_raft::facts::tenant::TenantId;
 use makai_raft::handle::{MetaError, MetaNode, Metadata, wire};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -190,6 +193,8 @@ pub struct Members {
     pub jobs_changed: Notify,
     /// On the leader: why tasks stand where they do.
     pub explained: Explained,
+    /// On the leader: what tasks took so far.
+    pub history: Arc<Mutex<History>>,
 }
 
 impl Members {
@@ -211,6 +216,7 @@ impl Members {
             relay: OnceLock::new(),
             jobs_changed: Notify::new(),
             explained: Explained::default(),
+            history: Arc::default(),
         })
     }
 
@@ -221,6 +227,20 @@ impl Members {
         for peer in peers {
             roster.roles.insert(peer.id, peer.roles.clone());
         }
+    }
+
+    /// Where tasks of a job could run, and how long they may take.
+    ///
+    /// # Errors
+    /// The facts do not answer.
+    pub async fn capacity(&self, asked: (TenantId, JobSpec)) -> Result<Capacity, String> {
+        let facts = self.facts.get().ok_or("this node is still starting; try again")?;
+        let map = match facts.query(Query::ClusterMap { known_epoch: None }).await {
+            Ok(Answer::ClusterMap(map)) => map,
+            Ok(other) => return Err(format!("the facts answered {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        };
+        schedule::capacity(&**facts, &map, self.heard(), &self.history, asked).await
     }
 
     /// The members as the facts have them: those no longer there are shut out.
@@ -478,9 +498,7 @@ impl PeerHandler for Members {
                 self.wake_jobs();
                 Ok(Bytes::new())
             }
-            CAPACITY if self.has_role(from, &TRUSTED) => {
-                encode(&schedule::capacity(&self.heard(), &decode(&body)?))
-            }
+            CAPACITY if self.has_role(from, &TRUSTED) => encode(&self.capacity(decode(&body)?).await?),
             WHY if self.has_role(from, &TRUSTED) => encode(&self.explained.why(decode(&body)?)),
             META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT | ATTEMPTS | JOB_LOG | WAKE | CAPACITY | WHY => {
                 Err(format!("node {from} may not ask this (kind {kind})"))

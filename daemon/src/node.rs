@@ -48,6 +48,7 @@ use crate::disks::LocalDisks;
 use crate::files::{self, FolderLock};
 use crate::identity::NodeIdentity;
 use crate::members::{JOIN, JoinAnswer, JoinRequest, META, Members, StorageFacts, decode, describe, encode};
+use crate::reconcile::cards::CardRoom;
 use crate::reconcile::{self, Shell};
 use crate::relay::Relay;
 use crate::state::{self, ClusterState, KnownPeer};
@@ -704,7 +705,12 @@ async fn start_jobs(shell: &Shell, key: &NodeIdentity, tasks: &TaskTracker) -> a
     });
     match runner.await {
         Ok(runner) => {
-            let agent = reconcile::agent::start(shell, key, Arc::new(runner))?;
+            let agent = reconcile::agent::start(shell, key, Arc::new(runner.clone()))?;
+            if let Some(host) = cards.as_ref().filter(|cards| cards.cards().is_some()) {
+                let room = CardRoom { host: Arc::clone(host), agent: Arc::clone(&agent) };
+                shell.jobs.set_cards(room.clone());
+                tasks.spawn(reconcile::cards::run(shell.clone(), room, runner));
+            }
             tasks.spawn(reconcile::agent::run(shell.clone(), agent, cards));
         }
         Err(error) => tracing::error!(%error, "this machine runs no jobs"),
@@ -723,7 +729,9 @@ fn cards(shell: &Shell) -> anyhow::Result<Option<Arc<Host>>> {
         cuda_library: library(&compute.cuda_library),
         nvml_library: library(&compute.nvml_library),
         reserve_mib: compute.gpu_reserve_mib,
+        shares_for_containers: compute.gpu_container_shares,
         desk: shell.config.node.dir.join("gpu-desk"),
+        paused: Some(shell.config.node.dir.join("gpu-paused.json")),
     });
     let host = Arc::new(host.context("the desk of this machine's cards cannot be opened")?);
     Host::watch(&host).context("the health of this machine's cards cannot be watched")?;

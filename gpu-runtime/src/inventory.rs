@@ -38,6 +38,9 @@ pub struct Gpu {
     /// Strictest confinement that a share of it can have, as [`crate::slice::Level::number`].
     #[serde(default)]
     pub level_max: u8,
+    /// Containers can have shares of it too, under the level `shadow`.
+    #[serde(default)]
+    pub has_shadow: bool,
 }
 
 impl Gpu {

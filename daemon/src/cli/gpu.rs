@@ -1,8 +1,10 @@
-//! `makai gpu`: what the cluster's machines offer to jobs, processors too, and how fast each was measured to be.
+//! `makai gpu`: what the cluster's machines offer to jobs, processors too, and how fast each was measured to be; and how a machine's
+//! owner takes its cards back.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use http::Method;
 use makai_gpu_runtime::inventory::Inventory;
 use serde_json::json;
 
@@ -10,7 +12,7 @@ use super::cluster::fetch;
 use super::node::label;
 use super::remote::Target;
 use super::{human_bytes, print_json};
-use crate::console::{NodeCompute, Status};
+use crate::console::{CardAnswer, CardRequest, NodeCompute, Status};
 
 /// List what runs jobs: cards and processors, and how fast they are
 #[derive(Debug, clap::Args)]
@@ -26,10 +28,36 @@ enum GpuCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Take cards of a machine back from jobs: what runs on them begins again elsewhere
+    Pause {
+        #[command(flatten)]
+        card: CardArgs,
+    },
+    /// Give cards of a machine to jobs again
+    Resume {
+        #[command(flatten)]
+        card: CardArgs,
+    },
+}
+
+/// Which cards.
+#[derive(Debug, clap::Args)]
+struct CardArgs {
+    /// One card, as `makai gpu ls` shows it; without, all of the machine
+    gpu: Option<String>,
+    /// The machine: its id, or the beginning of it. With --config it is this one
+    #[arg(long)]
+    node: Option<String>,
+    #[command(flatten)]
+    target: Target,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let GpuCommand::Ls { target } = args.what;
+    let target = match args.what {
+        GpuCommand::Ls { target } => target,
+        GpuCommand::Pause { card } => return pause(card, true).await,
+        GpuCommand::Resume { card } => return pause(card, false).await,
+    };
     let status = fetch(&target).await?;
     if target.json {
         print_json(&status.compute.iter().map(|node| node_json(&status, node)).collect::<Vec<_>>())?;
@@ -54,11 +82,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         for gpu in gpus {
             let (major, minor) = gpu.capability;
             println!(
-                "  gpu  {}, {}, {}, compute {major}.{minor}, driver {}{}",
+                "  gpu  {}, {}, {}, compute {major}.{minor}, driver {}{}{}",
                 gpu.model,
                 human_bytes(gpu.memory_mib << 20),
                 gpu.uuid,
                 gpu.driver,
+                if gpu.has_shadow { ", shares for containers too" } else { "" },
                 if gpu.closed.is_empty() {
                     String::new()
                 } else {
@@ -66,6 +95,27 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 },
             );
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn pause(card: CardArgs, is_paused: bool) -> anyhow::Result<ExitCode> {
+    let CardArgs { gpu, node, target } = card;
+    let request = CardRequest { gpu, is_paused };
+    let answer: CardAnswer =
+        target.call_node(node.as_deref(), Method::POST, "/api/v1/gpu", Some(&request)).await?;
+    if target.json {
+        print_json(&answer)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let gpus = answer.gpus.join(", ");
+    if is_paused {
+        println!(
+            "{gpus}: yours again after {} ms; {} attempts begin again elsewhere",
+            answer.took_ms, answer.ended
+        );
+    } else {
+        println!("{gpus}: given to jobs again");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -80,7 +130,7 @@ fn node_json(status: &Status, node: &NodeCompute) -> serde_json::Value {
     let gpu = |gpu: &makai_gpu_runtime::inventory::Gpu| {
         json!({
             "model": gpu.model, "uuid": gpu.uuid, "memory_mib": gpu.memory_mib, "capability": gpu.capability,
-            "driver": gpu.driver, "instance_of": gpu.parent, "closed": gpu.closed,
+            "driver": gpu.driver, "container_shares": gpu.has_shadow, "instance_of": gpu.parent, "closed": gpu.closed,
         })
     };
     json!({

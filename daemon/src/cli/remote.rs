@@ -80,6 +80,42 @@ impl Target {
         serde_json::from_slice(&answer).context("read the console's answer")
     }
 
+    /// Asks one node's console. `node`: its id, or the beginning of it; may be left out where a node's own configuration, or a profile
+    /// of one node, says which is meant.
+    ///
+    /// # Errors
+    /// No node is named, or several are; it does not answer, or it refuses.
+    pub async fn call_node<B: Serialize, A: DeserializeOwned>(
+        &self,
+        node: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> anyhow::Result<A> {
+        let console = match (node, &self.config) {
+            (None, Some(_)) => self.consoles()?.remove(0),
+            (named, _) => {
+                let mut nodes = self.profile()?.nodes;
+                nodes.retain(|known| named.is_none_or(|named| known.id.starts_with(named)));
+                match <[_; 1]>::try_from(nodes) {
+                    Ok([node]) => node.console,
+                    Err(nodes) => bail!(
+                        "which machine? {} of the profile's nodes are meant: give --node ID, or --config FILE on the machine itself",
+                        nodes.len()
+                    ),
+                }
+            }
+        };
+        let (is_success, answer) = ask_console(&console, method, path, body)
+            .await
+            .with_context(|| format!("ask the console at {}", console.url))?;
+        if !is_success {
+            let why = serde_json::from_slice::<ApiError>(&answer).map(|error| error.error);
+            bail!("{}", why.unwrap_or_else(|_| String::from_utf8_lossy(&answer).into_owned()));
+        }
+        serde_json::from_slice(&answer).context("read the console's answer")
+    }
+
     async fn ask<B: Serialize>(&self, method: Method, path: &str, body: Option<&B>) -> anyhow::Result<Bytes> {
         let mut last = anyhow!("the profile names no console");
         for console in self.consoles()?.into_iter().filter(|console| !console.url.is_empty()) {

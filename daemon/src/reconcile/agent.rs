@@ -16,9 +16,11 @@ use makai_raft::facts::cluster::{Node, Role, Standing};
 use makai_raft::facts::desk::{Reply, Request};
 use makai_raft::facts::joblog::LogPart;
 use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources, STATEMENT_PURPOSE};
-use tokio::sync::watch;
+use makai_raft::facts::tenant::TenantId;
+use tokio::sync::{Notify, watch};
 
-use super::{Shell, schedule};
+use super::Shell;
+use super::cards::CardRoom;
 use crate::clock;
 use crate::identity::NodeIdentity;
 use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, WHY, decode, encode};
@@ -37,6 +39,9 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Offer {
     current: OnceLock<watch::Receiver<Option<Inventory>>>,
+    /// Told when this machine is to be looked at anew before its time.
+    changed: Notify,
+    cards: OnceLock<CardRoom>,
 }
 
 impl Offer {
@@ -44,6 +49,21 @@ impl Offer {
     #[must_use]
     pub fn offered(&self) -> Option<Inventory> {
         self.current.get().and_then(|current| current.borrow().clone())
+    }
+
+    /// What this machine offers has changed.
+    pub fn look_again(&self) {
+        self.changed.notify_one();
+    }
+
+    /// This machine's cards; `None`: it runs no jobs, or has none.
+    #[must_use]
+    pub fn cards(&self) -> Option<&CardRoom> {
+        self.cards.get()
+    }
+
+    pub fn set_cards(&self, cards: CardRoom) {
+        let _ = self.cards.set(cards);
     }
 }
 
@@ -84,8 +104,9 @@ pub async fn run(shell: Shell, agent: Arc<Agent>, cards: Option<Arc<Host>>) {
     let look = async {
         let mut speed = 0;
         let mut next = clock::instant();
+        let mut is_due = true;
         loop {
-            if clock::instant() >= next {
+            if is_due || clock::instant() >= next {
                 let found = look(&shell, cards.as_ref()).await.map(|mut found| {
                     found.cpu.ptx_mips = speed;
                     found
@@ -97,7 +118,17 @@ pub async fn run(shell: Shell, agent: Arc<Agent>, cards: Option<Arc<Host>>) {
                 }
                 next = clock::instant() + LOOK_EVERY;
             }
-            if !shell.pause(next.saturating_duration_since(clock::instant())).await {
+            let going = tokio::select! {
+                going = shell.pause(next.saturating_duration_since(clock::instant())) => {
+                    is_due = false;
+                    going
+                }
+                () = shell.jobs.changed.notified() => {
+                    is_due = true;
+                    true
+                }
+            };
+            if !going {
                 stop.send_replace(true);
                 return;
             }
@@ -214,12 +245,13 @@ impl JobNodes for Nodes {
         decode(&answer.map_err(|error| error.to_string())?)
     }
 
-    async fn capacity(&self, spec: &JobSpec) -> Result<Capacity, String> {
+    async fn capacity(&self, tenant: TenantId, spec: &JobSpec) -> Result<Capacity, String> {
+        let asked = (tenant, spec.clone());
         if self.shell.is_leader() {
-            return Ok(schedule::capacity(&self.shell.members.heard(), spec));
+            return self.shell.members.capacity(asked).await;
         }
         let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
-        let answer = self.shell.transport.request(leader, CAPACITY, encode(spec)?, LOG_TIMEOUT).await;
+        let answer = self.shell.transport.request(leader, CAPACITY, encode(&asked)?, LOG_TIMEOUT).await;
         decode(&answer.map_err(|error| error.to_string())?)
     }
 

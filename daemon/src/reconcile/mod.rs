@@ -31,6 +31,7 @@
 pub mod agent;
 pub mod audit;
 pub mod billing;
+pub mod cards;
 pub mod chain;
 pub mod compact;
 pub mod displaced;

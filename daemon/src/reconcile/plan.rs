@@ -18,7 +18,7 @@ use makai_gpu_runtime::inventory::Inventory;
 use makai_gpu_runtime::scheduler::predict::{History, Subject};
 use makai_gpu_runtime::scheduler::{
     self, Action, Cluster, Demand, Estimate, Gpu, GpuDemand, Node as Place, NodeNumber, Queue, Refusal,
-    Refusals, Running, Score, TaskId, Waiting,
+    Refusals, Running, Score, TaskId, Traits, Waiting,
 };
 use makai_gpu_runtime::slice::Level;
 use makai_raft::facts::cluster::{ClusterMap, Node, Role, Standing};
@@ -50,7 +50,41 @@ pub struct Facts<'a> {
     pub queue: &'a [QueuedJob],
     pub known: &'a BTreeMap<JobId, Known>,
     pub history: &'a History,
+    /// How attempts ended on nodes that reported any.
+    pub ends: &'a BTreeMap<NodeId, Ends>,
     pub now_ms: u64,
+}
+
+/// How attempts ended on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ends {
+    pub by_task: u64,
+    /// By the node's doing.
+    pub by_node: u64,
+}
+
+/// So many good ends a node is trusted with before it has any.
+const GOOD_ENDS_FIRST: u64 = 20;
+/// Speeds within this part of the median count as alike: they are measured in a moment, beside other work.
+const SPEED_ALIKE_MILLI: std::ops::RangeInclusive<u64> = 700..=1400;
+
+/// What is measured of a node. `median`: of all nodes' speeds; 0: none is known.
+fn traits(offer: &Inventory, median: u64, ends: Ends) -> Traits {
+    let ratio = (u64::from(offer.cpu.ptx_mips) * 1000).checked_div(median).filter(|ratio| *ratio > 0);
+    let value = ratio.filter(|ratio| !SPEED_ALIKE_MILLI.contains(ratio)).unwrap_or(1000);
+    let good = ends.by_task.saturating_add(GOOD_ENDS_FIRST);
+    Traits {
+        value_milli: u32::try_from(value).unwrap_or(u32::MAX),
+        reliability_milli: u32::try_from(good * 1000 / good.saturating_add(ends.by_node)).unwrap_or(1000),
+        ..Traits::default()
+    }
+}
+
+fn median_speed(offers: &HashMap<NodeId, Inventory>) -> u64 {
+    let mut speeds: Vec<u32> =
+        offers.values().map(|offer| offer.cpu.ptx_mips).filter(|speed| *speed > 0).collect();
+    speeds.sort_unstable();
+    speeds.get(speeds.len() / 2).copied().unwrap_or(0).into()
 }
 
 /// Why a task stands where it does.
@@ -166,12 +200,13 @@ pub fn demand(resources: &Resources, site: &str, is_module: bool) -> Demand {
         milli: if share.cards > 0 { 1000 } else { share.sm_millis },
         memory_mib: share.memory_mib,
         models: if share.model.is_empty() { Vec::new() } else { vec![share.model.clone()] },
-        // A closed card gives 0. A container brings host code of its own, so it gets whole cards or none.
-        level_min: match (is_module, share.cards > 0) {
-            (true, _) => 1,
-            (false, true) => Level::Exclusive.number(),
-            (false, false) => u8::MAX,
-        },
+        // A closed card gives 0. A container brings host code of its own: it gets a card, or an instance of one, to itself, or
+        // what keeps it to a share.
+        level_min: share.level_min.max(match (is_module, share.cards > 0) {
+            (true, _) | (false, false) => Level::Shadow.number(),
+            (false, true) => Level::Hardware.number(),
+        }),
+        needs_shadow: !is_module && share.cards == 0,
     });
     Demand {
         cpu_milli: resources.cpu_millis.into(),
@@ -187,8 +222,13 @@ pub fn demand(resources: &Resources, site: &str, is_module: bool) -> Demand {
 pub fn place(number: u64, site: &str, offer: &Inventory, is_open: bool) -> Place {
     // A closed card stays in its place, so that what runs on others keeps its number, but offers nothing.
     let card = |gpu: &makai_gpu_runtime::inventory::Gpu| match gpu.closed.is_empty() {
-        true => Gpu { model: gpu.model.clone(), memory_mib: gpu.memory_mib, level_max: gpu.level_max },
-        false => Gpu { model: "\u{0}closed".into(), memory_mib: 0, level_max: 0 },
+        true => Gpu {
+            model: gpu.model.clone(),
+            memory_mib: gpu.memory_mib,
+            level_max: gpu.level_max,
+            has_shadow: gpu.has_shadow,
+        },
+        false => Gpu { model: "\u{0}closed".into(), memory_mib: 0, level_max: 0, has_shadow: false },
     };
     Place {
         number: NodeNumber(number),
@@ -210,6 +250,7 @@ pub fn fits(offer: &Inventory, demand: &Demand) -> u32 {
     let cards = demand.gpu.as_ref().map_or(u64::MAX, |gpu| {
         let is_fit = |card: &&Gpu| {
             card.level_max >= gpu.level_min
+                && (card.has_shadow || !gpu.needs_shadow)
                 && card.memory_mib >= gpu.memory_mib
                 && (gpu.models.is_empty() || gpu.models.iter().any(|model| card.model.contains(model)))
         };
@@ -225,6 +266,17 @@ pub fn fits(offer: &Inventory, demand: &Demand) -> u32 {
         .min(cards)
         .min(NODE_ATTEMPTS_MAX as u64);
     u32::try_from(least).unwrap_or(u32::MAX)
+}
+
+/// What would keep such an attempt to its card or its share of one, on a node on which it fits: by its number.
+#[must_use]
+pub fn level(offer: &Inventory, demand: &Demand, share_level: u8) -> Option<u8> {
+    let gpu = demand.gpu.as_ref()?;
+    if gpu.milli < 1000 {
+        return Some(share_level);
+    }
+    let strong = offer.gpus.iter().filter(|card| card.closed.is_empty() && card.level_max >= gpu.level_min);
+    strong.map(|card| card.level_max).min()
 }
 
 /// The run time that a task of a job is expected to take. What is not known is bounded by its limit.
@@ -286,10 +338,13 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
         ids: nodes.iter().map(|node| (NodeNumber(node.number), node.id)).collect(),
         offers: facts.offers,
     };
+    let median = median_speed(facts.offers);
     let places = nodes.iter().filter_map(|node| {
         let offer = facts.offers.get(&node.id)?;
         let is_open = busy.get(&node.id).copied().unwrap_or(0) < NODE_ATTEMPTS_MAX;
-        Some(place(node.number, &node.site, offer, is_open))
+        let ends = facts.ends.get(&node.id).copied().unwrap_or_default();
+        let place = place(node.number, &node.site, offer, is_open);
+        Some(Place { traits: traits(offer, median, ends), ..place })
     });
     let mut cluster = Cluster { nodes: places.collect(), running: running(facts, &names) };
     let waiting = waiting(facts, &names);
@@ -312,6 +367,7 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
                         index: task.index,
                         node: id,
                         gpus,
+                        is_twin: false,
                     });
                 }
                 Action::Preempt { task, node, for_task } => {
@@ -333,8 +389,18 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
                     left.insert(task);
                     planned.why.insert((JobId(task.job), task.index), Why::Waits { why });
                 }
-                // A task has one current attempt; its time limit ends a straggler.
-                Action::Reissue { .. } => {}
+                Action::Reissue { task, node, gpus, score } => {
+                    let Some(id) = names.ids.get(&node).copied() else { continue };
+                    let held = busy.entry(id).or_default();
+                    if *held >= NODE_ATTEMPTS_MAX {
+                        continue;
+                    }
+                    *held += 1;
+                    let (job, index) = (JobId(task.job), task.index);
+                    planned.why.insert((job, index), Why::Placed { node: id, score });
+                    let gpus = names.gpus(id, &gpus);
+                    planned.assignments.push(Assignment { job, index, node: id, gpus, is_twin: true });
+                }
             }
         }
         left
@@ -378,6 +444,10 @@ fn starts(actions: &[Action], queue: &Queue) -> Vec<Running> {
 }
 
 fn running(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Running> {
+    let mut attempts: BTreeMap<(JobId, u32), u32> = BTreeMap::new();
+    for attempt in facts.active {
+        *attempts.entry((attempt.attempt.job, attempt.attempt.index)).or_default() += 1;
+    }
     let running = facts.active.iter().filter_map(|attempt| {
         let node = *names.numbers.get(&attempt.node)?;
         let AttemptId { job, index, attempt: number } = attempt.attempt;
@@ -394,7 +464,8 @@ fn running(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Running> {
             runtime: estimate(facts, job, attempt.tenant.0, &attempt.resources, attempt.time_limit_ms),
             // What it has done so far is lost.
             stop_cost_ms: (number < STOPPED_MAX).then(|| facts.now_ms.saturating_sub(started_ms)),
-            is_reissued: false,
+            // A gang is no array of tasks that could end one by one; the facts give none of it a twin.
+            is_reissued: attempts.get(&(job, index)).is_some_and(|count| *count > 1),
         })
     });
     running.collect()
@@ -430,6 +501,7 @@ fn waiting(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Waiting> {
 #[cfg(test)]
 mod tests {
     use makai_gpu_runtime::inventory;
+    use makai_gpu_runtime::scheduler::predict::Needed;
     use makai_raft::facts::Timestamp;
     use makai_raft::facts::jobs::{GpuShare, QueuedTask};
     use makai_raft::facts::tenant::TenantId;
@@ -447,6 +519,7 @@ mod tests {
         active: Vec<ActiveAttempt>,
         known: BTreeMap<JobId, Known>,
         history: History,
+        ends: BTreeMap<NodeId, Ends>,
     }
 
     impl Scene {
@@ -488,6 +561,7 @@ mod tests {
                 active: Vec::new(),
                 known: (1..100).map(|job| (JobId(job), Known { work: job, is_module: true })).collect(),
                 history: History::default(),
+                ends: BTreeMap::new(),
             }
         }
 
@@ -499,6 +573,7 @@ mod tests {
                 queue,
                 known: &self.known,
                 history: &self.history,
+                ends: &self.ends,
                 now_ms,
             })
         }
@@ -522,8 +597,23 @@ mod tests {
 
     fn on_card(id: u64, sm_millis: u32, memory_mib: u64, tasks: u32) -> QueuedJob {
         let mut job = job(id, 1, tasks);
-        job.resources.gpu = Some(GpuShare { cards: 0, memory_mib, sm_millis, model: String::new() });
+        job.resources.gpu = Some(GpuShare { cards: 0, memory_mib, sm_millis, ..GpuShare::default() });
         job
+    }
+
+    /// An attempt at a task of a job on a node, since the beginning.
+    fn running(job: u64, index: u32, node: u8) -> ActiveAttempt {
+        ActiveAttempt {
+            node: id(node),
+            attempt: AttemptId { job: JobId(job), index, attempt: node.into() },
+            is_running: true,
+            assigned_at: Timestamp(0),
+            time_limit_ms: 10_000_000,
+            resources: Resources { cpu_millis: 500, memory_bytes: 1, scratch_bytes: 1, gpu: None },
+            tenant: TenantId(1),
+            priority: 50,
+            gpus: Vec::new(),
+        }
     }
 
     fn used(planned: &Planned, node: u8, job: u64) -> usize {
@@ -596,7 +686,21 @@ mod tests {
         assert_eq!(scene.plan(&[on_card(1, 300, 100, 5)], 0).assignments.len(), 1);
         scene.active.clear();
         scene.known.insert(JobId(1), Known::default());
-        assert!(scene.plan(&[on_card(1, 300, 0, 1)], 0).assignments.is_empty(), "a container");
+        assert!(
+            scene.plan(&[on_card(1, 300, 0, 1)], 0).assignments.is_empty(),
+            "nothing keeps a container here"
+        );
+        scene.offers.get_mut(&id(1)).unwrap().gpus[0].has_shadow = true;
+        assert_eq!(scene.plan(&[on_card(1, 300, 0, 9)], 0).assignments.len(), 3, "containers");
+        let strict = |level_min| {
+            let mut job = on_card(1, 300, 0, 9);
+            job.resources.gpu = job.resources.gpu.map(|gpu| GpuShare { cards: 1, level_min, ..gpu });
+            job
+        };
+        assert_eq!(scene.plan(&[strict(5)], 0).assignments.len(), 1, "a whole card");
+        scene.offers.get_mut(&id(1)).unwrap().gpus[0].level_max = 4;
+        assert_eq!(scene.plan(&[strict(4)], 0).assignments.len(), 1, "an instance");
+        assert!(scene.plan(&[strict(5)], 0).assignments.is_empty(), "an instance is no card");
         scene.known.insert(JobId(1), Known { work: 1, is_module: true });
         scene.offers.get_mut(&id(1)).unwrap().gpus[0].closed = "paused".into();
         assert!(scene.plan(&[on_card(1, 300, 0, 1)], 0).assignments.is_empty(), "a closed card");
@@ -624,6 +728,47 @@ mod tests {
         let equal = QueuedJob { priority: 10, ..job(1, 1000, 1) };
         let planned = scene.plan(&[equal], 1000);
         assert_eq!((planned.preempted.len(), planned.assignments.len()), (0, 0), "{planned:?}");
+    }
+
+    /// A task that takes far longer than those like it gets a twin elsewhere, one; where nothing is known, none does.
+    #[test]
+    fn a_straggler_gets_one_twin() {
+        let mut scene = Scene::of(&[1000, 1000]);
+        let mut late = running(1, 0, 1);
+        late.time_limit_ms = 10_000_000;
+        scene.active.push(late.clone());
+        let now_ms = 5_000_000;
+        assert!(scene.plan(&[], now_ms).assignments.is_empty(), "nothing is known of it");
+        let like_it = subject(scene.known[&JobId(1)], 1, &late.resources);
+        for _ in 0..50 {
+            let needed = Needed { runtime_ms: 10_000, memory_peak_mib: 1, gpu_ms: 0 };
+            scene.history.observe(&like_it, &needed);
+        }
+        assert!(scene.plan(&[], 10_000).assignments.is_empty(), "it is not late");
+        let planned = scene.plan(&[], now_ms).assignments;
+        assert_eq!(planned.len(), 1, "{planned:?}");
+        assert!(planned[0].is_twin && planned[0].node == id(2) && planned[0].job == JobId(1), "{planned:?}");
+        scene.active.push(running(1, 0, 2));
+        assert!(scene.plan(&[], now_ms).assignments.is_empty(), "it has one");
+    }
+
+    /// Among nodes with room, one that lost attempts or is far slower comes last; a small difference of a moment's measurement is none.
+    #[test]
+    fn what_is_measured_of_nodes_decides_among_them() {
+        let chosen = |change: &dyn Fn(&mut Scene)| {
+            let mut scene = Scene::of(&[2000, 2000, 2000]);
+            scene.offers.values_mut().for_each(|offer| offer.cpu.ptx_mips = 1000);
+            change(&mut scene);
+            scene.plan(&[job(1, 1000, 1)], 0).assignments[0].node
+        };
+        let first = chosen(&|_| ());
+        let unreliable = chosen(&|scene| _ = scene.ends.insert(first, Ends { by_task: 0, by_node: 20 }));
+        let slow = chosen(&|scene| scene.offers.get_mut(&first).unwrap().cpu.ptx_mips = 300);
+        let alike = chosen(&|scene| scene.offers.get_mut(&first).unwrap().cpu.ptx_mips = 900);
+        assert!(
+            unreliable != first && slow != first && alike == first,
+            "{first} {unreliable} {slow} {alike}"
+        );
     }
 
     #[test]

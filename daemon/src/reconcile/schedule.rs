@@ -10,23 +10,26 @@
 //! here that is not read from the facts again by a new leader: predictions are a fold over receipts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use makai_erasure::NodeId;
 use makai_gateway::jobs::Capacity;
 use makai_gpu_runtime::inventory::Inventory;
 use makai_gpu_runtime::scheduler::predict::{History, Needed};
+use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{ClusterMap, Standing};
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::jobs::{
-    ActiveAttempt, AttemptId, JobId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, JobsReply, Statement,
-    Verdict, Work,
+    ActiveAttempt, AttemptId, JobId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, JobsReply, QueuedJob,
+    QueuedTask, Statement, Verdict, Work,
 };
 use makai_raft::facts::query::{Answer, Query};
-use makai_raft::handle::MetaError;
+use makai_raft::facts::tenant::TenantId;
+use makai_raft::handle::{MetaError, Metadata};
 
 use super::Shell;
-use super::plan::{self, Facts, Known, Planned};
+use super::plan::{self, Ends, Facts, Known, Planned};
 use crate::clock;
 use crate::members::{Heard, WAKE, encode};
 
@@ -56,10 +59,10 @@ const KNOWN_MAX: usize = 20_000;
 /// What a leader has read of the facts so far.
 #[derive(Default)]
 struct Memory {
-    history: History,
     /// Receipts up to this one are in the history.
     receipt: u64,
     known: BTreeMap<JobId, Known>,
+    ends: BTreeMap<NodeId, Ends>,
 }
 
 impl Memory {
@@ -72,7 +75,12 @@ impl Memory {
             let last = last.sequence;
             self.ask_for(shell, receipts.iter().map(|receipt| receipt.statement.attempt.job)).await?;
             for receipt in &receipts {
-                let Statement { attempt, end, usage, .. } = &receipt.statement;
+                let Statement { attempt, node, end, usage, .. } = &receipt.statement;
+                let ends = self.ends.entry(*node).or_default();
+                match end.verdict() {
+                    Verdict::Loss => ends.by_node += 1,
+                    Verdict::Success | Verdict::Failure | Verdict::Hopeless => ends.by_task += 1,
+                }
                 if end.verdict() != Verdict::Success {
                     continue;
                 }
@@ -82,7 +90,8 @@ impl Memory {
                     memory_peak_mib: usage.memory_peak_bytes >> 20,
                     gpu_ms: usage.gpu_busy_ns / 1_000_000,
                 };
-                self.history.observe(&plan::subject(known, receipt.tenant.0, &receipt.resources), &needed);
+                lock(&shell.members.history)
+                    .observe(&plan::subject(known, receipt.tenant.0, &receipt.resources), &needed);
             }
             self.receipt = last;
         }
@@ -144,17 +153,75 @@ fn lost(
     active.iter().filter_map(|attempt| Some((attempt.attempt, why(attempt)?.to_owned()))).collect()
 }
 
-/// Where tasks of `spec` could run if nothing else did.
-#[must_use]
-pub fn capacity(heard: &HashMap<NodeId, Heard>, spec: &JobSpec) -> Capacity {
-    let demand = plan::demand(&spec.resources, &spec.site, known(spec).is_module);
+fn lock(history: &Mutex<History>) -> std::sync::MutexGuard<'_, History> {
+    history.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where tasks of a job could run, how many of them now, how long they may take, and what would keep them to shares of cards. For the
+/// leader.
+///
+/// # Errors
+/// The facts do not answer.
+pub async fn capacity(
+    facts: &dyn Metadata,
+    map: &ClusterMap,
+    heard: HashMap<NodeId, Heard>,
+    history: &Mutex<History>,
+    (tenant, spec): (TenantId, JobSpec),
+) -> Result<Capacity, String> {
+    let about = known(&spec);
+    let demand = plan::demand(&spec.resources, &spec.site, about.is_module);
+    let offers: HashMap<NodeId, Inventory> =
+        heard.into_iter().filter_map(|(node, heard)| Some((node, heard.compute?))).collect();
     let mut capacity = Capacity::default();
-    for offer in heard.values().filter_map(|heard| heard.compute.as_ref()) {
+    for offer in offers.values() {
         let tasks = plan::fits(offer, &demand);
         capacity.nodes += u32::from(tasks > 0);
         capacity.tasks_at_once += u64::from(tasks);
+        if tasks > 0 {
+            let level = plan::level(offer, &demand, spec.work.share_level());
+            capacity.level = level.map(|level| capacity.level.map_or(level, |known| known.min(level)));
+        }
     }
-    capacity
+    let active = match facts.query(Query::Jobs(JobsQuery::Active)).await {
+        Ok(Answer::Jobs(JobsAnswer::Active(active))) => active,
+        Ok(other) => return Err(format!("the facts answered {other:?}")),
+        Err(error) => return Err(error.to_string()),
+    };
+    let id = JobId(u64::MAX);
+    let task = |index| QueuedTask { index, not_before: Timestamp(0), last_node: None };
+    let queue = [QueuedJob {
+        job: id,
+        tenant,
+        priority: spec.priority,
+        submitted_at: Timestamp(0),
+        deadline: None,
+        time_limit_ms: spec.time_limit_ms,
+        resources: spec.resources.clone(),
+        site: spec.site.clone(),
+        tasks: (0..spec.tasks.min(TASKS_AT_ONCE)).map(task).collect(),
+        gang_tasks: if spec.is_gang { spec.tasks } else { 0 },
+    }];
+    let history = lock(history);
+    if let Some(found) = history.predict(&plan::subject(about, tenant.0, &spec.resources)) {
+        capacity.median_ms = found.runtime_ms.median.min(spec.time_limit_ms);
+        capacity.p90_ms = found.runtime_ms.p90.min(spec.time_limit_ms);
+    }
+    let known = BTreeMap::from([(id, about)]);
+    let facts = Facts {
+        map,
+        offers: &offers,
+        active: &active,
+        queue: &queue,
+        known: &known,
+        history: &history,
+        ends: &BTreeMap::new(),
+        now_ms: 0,
+    };
+    let planned = plan::plan(&facts);
+    // What would have to stop first cannot begin now.
+    capacity.tasks_now = planned.assignments.len().saturating_sub(planned.preempted.len()) as u64;
+    Ok(capacity)
 }
 
 pub async fn run(shell: Shell) {
@@ -171,6 +238,7 @@ pub async fn run(shell: Shell) {
         if !shell.is_leader() {
             silent_since.clear();
             memory = Memory::default();
+            *lock(&shell.members.history) = History::default();
             if is_hint {
                 wake(&shell, shell.members.leader().filter(|leader| *leader != shell.id));
             }
@@ -240,7 +308,8 @@ async fn step(
         return Ok(());
     };
     memory.learn(shell).await?;
-    if queue.is_empty() {
+    // With nothing in the queue, what runs may still be late.
+    if queue.is_empty() && active.is_empty() {
         shell.members.explained.explain(BTreeMap::new());
         return Ok(());
     }
@@ -248,7 +317,8 @@ async fn step(
     memory.ask_for(shell, jobs).await?;
     let offers: HashMap<NodeId, Inventory> =
         heard.into_iter().filter_map(|(node, heard)| Some((node, heard.compute?))).collect();
-    let (known, history) = (memory.known.clone(), std::mem::take(&mut memory.history));
+    let (known, history) = (memory.known.clone(), Arc::clone(&shell.members.history));
+    let ends = memory.ends.clone();
     // Thousands of tasks take a while to plan: not on a thread that others wait for.
     let planning = move || {
         let facts = Facts {
@@ -257,13 +327,13 @@ async fn step(
             active: &active,
             queue: &queue,
             known: &known,
-            history: &history,
+            history: &lock(&history),
+            ends: &ends,
             now_ms,
         };
-        (plan::plan(&facts), history)
+        plan::plan(&facts)
     };
-    let Ok((planned, history)) = tokio::task::spawn_blocking(planning).await else { return Ok(()) };
-    memory.history = history;
+    let Ok(planned) = tokio::task::spawn_blocking(planning).await else { return Ok(()) };
     let Planned { preempted, assignments, why } = planned;
     shell.members.explained.explain(why);
     if !preempted.is_empty() {

@@ -26,6 +26,7 @@ use async_trait::async_trait;
 use makai_erasure::NodeId;
 use makai_raft::facts::joblog::LogPart;
 use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources};
+use makai_raft::facts::tenant::TenantId;
 
 pub use service::{JobsOptions, JobsService};
 
@@ -37,6 +38,17 @@ pub const LOG_PAGE_BYTES_MAX: u32 = 512 * 1024;
 pub struct Capacity {
     pub nodes: u32,
     pub tasks_at_once: u64,
+    /// Beside what runs now.
+    #[serde(default)]
+    pub tasks_now: u64,
+    /// What would keep a task to its share of a card, by its number.
+    #[serde(default)]
+    pub level: Option<u8>,
+    /// Of tasks like it: half took less, and nine in ten; 0: none has ended yet.
+    #[serde(default)]
+    pub median_ms: u64,
+    #[serde(default)]
+    pub p90_ms: u64,
 }
 
 /// The way to the nodes that run jobs, and to the leader that gives jobs to them.
@@ -48,7 +60,7 @@ pub trait JobNodes: Send + Sync + 'static {
 
     /// # Errors
     /// The leader does not answer.
-    async fn capacity(&self, spec: &JobSpec) -> Result<Capacity, String>;
+    async fn capacity(&self, tenant: TenantId, spec: &JobSpec) -> Result<Capacity, String>;
 
     /// Holds a module's launches against its code, `ptx`: kernels, arguments, sizes, shapes. `resources`: what its
     /// buffers may take, and whether a card runs it.

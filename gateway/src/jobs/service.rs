@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt as _};
-use makai_raft::facts::accounts::AccountsRefusal;
+use makai_raft::facts::accounts::{AccountsAnswer, AccountsQuery, AccountsRefusal, Prices, SliceTime};
 use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::jobs::{
     Job as JobFact, JobId, JobState, JobsAnswer, JobsCommand, JobsQuery, JobsReply,
@@ -100,15 +100,43 @@ impl JobsService {
         }
     }
 
-    async fn dry_run(&self, spec: makai_raft::facts::jobs::JobSpec) -> Result<SubmitResponse, Status> {
-        let capacity = self.options.nodes.capacity(&spec).await.map_err(Status::unavailable)?;
+    async fn dry_run(
+        &self,
+        tenant: TenantId,
+        spec: makai_raft::facts::jobs::JobSpec,
+    ) -> Result<SubmitResponse, Status> {
+        let capacity = self.options.nodes.capacity(tenant, &spec).await.map_err(Status::unavailable)?;
         if capacity.nodes == 0 {
             return Err(Status::failed_precondition(
                 "no node could run a task even if it were idle: ask for less, or leave out site and gpu",
             ));
         }
-        let (nodes, tasks_at_once) = (capacity.nodes, capacity.tasks_at_once);
-        Ok(SubmitResponse { job_id: 0, existed: false, nodes, tasks_at_once })
+        let prices = self.prices().await?;
+        let of = |ms: u64| {
+            u64::try_from(prices.of_slices(&SliceTime::of(&spec.resources, ms)).0 / 1000).unwrap_or(u64::MAX)
+        };
+        let tries = u64::from(spec.tasks).saturating_mul(spec.attempts_max.into());
+        Ok(SubmitResponse {
+            job_id: 0,
+            existed: false,
+            nodes: capacity.nodes,
+            tasks_at_once: capacity.tasks_at_once,
+            tasks_now: capacity.tasks_now,
+            enforcement: words::enforcement(capacity.level),
+            runtime_median_ms: capacity.median_ms,
+            runtime_p90_ms: capacity.p90_ms,
+            task_hour_micros: of(60 * 60 * 1000),
+            cost_expected_micros: of(capacity.median_ms).saturating_mul(spec.tasks.into()),
+            cost_max_micros: of(spec.time_limit_ms).saturating_mul(tries),
+        })
+    }
+
+    async fn prices(&self) -> Result<Prices, Status> {
+        match self.options.facts.query(Query::Accounts(AccountsQuery::Billing)).await {
+            Ok(Answer::Accounts(AccountsAnswer::Billing { prices, .. })) => Ok(prices),
+            Ok(_) => Err(unexpected()),
+            Err(error) => Err(status(error)),
+        }
     }
 }
 
@@ -162,7 +190,7 @@ impl Jobs for JobsService {
         }
         self.check(&admitted.caller, &spec).await?;
         if dry_run {
-            return Ok(Response::new(self.dry_run(spec).await?));
+            return Ok(Response::new(self.dry_run(admitted.caller.tenant, spec).await?));
         }
         let command = JobsCommand::Submit {
             tenant: admitted.caller.tenant,
@@ -172,7 +200,7 @@ impl Jobs for JobsService {
         };
         match self.propose(command).await? {
             Reply::Jobs(JobsReply::Submitted { job, existed }) => {
-                Ok(Response::new(SubmitResponse { job_id: job.0, existed, nodes: 0, tasks_at_once: 0 }))
+                Ok(Response::new(SubmitResponse { job_id: job.0, existed, ..Default::default() }))
             }
             _ => Err(unexpected()),
         }

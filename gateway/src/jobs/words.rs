@@ -40,7 +40,14 @@ fn container(container: words::Container) -> Result<facts::Work, Status> {
 pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
     let mut inputs = Vec::with_capacity(spec.inputs.len());
     for input in spec.inputs {
-        inputs.push(facts::Input { from: path(input.from, "spec.inputs.from")?, path: input.path });
+        let words::Input { from, path: to, bytes, offset, offset_per_task } = input;
+        if bytes == 0 && (offset > 0 || offset_per_task > 0) {
+            return Err(Status::invalid_argument(
+                "spec.inputs: an offset wants `bytes`: how many from there on",
+            ));
+        }
+        let range = (bytes > 0).then_some(facts::InputRange { offset, offset_per_task, bytes });
+        inputs.push(facts::Input { from: path(from, "spec.inputs.from")?, path: to, range });
     }
     let mut outputs = Vec::with_capacity(spec.outputs.len());
     for output in spec.outputs {
@@ -66,9 +73,10 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
         memory_mib: gpu.memory_mib,
         sm_millis: gpu.sm_millis,
         model: gpu.model,
+        level_min: u8::try_from(gpu.enforcement_min.saturating_sub(1).max(0)).unwrap_or(u8::MAX),
     });
     let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
-    let spec = facts::JobSpec {
+    let mut spec = facts::JobSpec {
         name: spec.name,
         work,
         resources: facts::Resources {
@@ -89,7 +97,9 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
         site: spec.site,
         after: spec.after.into_iter().map(JobId).collect(),
         is_gang: spec.gang,
+        price_max: spec.price_max_micros,
     };
+    spec.settle_gpu();
     spec.check().map_err(Status::invalid_argument)?;
     Ok(spec)
 }
@@ -114,6 +124,7 @@ fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
         memory_mib: gpu.memory_mib,
         sm_millis: gpu.sm_millis,
         model: gpu.model,
+        enforcement_min: if gpu.level_min == 0 { 0 } else { enforcement(Some(gpu.level_min)) },
     });
     words::JobSpec {
         name: spec.name,
@@ -126,7 +137,11 @@ fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
         }),
         inputs: inputs
             .into_iter()
-            .map(|input| words::Input { from: object(input.from), path: input.path })
+            .map(|input| {
+                let (bytes, offset, offset_per_task) =
+                    input.range.map_or((0, 0, 0), |range| (range.bytes, range.offset, range.offset_per_task));
+                words::Input { from: object(input.from), path: input.path, bytes, offset, offset_per_task }
+            })
             .collect(),
         outputs: outputs
             .into_iter()
@@ -141,7 +156,13 @@ fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
         site: spec.site,
         after: spec.after.into_iter().map(|job| job.0).collect(),
         gang: spec.is_gang,
+        price_max_micros: spec.price_max,
     }
+}
+
+/// A level by its number, as messages have it.
+pub fn enforcement(level: Option<u8>) -> i32 {
+    level.map_or(0, |level| i32::from(level) + 1)
 }
 
 pub fn phase(phase: JobPhase) -> words::Phase {
@@ -165,6 +186,7 @@ pub fn job(job: Job, state: &JobState) -> words::Job {
         started_unix_ms: state.started_at.map_or(0, |at| at.0),
         ended_unix_ms: state.ended_at.map_or(0, |at| at.0),
         reason: state.reason.clone(),
+        cost_micros: state.cost,
         spec: Some(spec_back(job.spec)),
     }
 }
@@ -188,6 +210,11 @@ pub fn task(task: facts::Task) -> words::Task {
             facts::End::Exited { code } => Some(code),
             _ => None,
         },
+        wall_ms: past.used.map_or(0, |used| used.wall_ms),
+        cpu_ms: past.used.map_or(0, |used| used.cpu_ms),
+        memory_peak_bytes: past.used.map_or(0, |used| used.memory_peak_bytes),
+        gpu_busy_ns: past.used.map_or(0, |used| used.gpu_busy_ns),
+        enforcement: enforcement(past.used.and_then(|used| used.gpu_level)),
     };
     words::Task {
         index: task.index,

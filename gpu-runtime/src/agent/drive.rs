@@ -142,7 +142,9 @@ async fn report(
     revoked: &mut watch::Receiver<bool>,
 ) {
     let id = task.attempt;
-    let Some(end) = end_of_outcome(&outcome) else { return };
+    // What this machine ended has the end that it was ended for.
+    let because = agent.lock().get(&id).and_then(|known| known.because.clone());
+    let Some(end) = end_of_outcome(&outcome).or(because) else { return };
     let mut usage = usage_of(&outcome, bytes_in);
     for _ in 0..PUBLISHED_ANEW_MAX {
         let mut publish = Publish { agent, attempt: id, revoked };

@@ -38,7 +38,7 @@ use bytes::Bytes;
 use makai_erasure::NodeId;
 use makai_raft::facts::desk::{Fault, Reply, Request};
 use makai_raft::facts::joblog::{self, LogPart};
-use makai_raft::facts::jobs::{AssignedTask, AttemptId};
+use makai_raft::facts::jobs::{AssignedTask, AttemptId, End};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -103,6 +103,10 @@ struct Known {
     revoked: watch::Sender<bool>,
     /// There once it runs.
     attempt: Option<Arc<dyn Attempt>>,
+    /// Cards of this machine that it has, or has shares of.
+    gpus: Vec<String>,
+    /// What it ends with because this machine ends it.
+    because: Option<End>,
     /// It was reported or killed. Known until the facts name it no more: an answer that was on its way meanwhile does not
     /// start it again.
     is_done: bool,
@@ -196,7 +200,9 @@ impl Agent {
             }
             let attempt = before.remove(&name_of(task.attempt));
             let (revoked, is_revoked) = watch::channel(false);
-            known.insert(task.attempt, Known { revoked, attempt: attempt.clone(), is_done: false });
+            let gpus = task.gpus.clone();
+            let new = Known { revoked, attempt: attempt.clone(), gpus, because: None, is_done: false };
+            known.insert(task.attempt, new);
             let (agent, task) = (Arc::clone(self), task.clone());
             drives.spawn(async move {
                 let id = task.attempt;
@@ -237,6 +243,46 @@ impl Agent {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Takes cards back from the attempts that hold them: those that lose the least first, all by force. They wait for another place.
+    /// Answers how many there were, once they are gone.
+    pub async fn take_back(&self, is_taken: impl Fn(&str) -> bool, why: &str) -> usize {
+        let end = End::Lost { why: why.to_owned() };
+        self.end_those(|_, known| known.gpus.iter().any(|uuid| is_taken(uuid)), &end).await
+    }
+
+    /// Ends one attempt for what it did, by the runner's name for it.
+    pub async fn end_for(&self, name: &str, end: &End) -> usize {
+        self.end_those(|id, _| name_of(id) == name, end).await
+    }
+
+    async fn end_those(&self, is_meant: impl Fn(AttemptId, &Known) -> bool, end: &End) -> usize {
+        let mut attempts = Vec::new();
+        let mut count = 0;
+        for (id, known) in self.lock().iter_mut() {
+            if !known.is_done && is_meant(*id, known) {
+                known.because = Some(end.clone());
+                count += 1;
+                attempts.extend(known.attempt.clone());
+            }
+        }
+        let mut by_loss = Vec::new();
+        for attempt in attempts {
+            // Where it is not known what is lost, it goes last.
+            let lost = attempt.usage().await.map_or(u64::MAX, |usage| usage.wall_ms);
+            by_loss.push((lost, attempt));
+        }
+        by_loss.sort_by_key(|(lost, _)| *lost);
+        let mut going = JoinSet::new();
+        for (_, attempt) in by_loss {
+            if let Err(error) = attempt.kill().await {
+                tracing::warn!(attempt = %attempt.id(), %error, "an attempt could not be ended");
+            }
+            going.spawn(async move { attempt.wait().await.map(drop) });
+        }
+        while going.join_next().await.is_some() {}
+        count
     }
 
     /// A piece of the log of an attempt that is here.

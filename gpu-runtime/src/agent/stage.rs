@@ -1,13 +1,16 @@
 //! Image and inputs, out of the pool and into folders.
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use makai_raft::facts::desk::{Fault, ListedObject, PIECE_BYTES_MAX, Reply, Request, Source};
-use makai_raft::facts::jobs::{AssignedTask, AttemptId, ModuleCode, ModuleWork, Work, of_task};
-use tokio::io::AsyncWriteExt as _;
+use makai_raft::facts::jobs::{
+    AssignedTask, AttemptId, Input, ModuleCode, ModuleFill, ModuleWork, Work, of_task,
+};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 
 use super::Agent;
@@ -107,12 +110,13 @@ impl Stage<'_> {
                 if let Some(last) = objects.last() {
                     after.clone_from(&last.name);
                 }
+                let range = range_of(task, input, self.attempt.index);
                 for object in objects {
                     count += 1;
                     if count > INPUT_OBJECTS_MAX {
                         return Err(refused(format!("more than {INPUT_OBJECTS_MAX} objects as inputs")));
                     }
-                    self.input(at, &object, &place).await?;
+                    self.input(at, &object, &place, range).await?;
                 }
                 if !is_truncated {
                     break;
@@ -122,24 +126,45 @@ impl Stage<'_> {
         Ok(())
     }
 
-    async fn input(&mut self, at: u32, object: &ListedObject, place: &Path) -> Result<(), StageError> {
+    async fn input(
+        &mut self,
+        at: u32,
+        object: &ListedObject,
+        place: &Path,
+        range: Option<(u64, u64)>,
+    ) -> Result<(), StageError> {
         // What S3 clients make to show a folder.
         if object.name.ends_with('/') && object.size == 0 {
             return Ok(());
         }
         let path = if object.name.is_empty() { Some(place.to_owned()) } else { below(place, &object.name) };
         let path = path.ok_or_else(|| refused(format!("key {:?} is no path for a file", object.name)))?;
-        self.bytes_in += object.size;
+        let whole = (0, object.size);
+        let (start, bytes) = range.unwrap_or(whole);
+        if start.checked_add(bytes).is_none_or(|end| end > object.size) {
+            return Err(refused(format!("{bytes} bytes from {start} on are wanted of {}", object.size)));
+        }
+        self.bytes_in += bytes;
         if self.bytes_in > self.bytes_max {
             return Err(refused(format!("inputs have more than the {} bytes of scratch", self.bytes_max)));
         }
-        let cached = match self.agent.cache.find(object.version) {
-            Some((cached, _)) => cached,
-            None => self.fetch(Source::Input(at), object).await?.0,
-        };
         if let Some(folder) = path.parent() {
             tokio::fs::create_dir_all(folder).await?;
         }
+        let cached = self.agent.cache.find(object.version);
+        if (start, bytes) != whole {
+            return match cached {
+                Some((cached, _)) => Ok(copy_range(&cached, &path, start, bytes).await?),
+                // A part is no version: it is not kept for others.
+                None => {
+                    self.fetch_range(Source::Input(at), object, &path, start..start + bytes).await.map(drop)
+                }
+            };
+        }
+        let cached = match cached {
+            Some((cached, _)) => cached,
+            None => self.fetch(Source::Input(at), object).await?.0,
+        };
         // The cache may have dropped it meanwhile, or lie on another filesystem.
         if tokio::fs::hard_link(&cached, &path).await.is_err() {
             let cached = self.fetch(Source::Input(at), object).await?.0;
@@ -163,11 +188,24 @@ impl Stage<'_> {
         object: &ListedObject,
     ) -> Result<(PathBuf, ContentId), StageError> {
         let part = self.agent.cache.part();
-        let mut file = tokio::fs::File::create(&part).await?;
+        let content = self.fetch_range(source, object, &part, 0..object.size).await?;
+        let path = self.agent.cache.keep(&part, object.version, &content)?;
+        Ok((path, content))
+    }
+
+    /// Downloads bytes of a version into a file.
+    async fn fetch_range(
+        &mut self,
+        source: Source,
+        object: &ListedObject,
+        path: &Path,
+        range: Range<u64>,
+    ) -> Result<ContentId, StageError> {
+        let mut file = tokio::fs::File::create(path).await?;
         let mut hasher = blake3::Hasher::new();
-        let mut offset = 0;
-        while offset < object.size {
-            let bytes = self.read(source, object, offset).await?;
+        let mut offset = range.start;
+        while offset < range.end {
+            let bytes = self.read(source, object, offset, range.end).await?;
             if bytes.is_empty() {
                 return Err(refused(format!("{:?} ended early", object.name)));
             }
@@ -177,9 +215,7 @@ impl Stage<'_> {
         }
         file.flush().await?;
         file.set_permissions(std::fs::Permissions::from_mode(0o644)).await?;
-        let content = ContentId(*hasher.finalize().as_bytes());
-        let path = self.agent.cache.keep(&part, object.version, &content)?;
-        Ok((path, content))
+        Ok(ContentId(*hasher.finalize().as_bytes()))
     }
 
     async fn read(
@@ -187,6 +223,7 @@ impl Stage<'_> {
         source: Source,
         object: &ListedObject,
         offset: u64,
+        end: u64,
     ) -> Result<Bytes, StageError> {
         let request = Request::Read {
             attempt: self.attempt,
@@ -194,13 +231,38 @@ impl Stage<'_> {
             name: object.name.clone(),
             version: object.version,
             offset,
-            len: PIECE_BYTES_MAX.min(object.size - offset),
+            len: PIECE_BYTES_MAX.min(end - offset),
         };
         match self.agent.ask(self.attempt, request, self.revoked).await? {
             Reply::Bytes(bytes) => Ok(bytes),
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// Where what a task wants of an input begins, and how much it is; `None`: all of it.
+fn range_of(task: &AssignedTask, input: &Input, index: u32) -> Option<(u64, u64)> {
+    if let Some(range) = input.range {
+        return Some((range.start(index), range.bytes));
+    }
+    let Work::Module(work) = &task.spec.work else { return None };
+    let buffer = work.buffers.iter().find(|buffer| buffer.name == input.path)?;
+    match buffer.fill {
+        ModuleFill::Input { offset, offset_per_task } => {
+            Some((offset.saturating_add(offset_per_task.saturating_mul(index.into())), buffer.bytes))
+        }
+        ModuleFill::Zero | ModuleFill::Inline(_) => None,
+    }
+}
+
+async fn copy_range(from: &Path, to: &Path, start: u64, bytes: u64) -> io::Result<()> {
+    let mut source = tokio::fs::File::open(from).await?;
+    source.seek(io::SeekFrom::Start(start)).await?;
+    let mut file = tokio::fs::File::create(to).await?;
+    let copied = tokio::io::copy(&mut source.take(bytes), &mut file).await?;
+    file.flush().await?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644)).await?;
+    if copied < bytes { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }
 
 /// `folder/path`, if that lies below the folder.

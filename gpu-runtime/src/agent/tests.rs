@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use makai_raft::facts::desk::{ListedObject, Source, Target};
 use makai_raft::facts::jobs::{
-    End, Input, JobId, JobSpec, ModuleArgument, ModuleBuffer, ModuleCode, ModuleFill, ModuleStep, ModuleWork,
-    ObjectPath, Output, Resources, Statement, Work,
+    End, Input, InputRange, JobId, JobSpec, ModuleArgument, ModuleBuffer, ModuleCode, ModuleFill, ModuleStep,
+    ModuleWork, ObjectPath, Output, Resources, Statement, Work,
 };
 use makai_raft::facts::tenant::TenantId;
 use tokio::time::timeout;
@@ -155,6 +155,7 @@ impl Attempt for Fake {
     }
 
     async fn kill(&self) -> Result<(), RunError> {
+        end(self, runner::End::Stopped);
         Ok(())
     }
 
@@ -182,7 +183,7 @@ fn task(attempt: u32) -> AssignedTask {
             name: String::new(),
             work,
             resources: Resources { cpu_millis: 1, memory_bytes: 1 << 20, scratch_bytes: 100, gpu: None },
-            inputs: vec![Input { from: path("in/"), path: "d".into() }],
+            inputs: vec![Input { from: path("in/"), path: "d".into(), range: None }],
             outputs: vec![Output { path: String::new(), to: path("out/{index}/") }],
             tasks: 5,
             priority: 50,
@@ -193,6 +194,7 @@ fn task(attempt: u32) -> AssignedTask {
             site: String::new(),
             after: Vec::new(),
             is_gang: false,
+            price_max: 0,
         },
         gpus: Vec::new(),
     }
@@ -337,7 +339,7 @@ async fn a_module_is_the_tasks_own() {
         buffers: vec![buffer("x/a", fill), buffer("y", ModuleFill::Zero)],
         steps: vec![step],
     });
-    wanted.spec.inputs = vec![Input { from: path("in/"), path: "x".into() }];
+    wanted.spec.inputs = vec![Input { from: path("in/"), path: "x".into(), range: None }];
     scene.assign(wanted, &running.agent);
     let (_, spec) = scene.started(1).await;
     let runner::Work::Module(work) = spec.work else { panic!("a module") };
@@ -347,6 +349,57 @@ async fn a_module_is_the_tasks_own() {
     let arguments = [runner::Argument::Buffer { name: "x".into() }, runner::Argument::Integer { value: 4 }];
     assert_eq!(work.steps[0].arguments, arguments);
     assert_eq!((work.steps[0].grid, work.steps[0].repeat), ([1, 2, 3], 2));
+}
+
+/// Of a range, only its bytes are brought, and only they count; one that the object does not have is told.
+#[tokio::test]
+async fn a_range_is_all_that_is_brought() {
+    let scene = Scene::new();
+    let running = scene.start();
+    let with = |bytes| {
+        let mut wanted = task(1);
+        wanted.spec.inputs[0].range = Some(InputRange { offset: 1, offset_per_task: 0, bytes });
+        wanted
+    };
+    scene.assign(with(2), &running.agent);
+    let (fake, spec) = scene.started(1).await;
+    assert_eq!(std::fs::read(spec.input.unwrap().join("d/a/b")).unwrap(), b"bc");
+    end(&fake, runner::End::Exited { code: 0 });
+    assert_eq!(scene.finished().await.usage.bytes_in, 4);
+    scene.gone().await;
+    scene.desk.finished.lock().unwrap().clear();
+    scene.assign(
+        AssignedTask { attempt: AttemptId { attempt: 2, ..task(1).attempt }, ..with(3) },
+        &running.agent,
+    );
+    let refused = scene.finished().await.end;
+    assert!(
+        matches!(&refused, End::Refused { why } if why.contains("3 bytes from 1 on are wanted of 3")),
+        "{refused:?}"
+    );
+}
+
+/// A card that its owner takes back is told as a loss, which is no fault of the task's; what has other cards stays.
+#[tokio::test]
+async fn what_holds_a_card_makes_way_for_its_owner() {
+    let scene = Scene::new();
+    let running = scene.start();
+    let on = |attempt, gpu: &str| AssignedTask { gpus: vec![gpu.into()], ..task(attempt) };
+    scene.assign(on(1, "GPU-1"), &running.agent);
+    scene.started(1).await;
+    let stays = AssignedTask { attempt: AttemptId { index: 3, ..task(1).attempt }, ..on(1, "GPU-2") };
+    scene.assign(stays, &running.agent);
+    timeout(WITHIN, async {
+        while scene.machine.running.lock().unwrap().len() < 2 {
+            scene.machine.changed.notified().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(running.agent.take_back(|uuid| uuid == "GPU-1", "wanted").await, 1);
+    let statement = scene.finished().await;
+    assert_eq!((statement.attempt.index, statement.end), (4, End::Lost { why: "wanted".into() }));
+    assert_eq!(running.agent.end_for("job-1-3-1", &End::OutOfMemory).await, 1);
 }
 
 /// Whatever is not this node's any more is killed, and nothing is said of it.

@@ -16,7 +16,8 @@ use crate::slice::{Kind, Level, SM_MILLIS_WHOLE, Slice};
 /// An attempt's task, with its folders.
 pub fn spec_of(task: &AssignedTask, code: Code, input: &Path, output: &Path) -> Result<TaskSpec, RunError> {
     let resources = &task.spec.resources;
-    let gpus = task.gpus.iter().zip(resources.gpu.iter().cycle()).map(|(uuid, share)| slice_of(uuid, share));
+    let gpus = task.gpus.iter().zip(resources.gpu.iter().cycle());
+    let gpus = gpus.map(|(uuid, share)| slice_of(uuid, share, &task.spec.work));
     Ok(TaskSpec {
         attempt: runner::AttemptId::new(name_of(task.attempt))?,
         work: work_of(task, code)?,
@@ -34,15 +35,17 @@ pub fn spec_of(task: &AssignedTask, code: Code, input: &Path, output: &Path) -> 
 }
 
 /// A share of a card as this machine's runner takes it; what keeps it there is the runner's to choose.
-fn slice_of(uuid: &str, share: &GpuShare) -> Slice {
+fn slice_of(uuid: &str, share: &GpuShare, work: &Work) -> Slice {
     let is_whole = share.cards > 0;
+    // A share is kept by what keeps shares, or by something stricter.
+    let least = if is_whole { share.level_min } else { share.level_min.max(work.share_level()) };
     Slice {
         gpu_uuid: uuid.to_owned(),
         memory_mib: share.memory_mib,
         sm_millis: if is_whole { SM_MILLIS_WHOLE } else { share.sm_millis },
         is_hard_cap: false,
         kind: if is_whole { Kind::Whole } else { Kind::Shared },
-        enforcement: Level::Advisory,
+        enforcement: Level::of_number(least).unwrap_or(Level::Exclusive),
     }
 }
 
@@ -50,7 +53,17 @@ fn work_of(task: &AssignedTask, code: Code) -> Result<runner::Work, RunError> {
     let AttemptId { job, index, attempt } = task.attempt;
     let (image, (command, env, working_dir, user)) = match (&task.spec.work, code) {
         (Work::Module(work), Code::Module(ptx)) => {
-            return Ok(runner::Work::Module(module_of(work, ptx, index)));
+            let mut work = module_of(work, ptx, index);
+            // Of each object, what was staged is what its buffer wants.
+            for buffer in &mut work.buffers {
+                let is_staged = task.spec.inputs.iter().any(|input| input.path == buffer.name);
+                if let Fill::Input { offset, .. } = &mut buffer.fill
+                    && is_staged
+                {
+                    *offset = 0;
+                }
+            }
+            return Ok(runner::Work::Module(work));
         }
         (Work::Container { command, env, working_dir, user, .. }, Code::Image(image)) => {
             (image, (command, env, working_dir, user))

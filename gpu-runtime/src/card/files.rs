@@ -36,6 +36,41 @@ pub fn device_nodes(minors: &[u32]) -> Vec<String> {
     names.filter(|name| Path::new("/dev").join(name).exists()).collect()
 }
 
+/// Where the driver's own library is: `library`, or where the system keeps it.
+#[must_use]
+pub fn driver_library(library: Option<&Path>) -> Option<PathBuf> {
+    let found = match library {
+        Some(named) => named.to_owned(),
+        None => {
+            SYSTEM.iter().map(|folder| Path::new(folder).join("libcuda.so.1")).find(|path| path.exists())?
+        }
+    };
+    fs::canonicalize(found).ok()
+}
+
+/// Folders of an image, besides the one that its environment names, in which its dynamic linker looks by itself: there too the
+/// driver's libraries are shown, so that a program without an environment finds them, and none that the image brings.
+#[must_use]
+pub fn linker_folders(layers: &[PathBuf]) -> Vec<PathBuf> {
+    let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    let is_absent = |path: &Path| fs::symlink_metadata(path).is_err();
+    // A link on the way, in any layer, leads elsewhere than it seems.
+    let parts = |folder: &str| {
+        let mut parts: Vec<PathBuf> =
+            Path::new(folder.trim_start_matches('/')).ancestors().map(Path::to_owned).collect();
+        parts.retain(|part| !part.as_os_str().is_empty());
+        parts
+    };
+    let is_shown = |folder: &&&str| {
+        let parts = parts(folder);
+        let is_plain = layers.iter().all(|layer| {
+            parts.iter().all(|part| is_folder(&layer.join(part)) || is_absent(&layer.join(part)))
+        });
+        is_plain && layers.iter().any(|layer| is_folder(&layer.join(folder.trim_start_matches('/'))))
+    };
+    SYSTEM[..3].iter().filter(is_shown).map(PathBuf::from).collect()
+}
+
 /// The driver's libraries that programs in a container look for, beside `library` or where the system keeps them: a file by each
 /// name that it is known by.
 #[must_use]

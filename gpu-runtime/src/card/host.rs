@@ -1,8 +1,8 @@
 //! This machine's cards: what is offered of them, what is closed and why, and whether one more slice fits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::nvml::{Cards, Fault, HealthEvent};
 use crate::inventory::Gpu;
@@ -14,6 +14,9 @@ use crate::slice::{Card, Kind, SM_MILLIS_WHOLE, Slice};
 /// How long the driver is asked for an event before the thread looks whether it is still wanted.
 const WATCH_PATIENCE_MS: u32 = 1000;
 
+/// Why a card takes nothing that its owner has taken back.
+pub const PAUSED: &str = "its owner has taken it back";
+
 /// What the owner of the machine decides about its cards.
 #[derive(Debug, Clone, Default)]
 pub struct HostConfig {
@@ -22,8 +25,12 @@ pub struct HostConfig {
     pub nvml_library: Option<PathBuf>,
     /// Of each card, for the owner's desktop.
     pub reserve_mib: u64,
+    /// Containers may have shares of cards, kept within them by a library in front of the driver's.
+    pub shares_for_containers: bool,
     /// Folder of the desk's socket.
     pub desk: PathBuf,
+    /// Where it is kept which cards the owner has taken back; `None`: until this process ends.
+    pub paused: Option<PathBuf>,
 }
 
 /// This machine's cards.
@@ -34,6 +41,12 @@ pub struct Host {
     desk: Option<Desk>,
     /// Why a card takes nothing, by its id.
     closed: Mutex<BTreeMap<String, String>>,
+    /// Cards that the owner has taken back.
+    paused: Mutex<BTreeSet<String>>,
+    /// Cards that programs of the machine's own use, and which.
+    lent: Mutex<BTreeMap<String, String>>,
+    /// Whether containers get shares; until it is known, they do not.
+    shadow: OnceLock<Result<(), String>>,
 }
 
 /// A slice that was let in, and why in this way.
@@ -62,7 +75,20 @@ impl Host {
             Some(_) => Some(Desk::open(&config.desk)?),
             None => None,
         };
-        Ok(Self { config, cards, desk, closed: Mutex::default() })
+        let paused = match &config.paused {
+            Some(path) if path.exists() => serde_json::from_slice(&std::fs::read(path)?)?,
+            _ => BTreeSet::new(),
+        };
+        let paused = Mutex::new(paused);
+        Ok(Self {
+            config,
+            cards,
+            desk,
+            closed: Mutex::default(),
+            paused,
+            lent: Mutex::default(),
+            shadow: OnceLock::new(),
+        })
     }
 
     /// Closes cards whose driver reports that they are ill, as long as anyone holds `host`.
@@ -104,6 +130,24 @@ impl Host {
         self.config.cuda_library.as_deref()
     }
 
+    /// Whether it is to be found out if containers can have shares.
+    #[must_use]
+    pub fn wants_shadow(&self) -> bool {
+        self.cards.is_some() && self.config.shares_for_containers
+    }
+
+    /// What was found out of that; the first answer stays.
+    pub fn set_shadow(&self, found: Result<(), String>) {
+        if let Err(why) = &found {
+            tracing::warn!(why, "containers get whole cards alone");
+        }
+        let _ = self.shadow.set(found);
+    }
+
+    fn has_shadow(&self) -> bool {
+        matches!(self.shadow.get(), Some(Ok(())))
+    }
+
     #[must_use]
     pub fn desk(&self) -> Option<&Desk> {
         self.desk.as_ref()
@@ -120,12 +164,73 @@ impl Host {
         let mut found =
             self.cards.as_ref().map_or_else(Vec::new, |cards| cards.list(self.config.reserve_mib));
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
         for gpu in &mut found {
+            if let Some(why) = lent.get(&gpu.uuid).or_else(|| lent.get(&gpu.parent)) {
+                gpu.closed.clone_from(why);
+            }
+            if paused.contains(&gpu.uuid) || paused.contains(&gpu.parent) {
+                PAUSED.clone_into(&mut gpu.closed);
+            }
+            gpu.has_shadow = self.has_shadow();
             if let Some(why) = closed.get(&gpu.uuid).or_else(|| closed.get(&gpu.parent)) {
                 gpu.closed = why.clone();
             }
         }
         found
+    }
+
+    /// The owner takes cards back, or gives them to tasks again; `uuid`: one of them or an instance of one, `None`: all. Answers those
+    /// that it concerns, with their instances. What runs on them is the caller's to end.
+    ///
+    /// # Errors
+    /// There is no such card, or it cannot be kept beyond a restart: then nothing has changed.
+    pub fn pause(&self, uuid: Option<&str>, is_paused: bool) -> std::io::Result<Vec<Gpu>> {
+        let missing = |text: String| std::io::Error::new(std::io::ErrorKind::NotFound, text);
+        let concerned: Vec<Gpu> = self
+            .list()
+            .into_iter()
+            .filter(|gpu| uuid.is_none_or(|uuid| gpu.uuid == uuid || gpu.parent == uuid))
+            .collect();
+        if concerned.is_empty() {
+            let uuid = uuid.map_or_else(|| "at all".to_owned(), str::to_owned);
+            return Err(missing(format!("this machine has no card {uuid}")));
+        }
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = paused.clone();
+        for gpu in &concerned {
+            match is_paused {
+                true => _ = next.insert(gpu.uuid.clone()),
+                false => {
+                    next.remove(&gpu.uuid);
+                    next.remove(&gpu.parent);
+                }
+            }
+        }
+        if let Some(path) = &self.config.paused {
+            let part = path.with_extension("part");
+            std::fs::write(&part, serde_json::to_vec(&next)?)?;
+            std::fs::rename(part, path)?;
+        }
+        *paused = next;
+        Ok(concerned)
+    }
+
+    /// A program of the machine's own uses a card, or none does any more.
+    pub fn lend(&self, uuid: &str, why: Option<String>) {
+        let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => _ = lent.insert(uuid.to_owned(), why),
+            None => _ = lent.remove(uuid),
+        }
+    }
+
+    /// The card that an instance is a part of.
+    #[must_use]
+    pub fn parent_of(&self, uuid: &str) -> Option<String> {
+        let found = self.list().into_iter().find(|gpu| gpu.uuid == uuid)?;
+        (!found.parent.is_empty()).then_some(found.parent)
     }
 
     /// Gives nothing of a card to tasks any more, and says why.
@@ -160,13 +265,15 @@ impl Host {
             // A share of an instance is a share of a card; a whole one has a wall around it.
             is_mig_on: is_instance && is_whole,
             has_free_mig_instance: is_instance && is_whole,
+            has_shadow: self.has_shadow(),
             ..Abilities::default()
         };
         let wanted = Wanted {
             program,
             is_whole: is_whole && !is_instance,
             level_min: slice.enforcement,
-            shares_under_shadow: false,
+            // Who asks for a share of a card for a container agrees to it; who does not demands a stricter level.
+            shares_under_shadow: true,
             is_among_own: others.is_empty(),
             is_card_free: others.is_empty(),
         };

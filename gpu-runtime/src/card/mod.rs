@@ -12,14 +12,18 @@
 //! | [`nvml`] | inventory and health, likewise                                         |
 //! | [`host`] | this machine's cards: offered, closed, divided into slices              |
 //! | [`files`] | which device nodes and libraries a confined process needs              |
+//! | [`guard`] | who uses cards beside tasks, and which task takes more than its slice   |
+//! | [`shadow`] | the library that keeps containers within their shares                 |
 //!
 //! What always holds: neither library is needed to build or to start; a machine without them has no cards, and says why when
 //! asked; a library is named by the owner's configuration or found as the system finds it, never by a task.
 
 pub mod cuda;
 pub mod files;
+pub mod guard;
 pub mod host;
 pub mod nvml;
+pub mod shadow;
 
 /// What must be done about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,9 +7,11 @@ use std::path::Path;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 
+use super::guard::CardProcess;
 use crate::inventory::Gpu;
 use crate::slice::Level;
 
@@ -119,11 +121,26 @@ impl Cards {
         Ok(instances)
     }
 
-    /// Whether somebody draws with a card: a game, a desktop. Processes that only draw the login screen count, so the owner says
-    /// whether this is looked at.
+    /// Processes that compute or draw with any card, each once a card. What a card does not tell is left out.
     #[must_use]
-    pub fn graphics_processes(&self, uuid: &str) -> Option<usize> {
-        self.nvml.device_by_uuid(uuid).ok()?.running_graphics_processes().ok().map(|found| found.len())
+    pub fn processes(&self) -> Vec<CardProcess> {
+        let mut found: Vec<CardProcess> = Vec::new();
+        for index in 0..self.nvml.device_count().unwrap_or(0).min(CARDS_MAX) {
+            let Ok(device) = self.nvml.device_by_index(index) else { continue };
+            let Ok(uuid) = device.uuid() else { continue };
+            let listed = [device.running_compute_processes(), device.running_graphics_processes()];
+            for process in listed.into_iter().flatten().flatten() {
+                let memory_mib = match process.used_gpu_memory {
+                    UsedGpuMemory::Used(bytes) => Some(bytes / MIB),
+                    UsedGpuMemory::Unavailable => None,
+                };
+                let is_known = found.iter().any(|known| known.pid == process.pid && known.uuid == uuid);
+                if !is_known {
+                    found.push(CardProcess { uuid: uuid.clone(), pid: process.pid, memory_mib });
+                }
+            }
+        }
+        found
     }
 
     /// Hands `tell` every event of every card until it answers `false`; it is asked at least every `patience_ms`. Blocks.

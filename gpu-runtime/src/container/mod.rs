@@ -26,6 +26,7 @@ mod log;
 mod state;
 pub mod worker;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -38,6 +39,7 @@ use async_trait::async_trait;
 use ring::rand::SecureRandom as _;
 
 use crate::card::host::Host;
+use crate::card::{files, shadow};
 use crate::module::on_card;
 use crate::runner::{
     Attempt, AttemptId, ContainerWork, ContentId, Enforcement, GpuLevel, Level, Network, RunError, Runner,
@@ -45,6 +47,7 @@ use crate::runner::{
 };
 use crate::slice::ladder::Program;
 use crate::slice::pace::Pass;
+use crate::slice::{Kind, SM_MILLIS_WHOLE};
 use attempt::ContainerAttempt;
 pub use image::Bounds;
 use image::Store;
@@ -126,6 +129,9 @@ impl ContainerRunner {
         }
         let images = config.state.join("images");
         let store = Store::open(&images, config.bounds).map_err(machine(format!("open {images:?}")))?;
+        if let Some(cards) = config.cards.as_ref().filter(|cards| cards.wants_shadow()) {
+            cards.set_shadow(try_shadow(&config.worker, cards, &config.state).await);
+        }
         let runner = Self {
             inner: Arc::new(Inner { config, confinement, store, starting: tokio::sync::Mutex::default() }),
         };
@@ -176,13 +182,21 @@ impl ContainerRunner {
             Work::Module(_) => Program::Module,
             Work::Container(_) => Program::Container,
         };
+        let is_share =
+            |slice: &crate::slice::Slice| slice.kind == Kind::Shared && slice.sm_millis < SM_MILLIS_WHOLE;
+        if spec.gpus.len() > 1 && spec.gpus.iter().any(is_share) {
+            return Err(RunError::Invalid("a share is of one card; several are given whole".into()));
+        }
         let mut held: Vec<_> = self.on_cards()?.into_iter().flat_map(|task| task.spec.gpus).collect();
         let mut minors = Vec::new();
         for slice in &mut spec.gpus {
             let admitted = cards.admit(slice, program, &held).map_err(refused)?;
             let level = admitted.slice.enforcement;
-            if program == Program::Container && level != GpuLevel::Exclusive {
-                return Err(refused(format!("a container gets whole cards here, and this would be {level}")));
+            let is_kept = matches!(level, GpuLevel::Exclusive | GpuLevel::Hardware | GpuLevel::Shadow);
+            if program == Program::Container && !is_kept {
+                return Err(refused(format!(
+                    "nothing here keeps a container to its share by the level {level}"
+                )));
             }
             let (attempt, why) = (&spec.attempt, &admitted.why);
             tracing::info!(%attempt, slice = ?admitted.slice, why, "a share of a card");
@@ -203,7 +217,38 @@ impl ContainerRunner {
             sm_millis,
         };
         let library = cards.cuda_library().map(Path::to_owned);
-        Ok(Some(CardAccess { library, desk: desk.folder().to_owned(), pass, minors }))
+        let is_shadowed = spec.gpus.iter().any(|slice| slice.enforcement == GpuLevel::Shadow);
+        let shadow = if is_shadowed && program == Program::Container {
+            let doing = || "write the library for containers with shares".to_owned();
+            let written = shadow::install(&self.inner.config.state);
+            Some(written.map_err(|source| RunError::Machine { doing: doing(), source })?)
+        } else {
+            None
+        };
+        Ok(Some(CardAccess { library, desk: desk.folder().to_owned(), pass, minors, shadow }))
+    }
+
+    /// Attempts that run on cards now: by the process that looks after each, and what each was given of its card in MiB where others
+    /// may be beside it.
+    ///
+    /// # Errors
+    /// [`RunError::Machine`] when the state folder cannot be read.
+    pub fn card_users(&self) -> Result<(BTreeMap<u32, String>, BTreeMap<String, u64>), RunError> {
+        let (mut workers, mut slices) = (BTreeMap::new(), BTreeMap::new());
+        for task in self.on_cards()? {
+            let name = task.spec.attempt.as_str().to_owned();
+            let folder = AttemptFolder::of(&self.attempts(), &task.spec.attempt);
+            if let Some(pid) = folder.worker_pid()? {
+                workers.insert(pid, name.clone());
+            }
+            let is_shared = |slice: &&crate::slice::Slice| {
+                !matches!(slice.enforcement, GpuLevel::Exclusive | GpuLevel::Hardware)
+            };
+            if let Some(slice) = task.spec.gpus.first().filter(is_shared) {
+                slices.insert(name, slice.memory_mib);
+            }
+        }
+        Ok((workers, slices))
     }
 
     fn known(&self) -> Result<Vec<ContainerAttempt>, RunError> {
@@ -395,6 +440,31 @@ async fn probe(worker: &[OsString]) -> Result<Confinement, RunError> {
             let said = String::from_utf8_lossy(&answer.stderr).into_owned();
             Err(asking(io::Error::other(format!("{worker:?} probe answered nothing of use: {said}"))))
         }
+    }
+}
+
+/// Whether the library for containers with shares works in front of this machine's driver: asked of a process of its own, which
+/// loads both.
+async fn try_shadow(worker: &[OsString], cards: &Host, state: &Path) -> Result<(), String> {
+    let Some(real) = files::driver_library(cards.cuda_library()) else {
+        return Err(
+            "the driver's library is not where distributions keep it; name it: compute.cuda_library".into()
+        );
+    };
+    let folder = state.join("shadow-check");
+    let empty = fs::remove_dir_all(&folder).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    });
+    let failed = |error: io::Error| format!("try it in {folder:?}: {error}");
+    empty.and_then(|()| fs::create_dir(&folder)).map_err(failed)?;
+    let mut asked = command(worker).map_err(|error| error.to_string())?;
+    asked.arg("shadow").arg(&real).arg(&folder).stdin(Stdio::null());
+    let answer = asked.output().await.map_err(failed)?;
+    _ = fs::remove_dir_all(&folder);
+    match answer.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&answer.stderr).trim().to_owned()),
     }
 }
 

@@ -58,6 +58,9 @@ pub struct CardAccess {
     pub pass: Pass,
     /// Numbers of its cards' device nodes.
     pub minors: Vec<u32>,
+    /// The library in front of the driver's, where that keeps a container within its share.
+    #[serde(default)]
+    pub shadow: Option<PathBuf>,
 }
 
 /// The process that looks after an attempt.
@@ -173,6 +176,15 @@ impl AttemptFolder {
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(failed(errno.into())),
         }
+    }
+
+    /// The worker's process, where it has said its name.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn worker_pid(&self) -> Result<Option<u32>, RunError> {
+        let worker = self.read::<WorkerProcess>("worker.json")?;
+        Ok(worker.and_then(|worker| u32::try_from(worker.pid).ok()))
     }
 
     /// A handle to the worker's process; `None` when it is gone, or has not said its name yet.

@@ -27,6 +27,8 @@ pub struct Gpu {
     pub memory_mib: u64,
     /// Strongest confinement it can give a slice, on the ladder of [`crate::slice`] (0 advisory to 5 exclusive).
     pub level_max: u8,
+    /// Containers can have shares of it.
+    pub has_shadow: bool,
 }
 
 /// One node, as a whole. What runs on it stands in [`Cluster::running`].
@@ -87,6 +89,8 @@ pub struct GpuDemand {
     pub models: Vec<String>,
     /// Weakest confinement that the customer accepts.
     pub level_min: u8,
+    /// A share for a container, where [`Gpu::has_shadow`].
+    pub needs_shadow: bool,
 }
 
 impl Demand {

@@ -11,7 +11,7 @@ use super::*;
 const MINUTE: u64 = 60_000;
 
 fn node(number: u64, gpus: usize) -> Node {
-    let gpu = Gpu { model: "A10".into(), memory_mib: 24_000, level_max: 5 };
+    let gpu = Gpu { model: "A10".into(), memory_mib: 24_000, level_max: 5, has_shadow: false };
     Node {
         number: NodeNumber(number),
         cpu_milli: 64_000,

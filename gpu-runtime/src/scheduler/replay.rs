@@ -65,7 +65,7 @@ pub fn read_nodes(list: &str) -> Result<Vec<Node>, ListError> {
     for (line, cells) in lines {
         let cards = columns.number(line, &cells, "gpu", CARDS_MAX as u64)?;
         let model = cells.get(model_at).copied().unwrap_or("").trim().to_owned();
-        let gpu = Gpu { model, memory_mib: 0, level_max: u8::MAX };
+        let gpu = Gpu { model, memory_mib: 0, level_max: u8::MAX, has_shadow: true };
         nodes.push(Node {
             number: NodeNumber(nodes.len() as u64),
             cpu_milli: columns.number(line, &cells, "cpu_milli", AMOUNT_MAX)?,

@@ -10,7 +10,7 @@ use super::replay::{ListError, Load, bound_percent, read_nodes, read_tasks, repl
 use super::*;
 
 fn node(number: u64, cpu_milli: u64, memory_mib: u64, gpus: usize) -> Node {
-    let gpu = Gpu { model: "A10".into(), memory_mib: 24_000, level_max: 5 };
+    let gpu = Gpu { model: "A10".into(), memory_mib: 24_000, level_max: 5, has_shadow: false };
     Node {
         number: NodeNumber(number),
         cpu_milli,

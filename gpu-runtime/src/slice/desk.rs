@@ -6,10 +6,12 @@
 //!
 //! Threads of its own, not the runtime's: a turn is a matter of microseconds, and a card may have [`super::SLICES_MAX`] workers.
 //!
+//! A slice may come with several connections: the processes of a container. They share its turns in the order in which they ask.
+//!
 //! What always holds: a worker that goes away gives back its turns at once; one that says anything unheard-of, or does not
 //! read its grants, is cut off; what waits is bounded by the arbiter's lines.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt as _;
@@ -204,11 +206,18 @@ impl Shared {
     }
 }
 
-/// One worker that takes turns.
-struct Client {
-    visit: u64,
+/// One process that takes turns.
+struct Visitor {
     stream: UnixStream,
     on_card: BTreeSet<Ticket>,
+}
+
+/// A slice that takes turns.
+#[derive(Default)]
+struct Client {
+    visitors: BTreeMap<u64, Visitor>,
+    /// Whose the requests in the slice's line are, in their order.
+    asked: VecDeque<u64>,
 }
 
 /// One card's turns, until nobody can come any more.
@@ -240,9 +249,16 @@ impl Turns {
             match self.arbiter.next(now_ns()) {
                 Decision::Grant { slice, ticket, .. } => {
                     let Some(client) = self.clients.get_mut(&slice) else { continue };
-                    client.on_card.insert(ticket);
-                    if client.stream.write_all(&message(GRANT, ticket.0, 0)).is_err() {
-                        self.leave(slice);
+                    let visit = client.asked.pop_front();
+                    let visitor = visit.and_then(|visit| Some((visit, client.visitors.get_mut(&visit)?)));
+                    let Some((visit, visitor)) = visitor else {
+                        // Who asked is gone: the turn was nobody's.
+                        self.arbiter.finished(ticket, None, now_ns());
+                        continue;
+                    };
+                    visitor.on_card.insert(ticket);
+                    if visitor.stream.write_all(&message(GRANT, ticket.0, 0)).is_err() {
+                        self.leave(slice, visit);
                     }
                 }
                 Decision::WaitUntil(at) => return Some(at),
@@ -253,43 +269,52 @@ impl Turns {
 
     fn take(&mut self, event: Event) {
         let now = now_ns();
-        let is_here = |clients: &BTreeMap<SliceId, Client>, slice: SliceId, visit: u64| {
-            clients.get(&slice).is_some_and(|client| client.visit == visit)
-        };
         match event {
             Event::Joined { slice, visit, due, stream } => {
-                self.leave(slice);
                 // A worker that does not read its grants must hold up nobody.
                 if stream.set_write_timeout(Some(Duration::from_millis(1))).is_ok() {
-                    self.arbiter.add(slice, due, now);
-                    self.clients.insert(slice, Client { visit, stream, on_card: BTreeSet::new() });
+                    let client = self.clients.entry(slice).or_insert_with(|| {
+                        self.arbiter.add(slice, due, now);
+                        Client::default()
+                    });
+                    client.visitors.insert(visit, Visitor { stream, on_card: BTreeSet::new() });
                 }
             }
-            Event::Asked { slice, visit, function } if is_here(&self.clients, slice, visit) => {
+            Event::Asked { slice, visit, function } => {
+                let Some(client) = self.clients.get_mut(&slice) else { return };
+                if !client.visitors.contains_key(&visit) {
+                    return;
+                }
+                client.asked.push_back(visit);
                 if let Err(error) = self.arbiter.request(slice, function, now) {
+                    client.asked.pop_back();
                     tracing::warn!(%error, "a worker asks for too much, and is cut off");
-                    self.leave(slice);
+                    self.leave(slice, visit);
                 }
             }
-            Event::Done { slice, visit, ticket, measured_ns } if is_here(&self.clients, slice, visit) => {
+            Event::Done { slice, visit, ticket, measured_ns } => {
                 // A ticket is settled by who holds it.
-                if self.clients.get_mut(&slice).is_some_and(|client| client.on_card.remove(&ticket)) {
+                let visitor = self.clients.get_mut(&slice).and_then(|client| client.visitors.get_mut(&visit));
+                if visitor.is_some_and(|visitor| visitor.on_card.remove(&ticket)) {
                     self.arbiter.finished(ticket, Some(measured_ns), now);
                 }
             }
-            Event::Left { slice, visit } if is_here(&self.clients, slice, visit) => self.leave(slice),
-            Event::Asked { .. } | Event::Done { .. } | Event::Left { .. } => {}
+            Event::Left { slice, visit } => self.leave(slice, visit),
         }
     }
 
-    fn leave(&mut self, slice: SliceId) {
-        if let Some(client) = self.clients.remove(&slice) {
-            for ticket in client.on_card {
-                self.arbiter.finished(ticket, None, now_ns());
-            }
+    /// A process goes; with its last one the slice does.
+    fn leave(&mut self, slice: SliceId, visit: u64) {
+        let Some(client) = self.clients.get_mut(&slice) else { return };
+        let Some(visitor) = client.visitors.remove(&visit) else { return };
+        for ticket in visitor.on_card {
+            self.arbiter.finished(ticket, None, now_ns());
+        }
+        // Its own end of the socket may be gone.
+        let _ = visitor.stream.shutdown(Shutdown::Both);
+        if client.visitors.is_empty() {
+            self.clients.remove(&slice);
             self.arbiter.remove(slice);
-            // Its own end of the socket may be gone.
-            let _ = client.stream.shutdown(Shutdown::Both);
         }
     }
 }

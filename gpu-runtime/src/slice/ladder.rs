@@ -33,6 +33,12 @@ impl Level {
     pub const LADDER: [Self; 6] =
         [Self::Exclusive, Self::Hardware, Self::Kernel, Self::OwnedHost, Self::Shadow, Self::Advisory];
 
+    /// `None`: no level has this number.
+    #[must_use]
+    pub fn of_number(number: u8) -> Option<Self> {
+        Self::LADDER.into_iter().find(|level| level.number() == number)
+    }
+
     #[must_use]
     pub fn number(self) -> u8 {
         self as u8

@@ -7,6 +7,7 @@
 //! | [`arbiter`] | whose launch is next, so that each gets its share of measured time  |
 //! | [`desk`]    | the arbiters of this node, behind a socket                          |
 //! | [`pace`]    | how a worker asks there                                             |
+//! | [`clerk`]   | how much memory a container's processes hold of a slice             |
 //!
 //! What always holds: the slices of a card never hold more memory than it has, nor more than all of its multiprocessors under
 //! hard caps; a MIG card and a shared one are never mixed; all arithmetic is checked.
@@ -14,6 +15,7 @@
 pub mod arbiter;
 #[cfg(test)]
 mod arbiter_model;
+pub mod clerk;
 pub mod desk;
 pub mod ladder;
 pub mod pace;

@@ -5,7 +5,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use makai_gpu_runtime::card::host::{Host, HostConfig};
+use makai_gpu_runtime::card::guard::{Owner, whose};
+use makai_gpu_runtime::card::host::{Host, HostConfig, PAUSED};
 use makai_gpu_runtime::runner::{
     Argument, End, Fill, GpuLevel, ModuleBuffer, ModuleStep, ModuleWork, RunError, Runner, TaskSpec, Work,
 };
@@ -18,7 +19,7 @@ const HOSTILE: &str = include_str!("../module/ptx/hostile.ptx");
 /// Kernels that take as long as their names say.
 const SPIN: &str = ".version 7.0\n.target sm_70\n.address_size 64\n\
     .visible .entry spin_20000us()\n{\n\tret;\n}\n.visible .entry spin_2000us()\n{\n\tret;\n}\n";
-const CARD: &str =
+pub const CARD: &str =
     r#"[{"uuid": "GPU-1", "model": "NVIDIA Test Card", "memory_mib": 64, "capability": [8, 9]}]"#;
 
 /// The libraries of a driver whose cards are made of software, in a folder.
@@ -44,7 +45,7 @@ pub fn driver(folder: &Path, cards: &str) -> PathBuf {
 }
 
 /// A runner of a machine with these cards.
-async fn kit(cards: &str) -> Option<(Kit, Arc<Host>, PathBuf)> {
+pub async fn kit(cards: &str) -> Option<(Kit, Arc<Host>, PathBuf)> {
     let folder = tempfile::tempdir().unwrap();
     let driver = driver(folder.path(), cards);
     let host = Arc::new(host(folder.path(), &driver));
@@ -52,6 +53,7 @@ async fn kit(cards: &str) -> Option<(Kit, Arc<Host>, PathBuf)> {
     let mut kit = Kit::with(|config| config.cards = Some(own)).await?;
     // Lives as long as the runner does.
     kit.driver = Some(folder);
+    kit.cards = Some(Arc::clone(&host));
     Some((kit, host, driver))
 }
 
@@ -60,12 +62,14 @@ fn host(folder: &Path, driver: &Path) -> Host {
         cuda_library: Some(driver.join("libcuda.so.1")),
         nvml_library: Some(driver.join("libnvidia-ml.so.1")),
         reserve_mib: 0,
+        shares_for_containers: true,
         desk: folder.join("desk"),
+        paused: Some(folder.join("paused.json")),
     };
     Host::open(config).unwrap()
 }
 
-fn slice(memory_mib: u64, sm_millis: u32) -> Slice {
+pub fn slice(memory_mib: u64, sm_millis: u32) -> Slice {
     Slice {
         gpu_uuid: "GPU-1".into(),
         memory_mib,
@@ -252,35 +256,14 @@ async fn health_events_close_a_card() {
     assert!(refused.as_ref().is_err_and(|why| why.contains("takes no tasks: Xid 79")), "{refused:?}");
 }
 
-/// A container's own program finds the driver of its whole card, and gets no share of one.
+/// A container's own program finds the driver of its whole card; one that would share a card only by our own host code is refused.
 #[tokio::test]
 async fn a_container_gets_whole_cards() {
     let Some((kit, _, _)) = kit(CARD).await else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let (source, program) = (folder.path().join("cuda.c"), folder.path().join("cuda"));
-    std::fs::write(&source, CONTAINER).unwrap();
-    let built = Command::new("cc").arg("-o").arg(&program).arg(&source).arg("-ldl").status();
-    assert!(built.expect("a C compiler").success());
-    let mut archive = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, file: &Path| {
-        kit::entry(&mut archive, tar::EntryType::Regular, path, "", &std::fs::read(file).unwrap());
-    };
-    add("bin/cuda", &program);
-    // The image brings the C library that its program and the driver are built for.
-    let needed = Command::new("ldd").arg(&program).arg(kit.driver_file("libcuda.so.1")).output().unwrap();
-    let mut libraries: Vec<String> = String::from_utf8(needed.stdout)
-        .unwrap()
-        .split_whitespace()
-        .filter(|word| word.starts_with("/lib") || word.starts_with("/usr/lib"))
-        .map(|word| word.trim_end_matches(':').to_owned())
-        .collect();
-    libraries.sort();
-    libraries.dedup();
-    libraries.iter().for_each(|path| add(&path[1..], Path::new(path)));
-    let image = kit.image(&archive.into_inner().unwrap());
+    let image = crate::shares::image(&kit, CONTAINER);
     let mut task = kit.task("whole", &[]);
     kit::container(&mut task).image = image.clone();
-    kit::container(&mut task).command = vec!["/bin/cuda".into()];
+    kit::container(&mut task).command = vec!["/bin/program".into()];
     kit::container(&mut task).env.insert("FAKE_CARDS".into(), CARD.into());
     task.gpus = vec![Slice { kind: Kind::Whole, ..slice(0, 1000) }];
     let (outcome, said) = kit.run(&task).await;
@@ -296,6 +279,42 @@ async fn a_container_gets_whole_cards() {
         matches!(&refused, Err(RunError::Refused(why)) if why.contains("a container brings its own host code")),
         "{refused:?}"
     );
+    running.kill().await.unwrap();
+    kit::ended(&*running).await;
+}
+
+/// Whose processes are on a card is told by the driver and by who started them: a task's, its container's too, or somebody else's; and
+/// a card that its owner has taken back stays his when the daemon begins anew.
+#[tokio::test]
+async fn who_uses_a_card_is_known() {
+    let Some((kit, host, driver)) = kit(CARD).await else { return };
+    let running = kit.start(&module(&kit, "mine", spin("spin_20000us", 1000), slice(8, 100))).await;
+    let (workers, slices) = kit.runner.card_users().unwrap();
+    assert_eq!(slices["mine"], 8);
+    let worker = async {
+        loop {
+            if let Some((pid, _)) = kit.runner.card_users().unwrap().0.into_iter().next() {
+                return pid;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let worker = tokio::time::timeout(Duration::from_secs(30), worker).await.expect("it has a worker");
+    drop(workers);
+    let stranger = std::process::id();
+    std::fs::write(driver.join("processes"), format!("0 {worker} 10\n0 {stranger} 20\n")).unwrap();
+    let found = host.cards().unwrap().processes();
+    let workers = kit.runner.card_users().unwrap().0;
+    let told: Vec<_> = found.iter().map(|one| (one.memory_mib, whose(one.pid, &workers))).collect();
+    assert_eq!(told[0], (Some(10), Owner::Attempt("mine".into())));
+    assert!(matches!(&told[1], (Some(20), Owner::Other(_))), "{told:?}");
+    let taken = host.pause(None, true).unwrap();
+    assert_eq!((taken.len(), host.list()[0].closed.as_str()), (1, PAUSED));
+    let again = self::host(driver.parent().unwrap(), &driver);
+    assert_eq!(again.list()[0].closed, PAUSED);
+    assert!(host.pause(Some("GPU-9"), true).is_err());
+    again.pause(Some("GPU-1"), false).unwrap();
+    assert_eq!(again.list()[0].closed, "");
     running.kill().await.unwrap();
     kit::ended(&*running).await;
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use makai_gpu_runtime::card::host::Host;
 use makai_gpu_runtime::container::{Bounds, ContainerConfig, ContainerRunner};
 use makai_gpu_runtime::runner::{
     Attempt, AttemptId, ContainerWork, ContentId, Image, Level, Limits, LogStream, Network, Outcome,
@@ -22,6 +23,7 @@ pub struct Kit {
     pub folder: tempfile::TempDir,
     /// Libraries of a driver, where a test has one.
     pub driver: Option<tempfile::TempDir>,
+    pub cards: Option<Arc<Host>>,
 }
 
 /// The static program of `task.c`, built once.
@@ -77,7 +79,7 @@ impl Kit {
         let mut config = config(folder.path());
         change(&mut config);
         match ContainerRunner::open(config).await {
-            Ok(runner) => Some(Self { runner, folder, driver: None }),
+            Ok(runner) => Some(Self { runner, folder, driver: None, cards: None }),
             Err(RunError::Refused(why))
                 if std::env::var("MAKAI_TEST_CONTAINERS").as_deref() != Ok("require") =>
             {
@@ -91,6 +93,11 @@ impl Kit {
     /// A library of this kit's driver.
     pub fn driver_file(&self, name: &str) -> PathBuf {
         self.driver.as_ref().expect("a kit with cards").path().join("driver").join(name)
+    }
+
+    /// What the runner was opened with.
+    pub fn config(&self) -> ContainerConfig {
+        ContainerConfig { cards: self.cards.clone(), ..config(self.folder.path()) }
     }
 
     /// Writes an image file and names it.

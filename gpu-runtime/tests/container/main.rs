@@ -9,3 +9,4 @@ mod hostile;
 mod images;
 mod kit;
 mod modules;
+mod shares;

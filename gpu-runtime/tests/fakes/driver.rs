@@ -8,10 +8,13 @@
 //!
 //! Copied as `libcuda.so.1` and as `libnvidia-ml.so.1` into a folder of a test's own, and loaded by that path. A kernel takes the time
 //! that its name ends with (`_2000us`), others a nanosecond an instruction. Memory comes dirty, as a real card's may; memory that
-//! is given back dirty is written down in `journal`. Lines `INDEX XID` in `xid` become health events.
+//! is given back dirty is written down in `journal`. Lines `INDEX XID` in `xid` become health events; lines `INDEX PID MIB` in
+//! `processes` are the processes that use cards.
 //!
 //! Files are opened when the library is loaded, as a confined process has no path to them later. In a container, which sees
 //! the libraries alone, the variable `FAKE_CARDS` stands for `cards.json`.
+
+mod wide;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -55,6 +58,7 @@ struct Process {
     stream_ends: u64,
     /// What a kernel did that the context does not survive.
     fault: c_int,
+    wide: wide::Wide,
 }
 
 static WORLD: OnceLock<Option<World>> = OnceLock::new();
@@ -194,7 +198,10 @@ extern "C" fn cuCtxCreate_v2(context: *mut *mut c_void, _flags: c_uint, _device:
 
 #[unsafe(no_mangle)]
 extern "C" fn cuCtxDestroy_v2(_context: *mut c_void) -> c_int {
-    0
+    with(|process| {
+        process.buffers.clear();
+        0
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -205,7 +212,7 @@ extern "C" fn cuCtxSetLimit(_limit: c_int, _value: usize) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
     with(|process| {
-        let held: usize = process.buffers.values().map(Vec::len).sum();
+        let held = process.buffers.values().map(Vec::len).sum::<usize>() + process.wide.held() as usize;
         let bytes = memory_bytes(process.card) as usize;
         put(free, bytes.saturating_sub(held));
         put(total, bytes)
@@ -215,7 +222,7 @@ extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int {
     with(|process| {
-        let held: usize = process.buffers.values().map(Vec::len).sum();
+        let held = process.buffers.values().map(Vec::len).sum::<usize>() + process.wide.held() as usize;
         if bytes == 0 || (held + bytes) as u64 > memory_bytes(process.card) {
             return OUT_OF_MEMORY;
         }
@@ -650,6 +657,55 @@ extern "C" fn nvmlEventSetWait_v2(_set: *mut c_void, data: *mut EventData, timeo
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[repr(C)]
+struct ProcessInfo {
+    pid: c_uint,
+    memory_bytes: u64,
+    instance: c_uint,
+    compute_instance: c_uint,
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+    device: *mut c_void,
+    count: *mut c_uint,
+    into: *mut ProcessInfo,
+) -> c_int {
+    const INSUFFICIENT_SIZE: c_int = 7;
+    let Some(world) = world() else { return 1 };
+    let text = std::fs::read_to_string(world.folder.join("processes")).unwrap_or_default();
+    let card = device as usize - 1;
+    let found: Vec<[u64; 3]> = text
+        .lines()
+        .map(|line| line.split(' ').map(|number| number.parse().unwrap_or(0)).collect::<Vec<u64>>())
+        .filter_map(|numbers| numbers.try_into().ok())
+        .filter(|numbers: &[u64; 3]| numbers[0] == card as u64)
+        .collect();
+    // SAFETY: the interface says that it points to how many there is room for.
+    let room = unsafe { *count } as usize;
+    put(count, found.len() as c_uint);
+    if found.len() > room {
+        return INSUFFICIENT_SIZE;
+    }
+    for (at, [_, pid, mib]) in found.into_iter().enumerate() {
+        let memory_bytes = mib << 20;
+        let info =
+            ProcessInfo { pid: pid as c_uint, memory_bytes, instance: u32::MAX, compute_instance: u32::MAX };
+        // SAFETY: the interface says that there is room for so many.
+        unsafe { into.add(at).write(info) };
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
+    _device: *mut c_void,
+    count: *mut c_uint,
+    _into: *mut ProcessInfo,
+) -> c_int {
+    put(count, 0)
 }
 
 #[unsafe(no_mangle)]

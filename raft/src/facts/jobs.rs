@@ -111,6 +111,16 @@ impl Work {
         }
     }
 
+    /// What keeps a share of a card for it, by its number in [`LEVELS`]: a module's by the node's own process, a container's by a
+    /// library in front of the driver's.
+    #[must_use]
+    pub fn share_level(&self) -> u8 {
+        match self {
+            Self::Container { .. } => 1,
+            Self::Module(_) => 2,
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         let (image, command, env, working_dir, user) = match self {
             Self::Container { image, command, env, working_dir, user } => {
@@ -161,6 +171,18 @@ pub struct GpuShare {
     pub sm_millis: u32,
     /// Part of the model's name; empty: any.
     pub model: String,
+    /// The least that keeps it to its share, 0 advisory to 5 exclusive; 0: what is usual for what runs.
+    #[serde(default)]
+    pub level_min: u8,
+}
+
+/// Levels that keep an attempt to its share of a card, by their numbers.
+pub const LEVELS: [&str; 6] = ["advisory", "shadow", "owned-host", "kernel", "hardware", "exclusive"];
+
+/// Name of a level.
+#[must_use]
+pub fn level_name(level: u8) -> &'static str {
+    LEVELS.get(usize::from(level)).copied().unwrap_or("unknown")
 }
 
 /// Objects that are there before the task starts.
@@ -170,6 +192,25 @@ pub struct Input {
     pub from: ObjectPath,
     /// Relative to the task's input folder; a prefix becomes a folder.
     pub path: String,
+    /// Of an object, the bytes that are wanted; `None`: all.
+    #[serde(default)]
+    pub range: Option<InputRange>,
+}
+
+/// Bytes of an object, from `offset + index * offset_per_task` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputRange {
+    pub offset: u64,
+    pub offset_per_task: u64,
+    pub bytes: u64,
+}
+
+impl InputRange {
+    /// Where the range of a task begins.
+    #[must_use]
+    pub fn start(&self, index: u32) -> u64 {
+        self.offset.saturating_add(self.offset_per_task.saturating_mul(index.into()))
+    }
 }
 
 /// A folder or file that is published when the task has succeeded.
@@ -209,6 +250,10 @@ pub struct JobSpec {
     /// All its tasks start together or none does, and where an attempt at one ends badly, all begin again.
     #[serde(default)]
     pub is_gang: bool,
+    /// What it may cost in all, by the cluster's prices, in millionths of a credit; 0: no bound. What it holds is added up once a
+    /// minute, and no attempt is begun whose first minutes go beyond.
+    #[serde(default)]
+    pub price_max: u64,
 }
 
 /// A text of the specification, as it is for one task.
@@ -231,6 +276,17 @@ pub fn output_key(output: &Output, index: u32, path: &str) -> ObjectPath {
 }
 
 impl JobSpec {
+    /// A share that must be kept more strictly than shares are is a whole card.
+    pub fn settle_gpu(&mut self) {
+        let level = self.work.share_level();
+        if let Some(gpu) = &mut self.resources.gpu
+            && gpu.cards == 0
+            && gpu.level_min > level
+        {
+            gpu.cards = 1;
+        }
+    }
+
     /// # Errors
     /// What must change, with its field.
     pub fn check(&self) -> Result<(), String> {
@@ -242,6 +298,13 @@ impl JobSpec {
         for input in &self.inputs {
             check_path("input", &input.path, false)?;
             check_object("input", &input.from)?;
+            let is_prefix = input.from.key.is_empty() || input.from.key.ends_with('/');
+            if input.range.is_some_and(|range| is_prefix || range.bytes == 0) {
+                return Err(format!(
+                    "input {:?}: a range is of at least one byte, of one object",
+                    input.path
+                ));
+            }
         }
         for output in &self.outputs {
             check_path("output", &output.path, true)?;
@@ -278,6 +341,7 @@ impl JobSpec {
             within("gpu.sm_millis", gpu.sm_millis.into(), u64::from(gpu.cards == 0), 1000)?;
             within("gpu.memory_mib", gpu.memory_mib, 0, 1 << 30)?;
             bound("gpu.model: bytes", gpu.model.len(), TEXT_BYTES_MAX)?;
+            within("gpu.level_min", gpu.level_min.into(), 0, LEVELS.len() as u64 - 1)?;
         }
         Ok(())
     }
@@ -389,6 +453,10 @@ pub struct JobState {
     pub next_index: u32,
     /// Why it ended, where it did not succeed.
     pub reason: String,
+    /// What it came to so far by the cluster's prices, charged or not, in millionths of a credit. Kept elsewhere, and put in where
+    /// somebody asks.
+    #[serde(default)]
+    pub cost: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -493,6 +561,19 @@ pub struct PastAttempt {
     pub assigned_at: Timestamp,
     pub ended_at: Timestamp,
     pub end: End,
+    /// As its node measured it, where it reported.
+    #[serde(default)]
+    pub used: Option<PastUse>,
+}
+
+/// Of what an attempt used, what a task remembers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastUse {
+    pub wall_ms: u64,
+    pub cpu_ms: u64,
+    pub memory_peak_bytes: u64,
+    pub gpu_busy_ns: u64,
+    pub gpu_level: Option<u8>,
 }
 
 /// A task that was tried at least once, or cancelled.
@@ -515,6 +596,20 @@ pub struct Task {
     pub receipt: u64,
     /// Attempt whose log is in the pool, and its bytes.
     pub log: Option<(u32, u64)>,
+    /// A second attempt beside the current one.
+    #[serde(default)]
+    pub twin: Option<Twin>,
+    /// The highest number that an attempt was given, where that is not the current one's.
+    #[serde(default)]
+    pub attempts: u32,
+}
+
+/// An attempt beside the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Twin {
+    pub attempt: u32,
+    pub node: NodeId,
+    pub assigned_at: Timestamp,
 }
 
 impl Task {
@@ -532,7 +627,15 @@ impl Task {
             history: Vec::new(),
             receipt: 0,
             log: None,
+            twin: None,
+            attempts: 0,
         }
+    }
+
+    /// Number of the next attempt: never that of one before.
+    #[must_use]
+    pub fn next_attempt(&self) -> u32 {
+        self.attempt.max(self.attempts) + 1
     }
 }
 
@@ -613,6 +716,9 @@ pub struct Assignment {
     /// Cards of that node that it gets, or gets its share of, by the driver's names.
     #[serde(default)]
     pub gpus: Vec<String>,
+    /// Beside the attempt that runs, and not in its place.
+    #[serde(default)]
+    pub is_twin: bool,
 }
 
 #[allow(clippy::large_enum_variant, reason = "moved a few times per request, never kept in numbers")]

@@ -13,8 +13,8 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use makai_gateway::grpc::proto::jobs::v1::logs_response::Stream;
 use makai_gateway::grpc::proto::jobs::v1::{
-    CancelRequest, Counts, GetRequest, Job, ListRequest, ListTasksRequest, LogsRequest, Phase, SubmitRequest,
-    SubmitResponse, Task, TaskPhase, WaitRequest, WatchRequest, WhyRequest,
+    CancelRequest, Counts, Enforcement, GetRequest, Job, ListRequest, ListTasksRequest, LogsRequest, Phase,
+    SubmitRequest, SubmitResponse, Task, TaskPhase, WaitRequest, WatchRequest, WhyRequest,
 };
 use serde_json::json;
 
@@ -206,12 +206,47 @@ async fn exit_of(client: &mut Client, job: &Job) -> anyhow::Result<Option<ExitCo
 }
 
 fn print_room(answer: &SubmitResponse, target: &Target) -> anyhow::Result<()> {
-    let (nodes, tasks_at_once) = (answer.nodes, answer.tasks_at_once);
+    let SubmitResponse { nodes, tasks_at_once, tasks_now, runtime_median_ms, runtime_p90_ms, .. } = *answer;
+    let SubmitResponse { task_hour_micros, cost_expected_micros, cost_max_micros, .. } = *answer;
+    let enforcement = enforcement_name(answer.enforcement);
     if target.json {
-        return print_json(&json!({ "nodes": nodes, "tasks_at_once": tasks_at_once }));
+        return print_json(&json!({
+            "nodes": nodes, "tasks_at_once": tasks_at_once, "tasks_now": tasks_now, "enforcement": enforcement,
+            "runtime_median_ms": runtime_median_ms, "runtime_p90_ms": runtime_p90_ms, "task_hour_micros": task_hour_micros,
+            "cost_expected_micros": cost_expected_micros, "cost_max_micros": cost_max_micros,
+        }));
     }
-    println!("{tasks_at_once} tasks at once, on {nodes} nodes");
+    println!("{tasks_at_once} tasks at once, on {nodes} nodes; {tasks_now} of them now");
+    if let Some(level) = enforcement {
+        println!("card  kept to its share by: {level}");
+    }
+    match runtime_p90_ms {
+        0 => println!("time  not known yet: none like it has ended"),
+        _ => println!(
+            "time  {runtime_median_ms} ms a task at the median, nine in ten within {runtime_p90_ms} ms"
+        ),
+    }
+    let expected = match runtime_p90_ms {
+        0 => String::new(),
+        _ => format!("{} expected, ", credits(cost_expected_micros)),
+    };
+    println!(
+        "cost  {} an hour and task; {expected}{} at most",
+        credits(task_hour_micros),
+        credits(cost_max_micros)
+    );
     Ok(())
+}
+
+/// Millionths of a credit, for people.
+fn credits(micros: u64) -> String {
+    format!("{}.{:06} credits", micros / 1_000_000, micros % 1_000_000)
+}
+
+/// A level's name; `None`: no card is in play.
+fn enforcement_name(number: i32) -> Option<String> {
+    let known = Enforcement::try_from(number).ok().filter(|known| *known != Enforcement::Unspecified)?;
+    Some(known.as_str_name().trim_start_matches("ENFORCEMENT_").to_ascii_lowercase().replace('_', "-"))
 }
 
 /// Submits the stages of a file, each told what it waits for; with `wait`, until all are over.
@@ -311,6 +346,9 @@ async fn show(id: u64, why: bool, target: &Target) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("{}", line(&job));
+    if job.cost_micros > 0 {
+        println!("  {} so far", credits(job.cost_micros));
+    }
     if !job.reason.is_empty() {
         println!("  {}", job.reason);
     }
@@ -318,7 +356,12 @@ async fn show(id: u64, why: bool, target: &Target) -> anyhow::Result<ExitCode> {
         let last = task.attempts.last().map_or("", |past| past.end.as_str());
         let node: String = task.node.chars().take(12).collect();
         let phase = task_phase(&task);
-        println!("  {:>6}  {phase:<10} attempt {}  {node:<12}  {last}", task.index, task.attempt);
+        let card = task.attempts.last().and_then(|past| {
+            let level = enforcement_name(past.enforcement)?;
+            Some(format!("  card: {level}, {} ms", past.gpu_busy_ns / 1_000_000))
+        });
+        let card = card.unwrap_or_default();
+        println!("  {:>6}  {phase:<10} attempt {}  {node:<12}  {last}{card}", task.index, task.attempt);
     }
     if let Some(why) = why {
         println!("why:");
@@ -467,6 +510,7 @@ fn job_json(job: &Job) -> serde_json::Value {
             "failed": counts.failed, "cancelled": counts.cancelled,
         },
         "reason": job.reason,
+        "cost_micros": job.cost_micros,
         "submitted_unix_ms": job.submitted_unix_ms,
         "started_unix_ms": job.started_unix_ms,
         "ended_unix_ms": job.ended_unix_ms,
@@ -478,6 +522,8 @@ fn task_json(task: &Task) -> serde_json::Value {
         json!({
             "number": past.number, "node": past.node, "end": past.end, "exit_code": past.exit_code,
             "assigned_unix_ms": past.assigned_unix_ms, "ended_unix_ms": past.ended_unix_ms,
+            "wall_ms": past.wall_ms, "cpu_ms": past.cpu_ms, "memory_peak_bytes": past.memory_peak_bytes,
+            "gpu_busy_ns": past.gpu_busy_ns, "enforcement": enforcement_name(past.enforcement),
         })
     };
     json!({

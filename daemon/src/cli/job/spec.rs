@@ -1,8 +1,8 @@
 //! A job as a person writes it: in a file, or in the words of the command line.
 //!
 //! A file names what the flags name: `image = "s3://BUCKET/KEY"`, `command = [...]`, `[env]`, `inputs = [{from = "s3://...",
-//! path = "..."}]`, `outputs = [{path = "...", to = "s3://..."}]`, `cpu_millis`, `memory_bytes`, and so on; JSON alike. In
-//! place of an image it may name a module of kernels: see `module`. `[[stages]]`, each a job with a name of its own, go one
+//! path = "..."}]`, `outputs = [{path = "...", to = "s3://..."}]`, `cpu_millis`, `memory_bytes`, `gpu = {sm_millis = 250,
+//! memory_mib = 4096, enforcement = "shadow"}`, `max_price = "1.5"`, and so on; JSON alike. In place of an image it may name a module of kernels: see `module`. `[[stages]]`, each a job with a name of its own, go one
 //! after the other as their `after = ["NAME"]` say; what one publishes the next may have as input.
 
 mod module;
@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use makai_gateway::grpc::proto::jobs::v1::job_spec::Work;
-use makai_gateway::grpc::proto::jobs::v1::{Container, Input, JobSpec, ObjectPath, Output, Resources};
+use makai_gateway::grpc::proto::jobs::v1::{
+    Container, Enforcement, Gpu, Input, JobSpec, ObjectPath, Output, Resources,
+};
+use makai_raft::facts::jobs::LEVELS;
 use serde::Deserialize;
 
 /// What to run, and with what.
@@ -57,6 +60,24 @@ pub struct SpecArgs {
     /// Wall clock of one try, in seconds
     #[arg(long, value_name = "SECS")]
     time_limit: Option<u64>,
+    /// Whole cards for each task
+    #[arg(long, value_name = "N", conflicts_with = "gpu_share")]
+    gpus: Option<u32>,
+    /// A share of a card for each task, such as 0.25
+    #[arg(long, value_name = "PART", value_parser = parse_cores)]
+    gpu_share: Option<u32>,
+    /// Memory of a card, such as 4G
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    gpu_memory: Option<u64>,
+    /// Part of a card's model, such as 4090
+    #[arg(long, value_name = "NAME")]
+    gpu_model: Option<String>,
+    /// The least that keeps a task to its share of a card: shadow, owned-host, hardware or exclusive
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
+    enforcement: Option<String>,
+    /// What the job may cost in all, in credits, such as 1.5
+    #[arg(long, value_name = "CREDITS", value_parser = parse_credits)]
+    max_price: Option<u64>,
     /// Only on nodes of this site
     #[arg(long)]
     site: Option<String>,
@@ -95,6 +116,9 @@ struct File {
     backoff_ms: u64,
     time_limit_secs: u64,
     deadline_unix_ms: u64,
+    gpu: Option<FileGpu>,
+    /// Credits, as a decimal number in quotes.
+    max_price: String,
     site: String,
     after: Vec<After>,
     gang: bool,
@@ -121,6 +145,24 @@ pub struct Stage {
 struct FileInput {
     from: String,
     path: String,
+    /// Of one object: so many bytes, from `offset + index * offset_per_task` on.
+    #[serde(default)]
+    bytes: u64,
+    #[serde(default)]
+    offset: u64,
+    #[serde(default)]
+    offset_per_task: u64,
+}
+
+/// Whole cards, or a share of one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileGpu {
+    cards: u32,
+    memory_mib: u64,
+    sm_millis: u32,
+    model: String,
+    enforcement: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -189,7 +231,8 @@ impl SpecArgs {
         }
         for text in &self.input {
             let (from, path) = text.rsplit_once('=').context("--input takes s3://BUCKET/KEY=PATH")?;
-            file.inputs.push(FileInput { from: from.into(), path: path.into() });
+            let (from, path) = (from.into(), path.into());
+            file.inputs.push(FileInput { from, path, bytes: 0, offset: 0, offset_per_task: 0 });
         }
         for text in &self.output {
             let (path, to) = text.split_once('=').unwrap_or(("", text));
@@ -207,6 +250,27 @@ impl SpecArgs {
         file.time_limit_secs = self.time_limit.unwrap_or(file.time_limit_secs);
         if let Some(site) = self.site.take() {
             file.site = site;
+        }
+        if let Some(price) = self.max_price {
+            file.max_price = format!("{}.{:06}", price / 1_000_000, price % 1_000_000);
+        }
+        let model = self.gpu_model.take();
+        let names_gpu = self.gpus.is_some()
+            || self.gpu_share.is_some()
+            || self.gpu_memory.is_some()
+            || model.is_some()
+            || self.enforcement.is_some();
+        if names_gpu {
+            let gpu = file.gpu.get_or_insert_default();
+            if let Some(cards) = self.gpus {
+                (gpu.cards, gpu.sm_millis) = (cards, 0);
+            }
+            if let Some(part) = self.gpu_share {
+                (gpu.cards, gpu.sm_millis) = (0, part);
+            }
+            gpu.memory_mib = self.gpu_memory.map_or(gpu.memory_mib, |bytes| bytes.div_ceil(1 << 20));
+            gpu.model = model.unwrap_or_else(|| std::mem::take(&mut gpu.model));
+            gpu.enforcement = self.enforcement.take().unwrap_or_else(|| std::mem::take(&mut gpu.enforcement));
         }
         file.after.extend(self.after.iter().map(|job| After::Job(*job)));
         file.gang |= self.gang;
@@ -285,10 +349,15 @@ impl File {
             }
             Work::Module(module::read(&file.module, beside, file.buffers, file.steps)?)
         };
-        let inputs = file
-            .inputs
-            .into_iter()
-            .map(|input| Ok(Input { from: Some(object(&input.from)?), path: input.path }));
+        let inputs = file.inputs.into_iter().map(|input| {
+            let FileInput { from, path, bytes, offset, offset_per_task } = input;
+            Ok(Input { from: Some(object(&from)?), path, bytes, offset, offset_per_task })
+        });
+        let gpu = file.gpu.map(FileGpu::message).transpose()?;
+        let price_max_micros = match file.max_price.as_str() {
+            "" => 0,
+            text => parse_credits(text).map_err(|why| anyhow!("max_price: {why}"))?,
+        };
         let outputs = file
             .outputs
             .into_iter()
@@ -299,7 +368,7 @@ impl File {
                 cpu_millis: file.cpu_millis,
                 memory_bytes: file.memory_bytes,
                 scratch_bytes: file.scratch_bytes,
-                gpu: None,
+                gpu,
             }),
             inputs: inputs.collect::<anyhow::Result<_>>()?,
             outputs: outputs.collect::<anyhow::Result<_>>()?,
@@ -312,9 +381,50 @@ impl File {
             site: file.site,
             after: file.after.iter().filter_map(After::job).collect(),
             gang: file.gang,
+            price_max_micros,
             work: Some(work),
         })
     }
+}
+
+impl FileGpu {
+    fn message(self) -> anyhow::Result<Gpu> {
+        let FileGpu { cards, memory_mib, sm_millis, model, enforcement } = self;
+        if (cards == 0) == (sm_millis == 0) {
+            bail!("gpu: give either whole cards (cards, --gpus) or a share of one (sm_millis, --gpu-share)");
+        }
+        let enforcement_min = match enforcement.as_str() {
+            "" => 0,
+            name => {
+                let name = parse_level(name).map_err(|why| anyhow!("gpu.enforcement: {why}"))?;
+                let name = format!("ENFORCEMENT_{}", name.replace('-', "_").to_ascii_uppercase());
+                Enforcement::from_str_name(&name).unwrap_or_default().into()
+            }
+        };
+        Ok(Gpu { cards, memory_mib, sm_millis, model, enforcement_min })
+    }
+}
+
+/// A level's name.
+fn parse_level(text: &str) -> Result<String, String> {
+    match LEVELS.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is none of {}", LEVELS.join(", "))),
+    }
+}
+
+/// Millionths of a credit from a decimal number of credits.
+fn parse_credits(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no number of credits; write e.g. 2 or 0.05");
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let are_digits = whole.bytes().chain(part.bytes()).all(|digit| digit.is_ascii_digit());
+    if part.len() > 6 || !are_digits || whole.len() + part.len() == 0 {
+        return Err(wrong());
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };
+    let part: u64 = format!("{part:0<6}").parse().map_err(|_| wrong())?;
+    let sum = whole.checked_mul(1_000_000).and_then(|millionths| millionths.checked_add(part));
+    sum.filter(|millionths| *millionths > 0).ok_or_else(wrong)
 }
 
 fn parse_file(text: &str, path: &std::path::Path) -> anyhow::Result<File> {
@@ -379,6 +489,28 @@ mod tests {
         }
         for wrong in ["", "G", "1.5G", "-1", "99999999999T"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn prices_and_cards_are_read_as_people_write_them() {
+        assert_eq!(parse_credits("1.5"), Ok(1_500_000));
+        assert_eq!(parse_credits(".000001"), Ok(1));
+        for wrong in ["", ".", "0", "1.0000001", "-1", "1e3"] {
+            assert!(parse_credits(wrong).is_err(), "{wrong}");
+        }
+        let gpu = |text: &str| {
+            let file = format!("image = 's3://i/k'\n[gpu]\n{text}\n");
+            let read = parse_file(&file, Path::new("job.toml")).unwrap();
+            read.spec(Path::new(".")).map(|spec| spec.resources.unwrap().gpu)
+        };
+        let share = gpu("sm_millis = 250\nmemory_mib = 4096\nenforcement = 'owned-host'").unwrap().unwrap();
+        assert_eq!(
+            (share.sm_millis, share.memory_mib, share.enforcement_min()),
+            (250, 4096, Enforcement::OwnedHost)
+        );
+        for wrong in ["cards = 1\nsm_millis = 1", "memory_mib = 1", "cards = 1\nenforcement = 'iron'"] {
+            assert!(gpu(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -39,6 +39,8 @@ pub fn module(
                 inputs.push(facts::Input {
                     from: path(Some(from), "spec.module.buffers.from")?,
                     path: name.clone(),
+                    // The buffer's own fill says which bytes.
+                    range: None,
                 });
                 ModuleFill::Input { offset: buffer.offset, offset_per_task: buffer.offset_per_task }
             }

@@ -66,7 +66,8 @@ impl Ids {
     }
 }
 
-/// The worker's command line, after the name that leads here: `run FOLDER`, or `probe`, which prints JSON.
+/// The worker's command line, after the name that leads here: `run FOLDER`; `probe`, which prints JSON; or `shadow LIBRARY FOLDER`,
+/// which tries whether the library for containers with shares works in front of the driver's.
 ///
 /// Must be called before this process starts a second thread.
 #[must_use]
@@ -76,7 +77,10 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
         ["run", _] => supervise::run(&AttemptFolder::new(PathBuf::from(&arguments[1])))
             .map_err(|error| error.to_string()),
         ["probe"] => probe::print(),
-        _ => Err("a worker is started by the daemon: worker run FOLDER, or worker probe".into()),
+        ["shadow", ..] if arguments.len() == 3 => {
+            crate::card::shadow::check(&PathBuf::from(&arguments[1]), &PathBuf::from(&arguments[2]))
+        }
+        _ => Err("a worker is started by the daemon: worker run FOLDER, worker probe, or worker shadow LIBRARY FOLDER".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,10 +8,11 @@
 //!
 //! SIGTERM asks it to stop the attempt, SIGQUIT to end it by force.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FlockOperation, Mode, OFlags, Timespec};
@@ -22,13 +23,15 @@ use super::mounts::CardFiles;
 use super::sys::{self, Ended, Fork};
 use super::{Ids, clock, init, mounts, watch};
 use crate::card::cuda::Cuda;
-use crate::card::files;
+use crate::card::{files, shadow};
 use crate::container::cgroup::{self, Group, GroupLimits};
 use crate::container::enforcement;
 use crate::container::image::{ImageError, Prepared, Store};
 use crate::container::log::LogWriter;
-use crate::container::state::{AttemptFolder, Task};
+use crate::container::state::{AttemptFolder, CardAccess, Task};
 use crate::runner::{End, Enforcement, LogStream, Outcome, RunError, Usage, Work};
+use crate::slice::clerk::Clerk;
+use crate::slice::pace::SOCKET;
 
 /// How often limits are looked at.
 const TICK_MS: u64 = 100;
@@ -67,6 +70,7 @@ pub fn run(folder: &AttemptFolder) -> Result<(), RunError> {
         log,
         group: None,
         card: None,
+        clerk: None,
         usage: Usage::default(),
         end: None,
         kill_at_ms: None,
@@ -100,6 +104,8 @@ struct Attempt<'a> {
     group: Option<Group>,
     /// The driver's library and what else its share of a card takes.
     card: Option<(Option<Cuda>, CardFiles)>,
+    /// Who counts a container's share of a card.
+    clerk: Option<Clerk>,
     usage: Usage,
     /// Why it is being ended from here, and when that turns to force.
     end: Option<(End, String)>,
@@ -146,7 +152,8 @@ impl Attempt<'_> {
 
     /// The image, the folders and the range of ids.
     fn prepare(&mut self) -> Result<(Prepared, Option<(OwnedFd, u32)>), Failure> {
-        let spec = &self.task.spec;
+        let task = self.task;
+        let spec = &task.spec;
         let is_stopped = || {
             let mut pending = [PollFd::new(&self.signals, PollFlags::IN)];
             matches!(rustix::event::poll(&mut pending, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1))
@@ -166,7 +173,7 @@ impl Attempt<'_> {
                 Failure::Machine(io::Error::new(source.kind(), format!("{doing}: {source}")))
             }
         })?;
-        if let Some(access) = &self.task.card {
+        if let Some(access) = &task.card {
             let devices = files::device_nodes(&access.minors);
             let library = access.library.as_deref();
             self.card = Some(match &spec.work {
@@ -177,14 +184,22 @@ impl Attempt<'_> {
                     (Some(cuda), CardFiles { devices, files: own.map(|path| (path.clone(), path)).collect() })
                 }
                 Work::Container(_) => {
-                    let own = files::driver_libraries(library).into_iter();
-                    let inside = |path: &std::path::PathBuf| {
-                        Path::new(mounts::DRIVER).join(path.file_name().unwrap_or_default())
+                    let mut shown = files::driver_libraries(library);
+                    shown.retain(|path| access.shadow.is_none() || !is_named(path, "libcudadebugger"));
+                    let mut files: Vec<_> =
+                        shown.into_iter().map(|path| (path.clone(), name_of(&path))).collect();
+                    if let Some(front) = &access.shadow {
+                        files.iter_mut().filter(|(path, _)| is_named(path, "libcuda.so")).for_each(|file| {
+                            file.0.clone_from(front);
+                        });
+                        files.extend(self.share(access, library)?);
+                    }
+                    let folders = files::linker_folders(&image.layers);
+                    let folders = || folders.iter().map(PathBuf::as_path).chain([Path::new(mounts::DRIVER)]);
+                    let inside = |(path, name): &(PathBuf, OsString)| {
+                        folders().map(|folder| (path.clone(), folder.join(name))).collect::<Vec<_>>()
                     };
-                    (
-                        None,
-                        CardFiles { devices, files: own.map(|path| (path.clone(), inside(&path))).collect() },
-                    )
+                    (None, CardFiles { devices, files: files.iter().flat_map(inside).collect() })
                 }
             });
         }
@@ -214,6 +229,25 @@ impl Attempt<'_> {
         self.folder.write_cgroups(&Group::folders(controllers, &name)).map_err(io::Error::other)?;
         self.group = Some(Group::create(controllers, &name, &limits)?);
         Ok((image, ids))
+    }
+
+    /// What a container with a share of a card sees beside the driver's libraries; its clerk begins.
+    fn share(&mut self, access: &CardAccess, library: Option<&Path>) -> io::Result<Vec<(PathBuf, OsString)>> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "the driver's library is gone");
+        let real = files::driver_library(library).ok_or_else(missing)?;
+        let bytes = self.task.spec.gpus.first().map_or(0, |slice| slice.memory_mib << 20);
+        let (clerk, told) =
+            (self.folder.path().join(shadow::CLERK), self.folder.path().join(shadow::SLICE_FILE));
+        // By descriptor: the folder's path may be longer than a socket's.
+        let folder = rustix::fs::open(self.folder.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let short = format!("/proc/self/fd/{}/{}", std::os::fd::AsRawFd::as_raw_fd(&folder), shadow::CLERK);
+        self.clerk = Some(Clerk::open(Path::new(&short), bytes)?);
+        let (clerk_inside, desk) =
+            (Path::new(mounts::DRIVER).join(shadow::CLERK), Path::new(mounts::DESK).join(SOCKET));
+        fs::write(&told, shadow::slice_file(&access.pass, bytes, &clerk_inside, &desk)?)?;
+        Ok([(real, shadow::REAL), (clerk, shadow::CLERK), (told, shadow::SLICE_FILE)]
+            .map(|(path, name)| (path, name.into()))
+            .into())
     }
 
     fn start(&mut self, image: &Prepared, ids: Option<(OwnedFd, u32)>) -> Result<Container, Failure> {
@@ -322,6 +356,9 @@ impl Attempt<'_> {
                 kill(container.pid)?;
             }
             self.await_event(container, tick_at, budget > 0);
+            if let Some(clerk) = &mut self.clerk {
+                clerk.serve();
+            }
             while let Some(signal) = sys::next_signal(self.signals.as_fd()) {
                 match signal {
                     libc::SIGTERM => self.stop(container, End::Stopped, "stopped as asked", false)?,
@@ -332,6 +369,9 @@ impl Attempt<'_> {
             self.read_status(container);
             budget = self.read_output(container, budget)?;
             if let Some(ended) = sys::reap(Some(container.pid), false) {
+                if let Some(clerk) = &mut self.clerk {
+                    clerk.serve();
+                }
                 self.read_status(container);
                 return Ok(Some(ended));
             }
@@ -346,6 +386,8 @@ impl Attempt<'_> {
         if container.exit.is_none() && container.failure.is_none() {
             sources.push(PollFd::new(&container.status, PollFlags::IN));
         }
+        let clerk = self.clerk.iter().flat_map(Clerk::sources);
+        sources.extend(clerk.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN)));
         if may_read {
             sources.extend(container.stdout.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
             sources.extend(container.stderr.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
@@ -362,7 +404,13 @@ impl Attempt<'_> {
                 container.take(&line);
             }
         }
-        let (busy_ns, launches, bytes) = container.gpu;
+        let (busy_ns, launches, bytes) = match &self.clerk {
+            Some(clerk) => {
+                let used = clerk.used();
+                (used.busy_ns, used.launches, used.memory_peak_bytes)
+            }
+            None => container.gpu,
+        };
         (self.usage.gpu_busy_ns, self.usage.gpu_launches) = (busy_ns, launches);
         self.usage.gpu_memory_peak_bytes = self.usage.gpu_memory_peak_bytes.max(bytes);
     }
@@ -588,6 +636,14 @@ impl Container {
             _ => {}
         }
     }
+}
+
+fn name_of(path: &Path) -> OsString {
+    path.file_name().unwrap_or_default().to_owned()
+}
+
+fn is_named(path: &Path, prefix: &str) -> bool {
+    name_of(path).to_str().is_some_and(|name| name.starts_with(prefix))
 }
 
 /// Whole lines that have come, and whether more can.

@@ -170,6 +170,7 @@ impl Placer {
             card_memory_mib: gpu.map_or(0, |gpu| gpu.memory_mib),
             kinds,
             level_min: gpu.map_or(0, |gpu| gpu.level_min),
+            needs_shadow: gpu.is_some_and(|gpu| gpu.needs_shadow),
             site,
             trust_min_milli: demand.trust_min_milli,
         };

@@ -19,6 +19,7 @@ pub struct Shape {
     /// Kinds of cards that will do, by their number; `None`: all.
     pub kinds: Option<Vec<bool>>,
     pub level_min: u8,
+    pub needs_shadow: bool,
     pub site: Option<u32>,
     pub trust_min_milli: u32,
 }
@@ -38,8 +39,13 @@ impl Shape {
     pub fn fits_card(&self, card: &Card) -> bool {
         card.free_milli >= self.milli
             && card.free_memory_mib >= self.card_memory_mib
-            && card.level_max >= self.level_min
+            && self.is_confined(card)
             && self.allows(card)
+    }
+
+    /// Whether the card can keep the task to its share as strictly as is demanded.
+    fn is_confined(&self, card: &Card) -> bool {
+        card.level_max >= self.level_min && (card.has_shadow || !self.needs_shadow)
     }
 }
 
@@ -48,6 +54,7 @@ impl Shape {
 pub struct Card {
     pub kind: u32,
     pub level_max: u8,
+    pub has_shadow: bool,
     pub free_milli: u32,
     pub free_memory_mib: u64,
     pub memory_mib: u64,
@@ -74,6 +81,7 @@ impl Room {
         let card = |gpu: &crate::scheduler::model::Gpu| Card {
             kind: kind(&gpu.model),
             level_max: gpu.level_max,
+            has_shadow: gpu.has_shadow,
             free_milli: GPU_MILLI,
             free_memory_mib: gpu.memory_mib,
             memory_mib: gpu.memory_mib,
@@ -116,10 +124,7 @@ impl Room {
             (shape.site.is_some() && shape.site != self.site, Refusal::WrongSite),
             (self.trust_milli < shape.trust_min_milli, Refusal::TooLittleTrust),
             (count(&|card| shape.allows(card)) < demanded, Refusal::NoSuchGpu),
-            (
-                count(&|card| shape.allows(card) && card.level_max >= shape.level_min) < demanded,
-                Refusal::LevelTooWeak,
-            ),
+            (count(&|card| shape.allows(card) && shape.is_confined(card)) < demanded, Refusal::LevelTooWeak),
             (
                 self.cpu_milli_max < shape.cpu_milli
                     || self.memory_mib_max < shape.memory_mib

@@ -173,11 +173,46 @@ pub fn may_submit(
 
 /// Whether tasks of a job wait for its tenant's next payment.
 pub fn waits(view: &dyn View, job: &Job) -> Result<bool, KvError> {
-    match may_submit(view, job.tenant, &job.spec.resources, job.spec.time_limit_ms) {
-        Ok(()) => Ok(false),
+    // A gang begins as a whole.
+    let attempts = if job.spec.is_gang { job.spec.tasks.into() } else { 1 };
+    match may_admit(view, job, attempts) {
+        Ok(may) => Ok(!may),
         Err(crate::machine::draft::Stop::Refused(_)) => Ok(true),
         Err(crate::machine::draft::Stop::Broken(error)) => Err(error),
     }
+}
+
+/// What a job came to so far by the cluster's prices, charged or not, in billionths of a credit.
+pub fn cost_of(view: &dyn View, job: JobId) -> Result<Amount, KvError> {
+    Ok(read(view, &keys::job_cost(job))?.unwrap_or_default())
+}
+
+/// Nobody will ask what this job cost.
+pub fn forget(draft: &mut Draft<'_>, job: JobId) {
+    draft.delete(keys::job_cost(job));
+}
+
+/// Millionths of a credit as billionths.
+fn price_max(job: &Job) -> Option<Amount> {
+    (job.spec.price_max > 0).then(|| Amount(u128::from(job.spec.price_max) * 1000))
+}
+
+/// Whether the first minutes of so many more attempts keep a job within its maximum price.
+pub fn is_within_price(view: &dyn View, job: &Job, attempts: u64) -> Outcome<bool> {
+    let Some(most) = price_max(job) else { return Ok(true) };
+    let first = hold_of(&prices(view)?, &job.spec.resources, job.spec.time_limit_ms);
+    let mut expected = Amount(first.0.saturating_mul(attempts.into()));
+    for bill in all::<Bill>(view, &keys::bills_of(job.id))? {
+        expected = expected.plus(bill.held.max(first));
+    }
+    Ok(cost_of(view, job.id)?.plus(expected) <= most)
+}
+
+/// Whether the first minutes of so many attempts can be paid together.
+pub fn may_admit(view: &dyn View, job: &Job, attempts: u64) -> Outcome<bool> {
+    let Some(balance) = balance(view, job.tenant)? else { return Ok(true) };
+    let held = hold_of(&prices(view)?, &job.spec.resources, job.spec.time_limit_ms);
+    Ok(balance.free() >= Amount(held.0.saturating_mul(attempts.into())).max(Amount(1)))
 }
 
 /// Sets the first minutes of an attempt aside and opens its bill. `false`: they cannot be paid, it must wait.
@@ -205,10 +240,15 @@ fn charge(draft: &mut Draft<'_>, bill: &mut Bill) -> Result<(), KvError> {
     bill.charged_to = draft.now.max(bill.charged_to);
     bill.counted = bill.counted.plus(slices);
     let mut paid = Amount(0);
+    let prices: Prices = read(draft, &keys::prices())?.unwrap_or_default();
+    let cost = prices.of_slices(&slices);
+    if cost > Amount(0) {
+        let sum = cost_of(draft, bill.job)?.plus(cost);
+        draft.write(keys::job_cost(bill.job), &sum)?;
+    }
     if let Some(mut balance) = balance(draft, bill.tenant)? {
-        let prices: Prices = read(draft, &keys::prices())?.unwrap_or_default();
         // Two charges were held, so that less is left only where the cluster itself was away for minutes.
-        paid = prices.of_slices(&slices).min(balance.amount);
+        paid = cost.min(balance.amount);
         balance.amount = balance.amount.minus(paid);
         balance.held = balance.held.min(balance.amount);
         balance.spent = balance.spent.plus(paid);
@@ -222,6 +262,22 @@ fn charge(draft: &mut Draft<'_>, bill: &mut Bill) -> Result<(), KvError> {
     draft.write(place, &sum)
 }
 
+/// Another attempt at the task goes on in the place of the one that was billed: its node earns from its own beginning.
+pub fn moved(
+    draft: &mut Draft<'_>,
+    job: JobId,
+    index: u32,
+    node: NodeId,
+    began: Timestamp,
+) -> Result<(), KvError> {
+    let place = keys::bill(job, index);
+    let Some(mut bill) = read::<Bill>(draft, &place)? else { return Ok(()) };
+    charge(draft, &mut bill)?;
+    bill.node = node;
+    bill.counted = SliceTime::of(&bill.resources, draft.now.millis_since(began));
+    draft.write(place, &bill)
+}
+
 /// An attempt is not current any more.
 pub fn ended(draft: &mut Draft<'_>, job: JobId, index: u32, how: Ended) -> Result<(), KvError> {
     let place = keys::bill(job, index);
@@ -230,6 +286,11 @@ pub fn ended(draft: &mut Draft<'_>, job: JobId, index: u32, how: Ended) -> Resul
     draft.delete(place);
     if how != Ended::Lost {
         charge(draft, &mut bill)?;
+    }
+    if how == Ended::Lost {
+        let prices: Prices = read(draft, &keys::prices())?.unwrap_or_default();
+        let left = cost_of(draft, job)?.minus(prices.of_slices(&bill.counted));
+        draft.write(keys::job_cost(job), &left)?;
     }
     let prepaid = balance(draft, bill.tenant)?;
     let is_paid = prepaid.is_some();
@@ -270,6 +331,17 @@ pub fn charge_all(draft: &mut Draft<'_>) -> Outcome<()> {
         let held = jobs.entry(bill.job).or_default();
         *held = held.plus(bill.held);
         draft.write(keys::bill(bill.job, bill.index), &bill)?;
+    }
+    for jobs in by_tenant.values_mut() {
+        for id in jobs.keys().copied().collect::<Vec<_>>() {
+            let most = jobs::job(draft, id)?.and_then(|job| price_max(&job));
+            if let Some(most) = most
+                && cost_of(draft, id)? >= most
+            {
+                jobs::end_job(draft, id, jobs::PRICE_REACHED)?;
+                jobs.remove(&id);
+            }
+        }
     }
     for (tenant, jobs) in by_tenant {
         let Some(mut balance) = balance(draft, tenant)? else { continue };

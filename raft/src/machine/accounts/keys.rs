@@ -27,6 +27,12 @@ const PAYMENT: u8 = 0x92;
 const BILL: u8 = 0x93;
 const JOBS_USE: u8 = 0x94;
 const LEASED: u8 = 0x95;
+const JOB_COST: u8 = 0x96;
+
+/// What a job came to so far.
+pub fn job_cost(job: JobId) -> Vec<u8> {
+    join(JOB_COST, &[&job.0.to_be_bytes()])
+}
 
 fn join(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -167,6 +173,10 @@ pub fn payment(tenant: TenantId, reference: &str) -> Vec<u8> {
 
 pub fn bills() -> Vec<u8> {
     vec![BILL]
+}
+
+pub fn bills_of(job: JobId) -> Vec<u8> {
+    join(BILL, &[&job.0.to_be_bytes()])
 }
 
 pub fn bill(job: JobId, index: u32) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Assignment, start, result and loss of attempts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use makai_erasure::NodeId;
@@ -10,13 +10,13 @@ use super::super::draft::{Draft, Outcome, all, expect, read, shift};
 use super::super::keys::Counter;
 use super::super::kv::{KvError, View};
 use super::super::{buckets, objects};
-use super::{Active, Waiting, find, keys, settle_job};
+use super::{Active, Waiting, find, keys, settle_job, twins};
 use crate::facts::Timestamp;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
 use crate::facts::jobs::{
     Assignment, AttemptId, BACKOFF_MS_MAX, End, GPUS_MAX, HISTORY_MAX, Job, JobId, JobPhase, JobState,
-    JobsReply, LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, Receipt, Statement, TEXT_BYTES_MAX,
-    Task, TaskPhase, Verdict, log_bucket, log_key,
+    JobsReply, LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, PastUse, Receipt, Statement,
+    TEXT_BYTES_MAX, Task, TaskPhase, Twin, Usage, Verdict, log_bucket, log_key,
 };
 use crate::facts::object::ObjectHeaders;
 
@@ -60,16 +60,33 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
     check_count(assignments.len())?;
     let mut touched = Touched::default();
     let mut assigned = Vec::new();
-    for Assignment { job: id, index, node, gpus } in assignments {
+    let gangs = admit_gangs(draft, &mut touched, assignments)?;
+    let mut too_dear = BTreeSet::new();
+    for assignment in in_order(assignments, &gangs) {
+        let Assignment { job: id, index, node, gpus, is_twin } = assignment;
         if gpus.len() > GPUS_MAX || gpus.iter().any(|uuid| uuid.len() > TEXT_BYTES_MAX) {
             return Err(Refusal::Invalid(format!("an attempt has at most {GPUS_MAX} cards")).into());
         }
         let Some((job, state)) = touched.get(draft, *id)? else { continue };
+        if *is_twin {
+            assigned.extend(twins::begin(draft, assignment)?);
+            continue;
+        }
         let queued = keys::queued(job.spec.priority, *id, *index);
         let is_waiting =
             draft.get(&queued)?.is_some() || (*index == state.next_index && *index < job.spec.tasks);
+        if !is_waiting {
+            continue;
+        }
         // Its first minutes are set aside of what its tenant paid in; where that is too little it waits.
-        if !is_waiting || !billing::admit(draft, job, *index, *node)? {
+        if job.spec.is_gang {
+            if !gangs.contains(id) {
+                continue;
+            }
+        } else if !billing::is_within_price(draft, job, 1)? {
+            too_dear.insert(*id);
+            continue;
+        } else if !billing::admit(draft, job, *index, *node)? {
             continue;
         }
         let mut task = if draft.get(&queued)?.is_some() {
@@ -92,7 +109,7 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         state.counts.active += 1;
         state.phase = JobPhase::Running;
         task.phase = TaskPhase::Assigned;
-        task.attempt += 1;
+        task.attempt = task.next_attempt();
         task.node = Some(*node);
         (task.assigned_at, task.changed_at) = (draft.now, draft.now);
         let active = Active {
@@ -110,14 +127,76 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         assigned.push(AttemptId { job: *id, index: *index, attempt: task.attempt });
     }
     touched.settle(draft)?;
+    for id in too_dear {
+        // What still runs may end it well.
+        let state: JobState = expect(draft, &keys::state(id))?;
+        if state.counts.active == 0 && !state.phase.is_over() {
+            super::end_job(draft, id, super::PRICE_REACHED)?;
+        }
+    }
     Ok(Reply::Jobs(JobsReply::Assigned(assigned)))
+}
+
+/// Assignments as they are to be made: tasks of a gang one after the other, as those that were never tried go in order.
+fn in_order<'a>(assignments: &'a [Assignment], gangs: &BTreeSet<JobId>) -> Vec<&'a Assignment> {
+    let (mut ordered, mut done) = (Vec::with_capacity(assignments.len()), BTreeSet::new());
+    for assignment in assignments {
+        if !gangs.contains(&assignment.job) {
+            ordered.push(assignment);
+        } else if done.insert(assignment.job) {
+            let its = assignments.iter().filter(|other| other.job == assignment.job);
+            // The last that is said of a task holds, as it did when it was paid for.
+            ordered.extend(its.map(|its| (its.index, its)).collect::<BTreeMap<_, _>>().into_values());
+        }
+    }
+    ordered
+}
+
+/// Gangs all of whose tasks are assigned, and the first minutes of all of whom can be paid together: those are set aside. Of a gang
+/// that is not among them no task begins.
+fn admit_gangs(
+    draft: &mut Draft<'_>,
+    touched: &mut Touched,
+    assignments: &[Assignment],
+) -> Outcome<BTreeSet<JobId>> {
+    let mut by_job: BTreeMap<JobId, BTreeMap<u32, NodeId>> = BTreeMap::new();
+    for assignment in assignments {
+        by_job.entry(assignment.job).or_default().insert(assignment.index, assignment.node);
+    }
+    let mut admitted = BTreeSet::new();
+    for (id, tasks) in by_job {
+        let Some((job, state)) = touched.get(draft, id)? else { continue };
+        if !job.spec.is_gang || tasks.len() != state.counts.pending as usize {
+            continue;
+        }
+        let (priority, next) = (job.spec.priority, state.next_index);
+        let mut are_all_waiting = true;
+        for index in tasks.keys() {
+            are_all_waiting &= *index >= next || draft.get(&keys::queued(priority, id, *index))?.is_some();
+        }
+        let count = tasks.len() as u64;
+        if !are_all_waiting
+            || !billing::is_within_price(draft, job, count)?
+            || !billing::may_admit(draft, job, count)?
+        {
+            continue;
+        }
+        for (index, node) in tasks {
+            billing::admit(draft, job, index, node)?;
+        }
+        admitted.insert(id);
+    }
+    Ok(admitted)
 }
 
 /// The task, if this attempt is current and, where a node is given, that node's.
 fn current(draft: &Draft<'_>, attempt: AttemptId, node: Option<NodeId>) -> Result<Option<Task>, KvError> {
     let task: Option<Task> = read(draft, &keys::task(attempt.job, attempt.index))?;
     Ok(task.filter(|task| {
-        task.phase.is_active() && task.attempt == attempt.attempt && (node.is_none() || task.node == node)
+        let is_first = task.attempt == attempt.attempt && (node.is_none() || task.node == node);
+        let is_its =
+            |twin: &Twin| twin.attempt == attempt.attempt && node.is_none_or(|node| node == twin.node);
+        task.phase.is_active() && (is_first || task.twin.as_ref().is_some_and(is_its))
     }))
 }
 
@@ -126,7 +205,7 @@ pub fn start(draft: &mut Draft<'_>, node: NodeId, attempts: &[AttemptId]) -> Out
     let mut touched = Touched::default();
     for attempt in attempts {
         let Some(mut task) = current(draft, *attempt, Some(node))? else { continue };
-        if task.phase == TaskPhase::Running {
+        if twins::start(draft, &task, *attempt)? || task.phase == TaskPhase::Running {
             continue;
         }
         task.phase = TaskPhase::Running;
@@ -185,13 +264,20 @@ pub fn finish(
         at: draft.now,
         tenant: job.tenant,
         resources: job.spec.resources.clone(),
-        assigned_at: task.assigned_at,
+        assigned_at: task
+            .twin
+            .filter(|twin| twin.attempt == attempt.attempt)
+            .map_or(task.assigned_at, |twin| twin.assigned_at),
         statement: statement.clone(),
         signature: signature.clone(),
     };
     draft.write(keys::receipt(receipt.sequence), &receipt)?;
     task.receipt = receipt.sequence;
-    end_attempt(draft, &job, &mut state, task, end.clone())?;
+    let Usage { wall_ms, cpu_ms, memory_peak_bytes, gpu_busy_ns, gpu_level, .. } = statement.usage;
+    let used = PastUse { wall_ms, cpu_ms, memory_peak_bytes, gpu_busy_ns, gpu_level };
+    if !twins::settle(draft, &job, &mut task, attempt.attempt, end, Some(used))? {
+        end_attempt(draft, &job, &mut state, task, end.clone(), Some(used))?;
+    }
     if !is_success && job.spec.is_gang {
         end_gang(draft, &job, &mut state, attempt.index)?;
     }
@@ -234,11 +320,13 @@ pub fn lose(draft: &mut Draft<'_>, attempts: &[(AttemptId, String)]) -> Outcome<
     check_count(attempts.len())?;
     let mut touched = Touched::default();
     for (attempt, why) in attempts {
-        let Some(task) = current(draft, *attempt, None)? else { continue };
+        let Some(mut task) = current(draft, *attempt, None)? else { continue };
         let end = End::Lost { why: why.chars().take(TEXT_BYTES_MAX / 4).collect() };
         touched.get(draft, attempt.job)?;
         if let Some((job, state)) = touched.jobs.get_mut(&attempt.job).and_then(Option::as_mut) {
-            end_attempt(draft, job, state, task, end)?;
+            if !twins::settle(draft, job, &mut task, attempt.attempt, &end, None)? {
+                end_attempt(draft, job, state, task, end, None)?;
+            }
             if job.spec.is_gang {
                 end_gang(draft, job, state, attempt.index)?;
             }
@@ -255,6 +343,7 @@ fn end_attempt(
     state: &mut JobState,
     mut task: Task,
     end: End,
+    used: Option<PastUse>,
 ) -> Result<(), KvError> {
     let node = task.node.unwrap_or(NodeId([0; 32]));
     draft.delete(keys::active_task(&node, job.id, task.index));
@@ -299,6 +388,7 @@ fn end_attempt(
         assigned_at: task.assigned_at,
         ended_at: draft.now,
         end,
+        used,
     });
     draft.write(keys::task(job.id, task.index), &task)
 }
@@ -309,7 +399,7 @@ fn end_gang(draft: &mut Draft<'_>, job: &Job, state: &mut JobState, because_of: 
     for task in all::<Task>(draft, &keys::tasks(job.id))? {
         if task.phase.is_active() {
             let end = End::Lost { why: format!("task {because_of} of its gang ended") };
-            end_attempt(draft, job, state, task, end)?;
+            end_attempt(draft, job, state, task, end, None)?;
         }
     }
     if state.counts.failed == 0 {

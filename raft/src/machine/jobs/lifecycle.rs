@@ -5,7 +5,7 @@ use super::super::draft::{Draft, Outcome, all, encode, expect, keys_in, read, sh
 use super::super::keys::{Counter, end_of};
 use super::super::kv::{KvError, View as _};
 use super::super::{buckets, objects, tenants};
-use super::{Waiting, find, keys, settle_job};
+use super::{Waiting, find, keys, settle_job, twins};
 use crate::facts::Timestamp;
 use crate::facts::command::{Precondition, Refusal, Reply};
 use crate::facts::jobs::{
@@ -73,6 +73,7 @@ pub fn submit(
         ended_at: None,
         next_index: 0,
         reason: String::new(),
+        cost: 0,
     };
     draft.write(keys::job(id), &job)?;
     draft.write(keys::state(id), &state)?;
@@ -184,6 +185,7 @@ pub fn cancel(draft: &mut Draft<'_>, tenant: Option<TenantId>, id: JobId, reason
             if let Some(node) = task.node {
                 draft.delete(keys::active_task(&node, id, task.index));
             }
+            twins::end(draft, id, &mut task);
             billing::ended(draft, id, task.index, Ended::Cancelled)?;
             task.phase = TaskPhase::Cancelled;
             task.changed_at = draft.now;
@@ -243,6 +245,7 @@ pub fn forget(draft: &mut Draft<'_>, before_ms: u64) -> Outcome<Reply> {
         }
         draft.delete(keys::job(id));
         draft.delete(keys::state(id));
+        billing::forget(draft, id);
         draft.delete(keys::tenant_job(job.tenant, id));
         if !job.client_token.is_empty() {
             draft.delete(keys::token(job.tenant, &job.client_token));

@@ -10,6 +10,7 @@
 //! | `keys`      | where records lie                                           |
 //! | `lifecycle` | submission, cancellation, the end of jobs, their forgetting |
 //! | `attempts`  | assignment, start, result, loss                             |
+//! | `twins`     | a second attempt beside one that takes too long             |
 //! | `queries`   | what can be asked                                           |
 //!
 //! Always: a job's counts are its tasks, counted; exactly the tasks that are active have an entry under their node; a task
@@ -20,6 +21,7 @@ mod attempts;
 mod keys;
 mod lifecycle;
 mod queries;
+mod twins;
 
 #[cfg(test)]
 mod tests;
@@ -72,6 +74,14 @@ pub fn run(draft: &mut Draft<'_>, command: &JobsCommand) -> Outcome<Reply> {
         JobsCommand::Cancel { tenant, job, reason } => lifecycle::cancel(draft, *tenant, *job, reason),
         JobsCommand::Forget { before_ms } => lifecycle::forget(draft, *before_ms),
     }
+}
+
+/// Why a job that has a maximum price goes no further.
+pub const PRICE_REACHED: &str = "it has come to its maximum price (price_max)";
+
+/// A job, as it was submitted.
+pub fn job(view: &dyn View, id: JobId) -> Result<Option<Job>, KvError> {
+    read(view, &keys::job(id))
 }
 
 /// Ends a job for a reason of the accounts.

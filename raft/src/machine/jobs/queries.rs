@@ -25,10 +25,16 @@ const ASSIGNMENTS_MAX: usize = 200;
 /// Bytes of records in one answer: it ends early beyond, and the next one goes on.
 const ANSWER_BYTES_MAX: usize = 2 << 20;
 
+/// What a job came to, in millionths of a credit.
+fn cost(view: &dyn View, job: JobId) -> Result<u64, KvError> {
+    Ok(u64::try_from(billing::cost_of(view, job)?.0 / 1000).unwrap_or(u64::MAX))
+}
+
 pub fn answer(view: &dyn View, query: &JobsQuery) -> Outcome<JobsAnswer> {
     match query {
         JobsQuery::Job { tenant, job } => {
-            let (job, state) = find(view, *job)?;
+            let (job, mut state) = find(view, *job)?;
+            state.cost = cost(view, job.id)?;
             if tenant.is_some_and(|tenant| tenant != job.tenant) {
                 return Err(Refusal::NotFound(format!("job {}", job.id.0)).into());
             }
@@ -119,7 +125,9 @@ fn list(
         let from = keys::tenant_job(tenant, JobId(low));
         let ids = keys_in(view, &from, &to, usize::MAX)?;
         for id in ids.iter().rev().filter_map(|key| keys::parse_last_job(key)).take(max - found.len()) {
-            found.push(find(view, id)?);
+            let (job, mut state) = find(view, id)?;
+            state.cost = cost(view, id)?;
+            found.push((job, state));
             bytes += found.last().map_or(Ok(0), |(job, _)| encode(job).map(|bytes| bytes.len()))?;
             if bytes >= ANSWER_BYTES_MAX {
                 break;

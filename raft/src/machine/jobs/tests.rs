@@ -62,9 +62,24 @@ impl World {
     }
 
     fn assign(&mut self, job: JobId, index: u32, node: u8) -> Option<AttemptId> {
-        let assignments = vec![Assignment { job, index, node: NodeId([node; 32]), gpus: Vec::new() }];
+        let assignments =
+            vec![Assignment { job, index, node: NodeId([node; 32]), gpus: Vec::new(), is_twin: false }];
         match self.jobs(JobsCommand::Assign { assignments }).unwrap() {
             Reply::Jobs(JobsReply::Assigned(assigned)) => assigned.into_iter().next(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All tasks of a gang at once, backwards.
+    fn assign_all(&mut self, job: JobId, tasks: u32) -> Vec<AttemptId> {
+        let node = NodeId([1; 32]);
+        let one = |index| Assignment { job, index, node, gpus: Vec::new(), is_twin: false };
+        let assignments = (0..tasks).rev().map(one).collect();
+        match self.jobs(JobsCommand::Assign { assignments }).unwrap() {
+            Reply::Jobs(JobsReply::Assigned(assigned)) => {
+                assert_eq!(assigned.len(), tasks as usize);
+                assigned
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -138,6 +153,7 @@ fn spec(tasks: u32) -> JobSpec {
         site: String::new(),
         after: Vec::new(),
         is_gang: false,
+        price_max: 0,
     }
 }
 
@@ -269,7 +285,7 @@ fn a_specification_that_cannot_work_is_refused() {
         }),
         ("input", |spec| {
             let from = ObjectPath { bucket: "b".into(), key: "k".into() };
-            spec.inputs.push(crate::facts::jobs::Input { from, path: "../etc/passwd".into() });
+            spec.inputs.push(crate::facts::jobs::Input { from, path: "../etc/passwd".into(), range: None });
         }),
     ];
     let mut world = World::new();
@@ -501,13 +517,66 @@ fn stages_end_with_what_they_wait_for() {
     assert!(matches!(unknown, Refusal::NotFound(_)), "{unknown:?}");
 }
 
+/// A twin may begin beside an attempt that runs, once and elsewhere; the first success is the task's, and of two that end otherwise the
+/// last decides. No number is given twice.
+#[test]
+fn the_first_of_two_attempts_that_succeeds_is_the_result() {
+    let mut world = World::new();
+    let twin = |world: &mut World, job, node: u8| {
+        let assignments =
+            vec![Assignment { job, index: 0, node: NodeId([node; 32]), gpus: Vec::new(), is_twin: true }];
+        match world.jobs(JobsCommand::Assign { assignments }).unwrap() {
+            Reply::Jobs(JobsReply::Assigned(assigned)) => assigned.into_iter().next(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let begin = |world: &mut World| {
+        let (job, _) = world.submit("", JobSpec { attempts_max: 2, ..spec(1) }).unwrap();
+        let first = world.assign(job, 0, 1).unwrap();
+        assert_eq!(twin(world, job, 2), None, "it does not run yet");
+        world.jobs(JobsCommand::Start { node: NodeId([1; 32]), attempts: vec![first] }).unwrap();
+        assert_eq!(twin(world, job, 1), None, "not on the same node");
+        let second = twin(world, job, 2).unwrap();
+        assert_eq!((second.attempt, twin(world, job, 3)), (2, None), "one is enough");
+        world.jobs(JobsCommand::Start { node: NodeId([2; 32]), attempts: vec![second] }).unwrap();
+        let its = world.active().iter().filter(|(_, attempt)| attempt.job == job).count();
+        assert_eq!(its, 2);
+        (job, first, second)
+    };
+    let (job, first, second) = begin(&mut world);
+    world.finish(second, 2, End::Exited { code: 0 }).unwrap();
+    assert!(matches!(world.finish(first, 1, End::Exited { code: 0 }), Err(Refusal::StaleAttempt(_))));
+    let state = world.state(job).1;
+    assert_eq!((state.phase, state.counts.succeeded, world.active().len()), (JobPhase::Succeeded, 1, 0));
+
+    let (job, first, second) = begin(&mut world);
+    world.finish(first, 1, End::Exited { code: 0 }).unwrap();
+    assert!(matches!(world.finish(second, 2, End::Exited { code: 0 }), Err(Refusal::StaleAttempt(_))));
+    assert_eq!((world.state(job).1.phase, world.active().len()), (JobPhase::Succeeded, 0));
+
+    let (job, first, second) = begin(&mut world);
+    world.jobs(JobsCommand::Lose { attempts: vec![(first, "gone".into())] }).unwrap();
+    assert_eq!((world.queue().len(), world.active().len()), (0, 1), "the twin goes on");
+    assert_eq!(world.state(job).1.counts.active, 1);
+    world.finish(second, 2, End::Exited { code: 1 }).unwrap();
+    assert_eq!((world.queue().len(), world.active().len()), (1, 0), "now it is tried again");
+    world.now += 10_000_000;
+    assert_eq!(world.assign(job, 0, 1).unwrap().attempt, 3);
+
+    let (job, _, second) = begin(&mut world);
+    world.jobs(JobsCommand::Lose { attempts: vec![(second, "gone".into())] }).unwrap();
+    assert_eq!(twin(&mut world, job, 3).unwrap().attempt, 3, "a number is not given twice");
+    world.jobs(JobsCommand::Cancel { tenant: None, job, reason: "no".into() }).unwrap();
+    assert_eq!(world.active().iter().filter(|(_, attempt)| attempt.job == job).count(), 0);
+}
+
 /// A gang whose task is lost begins again as a whole; where a task may not be tried again, all of it ends.
 #[test]
 fn a_gang_begins_again_together_or_ends() {
     let mut world = World::new();
     let (job, _) = world.submit("", JobSpec { is_gang: true, attempts_max: 2, ..spec(3) }).unwrap();
-    let start =
-        |world: &mut World| (0..3).map(|index| world.assign(job, index, 1).unwrap()).collect::<Vec<_>>();
+    assert!(world.assign(job, 0, 1).is_none(), "none begins alone");
+    let start = |world: &mut World| world.assign_all(job, 3);
     let attempts = start(&mut world);
     world.jobs(JobsCommand::Lose { attempts: vec![(attempts[1], "gone".into())] }).unwrap();
     assert_eq!((world.queue().len(), world.active().len()), (3, 0), "all wait again");

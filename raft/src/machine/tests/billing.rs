@@ -29,7 +29,16 @@ fn jobs(world: &mut World, command: JobsCommand) -> Result<Reply, Refusal> {
 }
 
 fn submit(world: &mut World, tasks: u32, cpu_millis: u32) -> Result<JobId, Refusal> {
-    let spec = JobSpec {
+    submit_with(world, tasks, cpu_millis, |_| ())
+}
+
+fn submit_with(
+    world: &mut World,
+    tasks: u32,
+    cpu_millis: u32,
+    change: impl FnOnce(&mut JobSpec),
+) -> Result<JobId, Refusal> {
+    let mut spec = JobSpec {
         name: "test".into(),
         work: Work::Container {
             image: ObjectPath { bucket: "images".into(), key: "busybox.tar".into() },
@@ -50,7 +59,9 @@ fn submit(world: &mut World, tasks: u32, cpu_millis: u32) -> Result<JobId, Refus
         site: String::new(),
         after: Vec::new(),
         is_gang: false,
+        price_max: 0,
     };
+    change(&mut spec);
     let (access_key_id, client_token) = ("KEY".to_owned(), String::new());
     match jobs(world, JobsCommand::Submit { tenant: TENANT, access_key_id, client_token, spec })? {
         Reply::Jobs(JobsReply::Submitted { job, .. }) => Ok(job),
@@ -59,7 +70,7 @@ fn submit(world: &mut World, tasks: u32, cpu_millis: u32) -> Result<JobId, Refus
 }
 
 fn assign(world: &mut World, job: JobId, index: u32, node: NodeId) -> Option<AttemptId> {
-    let assignments = vec![Assignment { job, index, node, gpus: Vec::new() }];
+    let assignments = vec![Assignment { job, index, node, gpus: Vec::new(), is_twin: false }];
     match jobs(world, JobsCommand::Assign { assignments }).unwrap() {
         Reply::Jobs(JobsReply::Assigned(assigned)) => assigned.into_iter().next(),
         other => panic!("{other:?}"),
@@ -181,6 +192,66 @@ fn jobs_end_before_the_balance_does_and_others_go_on() {
     assert!(left.amount > Amount(0), "it ended while something was left");
     credit(&mut world, CREDIT, "2").unwrap();
     assert!(submit(&mut world, 1, 1000).is_ok());
+}
+
+/// The tasks of a gang are paid for together or not begun at all, and what they would have held stays free for others.
+#[test]
+fn a_gang_is_paid_for_as_a_whole() {
+    let (mut world, node) = priced();
+    credit(&mut world, 300 * CORE_SECOND, "1").unwrap();
+    let gang = submit_with(&mut world, 3, 1000, |spec| spec.is_gang = true).unwrap();
+    let all = |world: &mut World, job| {
+        let one = |index| Assignment { job, index, node, gpus: Vec::new(), is_twin: false };
+        match jobs(world, JobsCommand::Assign { assignments: (0..3).map(one).collect() }).unwrap() {
+            Reply::Jobs(JobsReply::Assigned(assigned)) => assigned.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        (all(&mut world, gang), balance(&world).unwrap().held),
+        (0, Amount(0)),
+        "two of three could be paid"
+    );
+    assert_eq!(queue(&world), 0, "and it does not stand before others");
+    let alone = submit(&mut world, 1, 1000).unwrap();
+    assert!(assign(&mut world, alone, 0, node).is_some());
+    credit(&mut world, 180 * CORE_SECOND, "2").unwrap();
+    assert_eq!(queue(&world), 3);
+    assert_eq!((all(&mut world, gang), balance(&world).unwrap().held), (3, Amount(4 * 120 * CORE_SECOND)));
+}
+
+/// A job ends when it comes to its maximum price, whether its tenant pays in advance or not, and begins nothing that would pass it.
+#[test]
+fn a_job_costs_no_more_than_its_maximum_price() {
+    for pays in [false, true] {
+        let (mut world, node) = priced();
+        if pays {
+            credit(&mut world, CREDIT, "1").unwrap();
+        }
+        // A core second is a thousand millionths.
+        let job = submit_with(&mut world, 3, 1000, |spec| spec.price_max = 250_000).unwrap();
+        let first = assign(&mut world, job, 0, node).expect("two minutes of 250 seconds");
+        assert!(assign(&mut world, job, 1, node).is_some());
+        assert!(assign(&mut world, job, 2, node).is_none(), "six minutes");
+        world.now.0 += 60_000;
+        finish(&mut world, first, node);
+        assert!(
+            assign(&mut world, job, 2, node).is_none(),
+            "one is spent, two are held, two more are wanted"
+        );
+        let cost = |world: &World| match world.ask(Query::Jobs(JobsQuery::Job { tenant: None, job })).unwrap()
+        {
+            Answer::Jobs(JobsAnswer::Job(_, state)) => state.cost,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((phase(&world, job), cost(&world)), (JobPhase::Running, 60_000));
+        world.now.0 += 130_000;
+        act(&mut world, AccountsCommand::Charge).unwrap();
+        assert_eq!((phase(&world, job), cost(&world)), (JobPhase::Cancelled, 250_000));
+        let dear = submit_with(&mut world, 1, 1000, |spec| spec.price_max = 100_000).unwrap();
+        assert!(assign(&mut world, dear, 0, node).is_none());
+        assert_eq!(phase(&world, dear), JobPhase::Cancelled, "it could never begin");
+    }
 }
 
 #[test]
