@@ -23,6 +23,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock;
+
 /// How often certificate files are looked at for a change.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(30);
 
@@ -69,6 +71,8 @@ pub async fn start_grpc(
         GrpcDoorConfig {
             calls_max: config.limits.requests_in_flight_max as usize,
             connections_max: config.grpc.connections_max as usize,
+            now: clock::now,
+            allow_plain: config.grpc.allow_plain,
         },
     );
     Files::new(jobs.objects.clone(), door.gate()).join(&mut door);

@@ -54,7 +54,8 @@ impl World {
     async fn start() -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let pool = Pool::start(any, S3DoorConfig::default(), None).await;
-        let config = GrpcDoorConfig { calls_max: 64, connections_max: 16 };
+        let config =
+            GrpcDoorConfig { calls_max: 64, connections_max: 16, now: pool::now, allow_plain: false };
         let mut door = GrpcDoor::new(pool.identity.clone(), config);
         Files::new(pool.objects.clone(), door.gate()).join(&mut door);
         let listener = TcpListener::bind(any).await.unwrap();

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use makai_gateway::grpc::proto::identity::v1::identity_client::IdentityClient;
 use makai_gateway::grpc::proto::identity::v1::{WhoAmIRequest, WhoAmIResponse};
-use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig, GrpcError};
+use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig, GrpcError, token};
 use makai_gateway::s3::S3DoorConfig;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::net::TcpListener;
@@ -41,7 +41,8 @@ struct Door {
 async fn start(calls_max: usize, tls: Option<Arc<rustls::ServerConfig>>) -> Door {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let pool = Pool::start(any, S3DoorConfig::default(), None).await;
-    let door = GrpcDoor::new(pool.identity.clone(), GrpcDoorConfig { calls_max, connections_max: 8 });
+    let config = GrpcDoorConfig { calls_max, connections_max: 8, now: pool::now, allow_plain: false };
+    let door = GrpcDoor::new(pool.identity.clone(), config);
     let listener = TcpListener::bind(any).await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
@@ -97,6 +98,74 @@ async fn a_key_shows_its_tenant_and_nothing_else_lets_in() {
         assert_eq!(status.code(), Code::Unauthenticated, "{shown}: {status}");
         assert!(!status.message().contains(&pool.secret_key), "{status}");
     }
+}
+
+/// A token is good until it expires, for its key alone; and a client cannot say that it came another way than it did.
+#[tokio::test]
+async fn a_signed_token_lets_in_for_a_while() {
+    let door = start(8, None).await;
+    let (pool, channel) = (&door.pool, plain(door.address));
+    let now = pool::now().0 / 1000;
+    let (id, secret) = (&pool.access_key, &pool.secret_key);
+    let me = who_am_i(channel.clone(), Some(token::bearer(id, secret, now + 60))).await.unwrap();
+    assert_eq!((me.tenant.as_str(), &me.access_key_id), ("one", id));
+    let strangers = [
+        (token::bearer(id, secret, now - 1), "expired"),
+        (token::bearer(id, secret, now + 8000), "at most"),
+        (token::bearer(id, &pool.other_secret_key, now + 60), "check both"),
+        (token::bearer(&pool.other_access_key, secret, now + 60), "check both"),
+        (token::bearer("AKNOBODYNOBODYNOBODY", secret, now + 60), "AKNOBODYNOBODYNOBODY"),
+        ("Bearer makait1.x".to_owned(), "give the metadata"),
+    ];
+    for (stranger, why) in strangers {
+        let status = who_am_i(channel.clone(), Some(stranger)).await.expect_err(why);
+        assert_eq!(status.code(), Code::Unauthenticated, "{why}: {status}");
+        assert!(
+            status.message().contains(why) && !status.message().contains(secret.as_str()),
+            "{why}: {status}"
+        );
+    }
+}
+
+/// From another machine a secret is refused, and a token too where it could be overheard and the operator does not allow that.
+#[tokio::test]
+async fn plain_text_is_for_this_machine() {
+    let Some(outside) = outside_address() else {
+        eprintln!("SKIPPED: this machine has no address but loopback");
+        return;
+    };
+    for allow_plain in [false, true] {
+        let pool = Pool::start(SocketAddr::from(([127, 0, 0, 1], 0)), S3DoorConfig::default(), None).await;
+        let config = GrpcDoorConfig { calls_max: 8, connections_max: 8, now: pool::now, allow_plain };
+        let listener = TcpListener::bind((outside, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let door = GrpcDoor::new(pool.identity.clone(), config);
+        let served = tokio::spawn(door.serve(listener, None, shutdown.clone()));
+        let (id, secret) = (&pool.access_key, &pool.secret_key);
+        let refused = who_am_i(plain(address), basic(id, secret)).await.unwrap_err();
+        assert!(refused.message().contains("from this machine alone"), "{refused}");
+        let now = pool::now().0 / 1000;
+        let mut request = Request::new(WhoAmIRequest {});
+        let token = token::bearer(id, secret, now + 60);
+        request.metadata_mut().insert("authorization", token.parse().unwrap());
+        request.metadata_mut().insert("x-makai-origin", "here".parse().unwrap());
+        let answer = IdentityClient::new(plain(address)).who_am_i(request).await;
+        match answer {
+            Ok(_) => assert!(allow_plain),
+            Err(refused) => assert!(!allow_plain && refused.message().contains("in plain text"), "{refused}"),
+        }
+        shutdown.cancel();
+        served.await.unwrap().unwrap();
+    }
+}
+
+/// An address of this machine that is not loopback, so that what comes from it looks like another's.
+fn outside_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: the kernel only says which address it would send from.
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
 }
 
 #[tokio::test]

@@ -7,7 +7,6 @@
 Ends with 0 only if the job succeeded.
 """
 
-import base64
 import json
 import sys
 import uuid
@@ -15,6 +14,7 @@ import uuid
 import grpc
 
 from makai.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from makai_token import authorization
 
 
 def main() -> int:
@@ -22,11 +22,19 @@ def main() -> int:
     with open(profile_path) as file:
         profile = json.load(file)
     s3 = profile["s3"]
-    secret = f"{s3['access_key_id']}:{s3['secret_access_key']}".encode()
-    metadata = [("authorization", "Basic " + base64.b64encode(secret).decode())]
+
+    def metadata():
+        return [("authorization", authorization(s3["access_key_id"], s3["secret_access_key"]))]
+
     bucket, key = image.removeprefix("s3://").split("/", 1)
 
-    with grpc.insecure_channel(profile["grpc"]["endpoint"].removeprefix("http://")) as channel:
+    endpoint = profile["grpc"]["endpoint"]
+    if endpoint.startswith("https://"):
+        opened = grpc.secure_channel(endpoint.removeprefix("https://"), grpc.ssl_channel_credentials())
+    else:
+        # Plain text is for a gateway on this machine.
+        opened = grpc.insecure_channel(endpoint.removeprefix("http://"))
+    with opened as channel:
         jobs = jobs_pb2_grpc.JobsStub(channel)
         spec = jobs_pb2.JobSpec(
             name="from python",
@@ -34,12 +42,12 @@ def main() -> int:
         )
         # A token makes it safe to submit again after a lost answer.
         request = jobs_pb2.SubmitRequest(spec=spec, client_token=str(uuid.uuid4()))
-        job_id = jobs.Submit(request, metadata=metadata).job_id
-        for part in jobs.Logs(jobs_pb2.LogsRequest(job_id=job_id, follow=True), metadata=metadata):
+        job_id = jobs.Submit(request, metadata=metadata()).job_id
+        for part in jobs.Logs(jobs_pb2.LogsRequest(job_id=job_id, follow=True), metadata=metadata()):
             stream = sys.stdout if part.stream == jobs_pb2.LogsResponse.STREAM_STDOUT else sys.stderr
             stream.buffer.write(part.data)
             stream.flush()
-        job = jobs.Wait(jobs_pb2.WaitRequest(job_id=job_id), metadata=metadata)
+        job = jobs.Wait(jobs_pb2.WaitRequest(job_id=job_id), metadata=metadata())
     print(f"job {job_id}: {jobs_pb2.Phase.Name(job.phase)} {job.reason}", file=sys.stderr)
     return 0 if job.phase == jobs_pb2.PHASE_SUCCEEDED else 1
 

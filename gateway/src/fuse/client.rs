@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -29,6 +28,7 @@ use super::service::{
     Operation, Page, Payload, Place, Read, RenameMode, Result, SeekTo, SetTime, Space, XattrMode,
 };
 use crate::grpc::proto::file::v1 as wire;
+use crate::grpc::token;
 use wire::files_client::FilesClient;
 
 /// Messages between an answer's bounds and a gateway's: a page of a directory, a chunk of a file.
@@ -76,11 +76,27 @@ type Stub = FilesClient<InterceptedService<Channel, Credentials>>;
 
 /// Names the customer in every call.
 #[derive(Clone)]
-struct Credentials(MetadataValue<Ascii>);
+struct Credentials {
+    access_key_id: String,
+    secret_access_key: String,
+}
+
+impl Credentials {
+    /// A token for one call.
+    fn token(&self) -> Option<MetadataValue<Ascii>> {
+        let value =
+            token::bearer(&self.access_key_id, &self.secret_access_key, wall_clock_secs() + token::LIFE_SECS);
+        let mut value: MetadataValue<Ascii> = value.parse().ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
 
 impl tonic::service::Interceptor for Credentials {
     fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        let token =
+            self.token().ok_or_else(|| Status::unauthenticated("the access key id cannot be sent"))?;
+        request.metadata_mut().insert("authorization", token);
         Ok(request)
     }
 }
@@ -120,6 +136,15 @@ pub struct FileClient {
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
+/// Unix time, in seconds.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a client has no node's clock; tokens tell the gateway when they expire"
+)]
+fn wall_clock_secs() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 #[expect(clippy::disallowed_methods, reason = "silence is measured on the runtime's clock")]
 fn timer() -> Instant {
     Instant::now()
@@ -131,15 +156,18 @@ impl FileClient {
     /// # Errors
     /// The address or the credentials are unusable, or the gateway refuses.
     pub async fn connect(target: Target) -> std::result::Result<Arc<Self>, ConnectError> {
-        let who = format!("{}:{}", target.access_key_id, target.secret_access_key);
-        let who = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(who));
-        let mut who: MetadataValue<Ascii> = who.parse().map_err(|_| ConnectError::Credentials)?;
-        who.set_sensitive(true);
+        let who = Credentials {
+            access_key_id: target.access_key_id.clone(),
+            secret_access_key: target.secret_access_key.clone(),
+        };
+        if who.token().is_none() {
+            return Err(ConnectError::Credentials);
+        }
         let mut doors = Vec::new();
         for address in &target.endpoints {
             let endpoint = endpoint(&target, address)
                 .map_err(|source| ConnectError::Endpoint { endpoint: address.clone(), source })?;
-            let stub = FilesClient::with_interceptor(endpoint.connect_lazy(), Credentials(who.clone()));
+            let stub = FilesClient::with_interceptor(endpoint.connect_lazy(), who.clone());
             doors.push(
                 stub.max_decoding_message_size(MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(MESSAGE_BYTES_MAX),

@@ -7,6 +7,7 @@
 //! | file       | holds                                                        |
 //! |------------|--------------------------------------------------------------|
 //! | `gate`     | who calls, and whether there is room for another call        |
+//! | [`token`]  | what an access key signs to show who calls                   |
 //! | `serve`    | listener, TLS, connections: bounded, drained at the end      |
 //! | `identity` | the service that tells a client who it is                    |
 //! | [`proto`]  | what is generated from `proto/`                              |
@@ -14,12 +15,14 @@
 //! A service is added with [`GrpcDoor::add`] before [`GrpcDoor::serve`]; health and reflection know it then. Each of its
 //! methods begins with [`Gate::admit`] and keeps the returned [`Admitted`] until its answer, or its stream, has ended.
 //!
-//! Always: nothing but health and reflection answers without valid credentials; connections, streams, calls and
+//! Always: nothing but health and reflection answers without valid credentials; a secret itself is taken from this machine alone, and
+//! tokens over TLS or from this machine, unless the operator says that another wall is around the door; connections, streams, calls and
 //! messages have bounds; who goes over one is told `RESOURCE_EXHAUSTED`; a stream ends when [`Gate::stopping`] fires.
 
 mod gate;
 mod identity;
 mod serve;
+pub mod token;
 
 /// What is generated from `proto/`.
 #[allow(clippy::all, missing_docs, reason = "generated code")]

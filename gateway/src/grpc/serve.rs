@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use makai_raft::facts::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -16,10 +17,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
+use tonic::metadata::MetadataValue;
 use tonic::server::NamedService;
-use tonic::service::RoutesBuilder;
+use tonic::service::{InterceptorLayer, RoutesBuilder};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use tonic::{Request, Status};
 
 use super::gate::Gate;
 use super::identity::IdentityService;
@@ -51,6 +54,27 @@ pub struct GrpcDoorConfig {
     pub calls_max: usize,
     /// Connections; further ones wait in the kernel's queue.
     pub connections_max: usize,
+    /// The clock that tokens expire by.
+    pub now: fn() -> Timestamp,
+    /// Tokens are taken in plain text from other machines too: another wall is around the door.
+    pub allow_plain: bool,
+}
+
+/// Metadata that the door itself puts to each call: how it came. What a client sends under the name is replaced.
+pub(super) const ORIGIN: &str = "x-makai-origin";
+pub(super) const ORIGIN_HERE: &str = "here";
+pub(super) const ORIGIN_TLS: &str = "tls";
+const ORIGIN_PLAIN: &str = "plain";
+
+/// How a connection came, for its calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin(&'static str);
+
+/// Says of each call how it came.
+fn mark(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let origin = request.extensions().get::<Origin>().map_or(ORIGIN_PLAIN, |origin| origin.0);
+    request.metadata_mut().insert(ORIGIN, MetadataValue::from_static(origin));
+    Ok(request)
 }
 
 /// Why the door could not be served.
@@ -74,7 +98,7 @@ impl GrpcDoor {
     /// A door that tells clients who they are; more is added with [`Self::add`].
     #[must_use]
     pub fn new(identity: Identity, config: GrpcDoorConfig) -> Self {
-        let gate = Gate::new(identity, config.calls_max);
+        let gate = Gate::new(identity, config.calls_max, config.now, config.allow_plain);
         let mut door =
             Self { gate: gate.clone(), routes: RoutesBuilder::default(), names: Vec::new(), config };
         door.add(IdentityServer::new(IdentityService { gate }));
@@ -134,6 +158,7 @@ impl GrpcDoor {
             .initial_connection_window_size(4 * H2_WINDOW_BYTES)
             .http2_keepalive_interval(Some(H2_PING_INTERVAL))
             .http2_keepalive_timeout(Some(H2_PING_TIMEOUT))
+            .layer(InterceptorLayer::new(mark))
             .add_routes(self.routes.routes())
             .serve_with_incoming_shutdown(
                 ReceiverStream::new(connections).map(Ok::<_, Infallible>),
@@ -162,8 +187,8 @@ async fn accept(
 ) {
     let places = Arc::new(Semaphore::new(connections_max));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted: are file descriptors left?");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -174,11 +199,16 @@ async fn accept(
             return;
         }
         let tls = tls.as_ref().map(|tls| TlsAcceptor::from(Arc::clone(&tls.borrow())));
+        let origin = match (peer.ip().to_canonical().is_loopback(), &tls) {
+            (true, _) => Origin(ORIGIN_HERE),
+            (false, Some(_)) => Origin(ORIGIN_TLS),
+            (false, None) => Origin(ORIGIN_PLAIN),
+        };
         let accepted = accepted.clone();
         tokio::spawn(async move {
             match open(stream, tls).await {
                 // The door closed meanwhile: so does the connection.
-                Ok(io) => _ = accepted.send(Connection { io, _place: place }).await,
+                Ok(io) => _ = accepted.send(Connection { io, origin, _place: place }).await,
                 Err(error) => tracing::debug!(error, "a connection ended before its first call"),
             }
         });
@@ -200,13 +230,16 @@ impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 /// An accepted connection and its place among them.
 struct Connection {
     io: Pin<Box<dyn Io>>,
+    origin: Origin,
     _place: OwnedSemaphorePermit,
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Origin;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Origin {
+        self.origin
+    }
 }
 
 impl AsyncRead for Connection {

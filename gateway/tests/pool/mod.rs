@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 const CLUSTER_KEY: [u8; 32] = [42; 32];
 const DISKS: u8 = 6;
 
-fn now() -> Timestamp {
+pub fn now() -> Timestamp {
     #[expect(clippy::disallowed_methods, reason = "signatures are checked against the real time")]
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     Timestamp(u64::try_from(since.as_millis()).unwrap())

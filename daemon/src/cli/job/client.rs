@@ -1,10 +1,9 @@
 //! The gRPC client of the CLI: which gateway, with which credentials.
 
 use anyhow::{Context as _, anyhow};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use makai_gateway::grpc::proto::jobs::v1::jobs_client::JobsClient;
 use makai_gateway::grpc::proto::jobs::v1::{SubmitRequest, SubmitResponse};
+use makai_gateway::grpc::token;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -12,16 +11,26 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use crate::cli::remote::Target;
+use crate::clock;
 
 const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Adds the credentials to each call.
+/// Signs a token for each call.
 #[derive(Clone)]
-pub struct Credentials(MetadataValue<Ascii>);
+pub struct Credentials {
+    access_key_id: String,
+    secret_access_key: String,
+}
 
 impl Interceptor for Credentials {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        let expires_secs = clock::now().0 / 1000 + token::LIFE_SECS;
+        let value = token::bearer(&self.access_key_id, &self.secret_access_key, expires_secs);
+        let mut value: MetadataValue<Ascii> = value
+            .parse()
+            .map_err(|_| Status::unauthenticated("the profile's access key id cannot be sent"))?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
         Ok(request)
     }
 }
@@ -44,12 +53,10 @@ impl Client {
         endpoints.retain(|endpoint| !endpoint.is_empty());
         endpoints.dedup();
         let first = endpoints.first().context("the profile names no gRPC endpoint (grpc.endpoint)")?;
-        let plain = format!("{}:{}", profile.s3.access_key_id, profile.s3.secret_access_key);
-        let value = format!("Basic {}", BASE64_STANDARD.encode(plain));
-        let mut value: MetadataValue<Ascii> =
-            value.parse().map_err(|_| anyhow!("the profile's credentials cannot be sent"))?;
-        value.set_sensitive(true);
-        let credentials = Credentials(value);
+        let credentials = Credentials {
+            access_key_id: profile.s3.access_key_id,
+            secret_access_key: profile.s3.secret_access_key,
+        };
         let jobs = JobsClient::with_interceptor(channel(first)?, credentials.clone());
         Ok(Self { jobs, endpoints, at: 0, credentials })
     }
