@@ -407,13 +407,29 @@ impl Turns {
         let now = (u64::from(self.head.load(Ordering::Acquire)), self.credits.load(Ordering::Acquire));
         if now != *before {
             *before = now;
-        } else if let Some(held) = self.lock.try_take() {
-            if self.is_open.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        // The program may wait for what it launched: until that has ended, and a moment longer, the turn is its own.
+        let end = match self.lock.try_take() {
+            Some(_held) if self.is_open.load(Ordering::Acquire) != 0 => {
                 // SAFETY: the lock is held.
                 let context = unsafe { (*self.open.get()).context };
                 real!(cuCtxSetCurrent(context => Handle));
-                self.close(&held);
+                let stream = self.streams[0].load(Ordering::Relaxed);
+                if is_capturing(stream) { core::ptr::null_mut() } else { mark(stream) }
             }
+            _ => return,
+        };
+        if !end.is_null() {
+            real!(cuEventSynchronize(end => Handle));
+            real!(cuEventDestroy_v2(end => Handle));
+        }
+        sys::wait(&self.signal, signal, IDLE_NS);
+        if self.signal.load(Ordering::Acquire) != signal || self.credits.load(Ordering::Acquire) != now.1 {
+            return;
+        }
+        if let Some(held) = self.lock.try_take() {
+            self.close(&held);
         }
     }
 }
