@@ -16,12 +16,14 @@
 //! | `POST /api/v1/keys`         | [`KeyRequest`] -> [`KeyAnswer`]                                 | yes             |
 //! | `DELETE /api/v1/keys?id=`   |                                                                | yes             |
 //! | `/api/v1/buckets...`        | buckets of all tenants: [`buckets`]                             | yes             |
+//! | `/api/v1/quotas`, `audit`, `kms`, `replication-targets` | [`customers`]                    | yes             |
 //! | `/api/v1/accounts...`       | usage, earnings, claims, the ledger: [`crate::accounts::api`]   | yes             |
 //!
 //! The token is in `admin.token` of the node's folder and travels as `Authorization: Bearer`. The console speaks plain
 //! HTTP: it listens on loopback unless an operator puts it behind a proxy that adds TLS.
 
 pub mod buckets;
+pub mod customers;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -41,6 +43,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use makai_erasure::{DiskId, NodeId};
+use makai_gateway::audit::Audited;
 use makai_gateway::identity::directory::Limit;
 use makai_gateway::identity::{ChangeError, Identity};
 use makai_gateway::policy::Policy;
@@ -176,6 +179,8 @@ pub struct TenantAnswer {
     pub quota_bytes: Option<u64>,
     pub used_bytes: u64,
     pub used_objects: u64,
+    #[serde(default)]
+    pub quota_objects: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -279,7 +284,10 @@ pub async fn start(
         makai_ops::metrics::describe();
     }
     let token = state::admin_token(&shell.config.node.dir)?;
-    let console = Arc::new(Console { shell: shell.clone(), token, metrics });
+    // What is administered here is written down as the operator's.
+    let facts = Audited::always(Arc::clone(&shell.facts), Arc::new(customers::Operator));
+    let shell = Shell { facts: Arc::new(facts), ..shell.clone() };
+    let console = Arc::new(Console { shell, token, metrics });
     let (stop, connections) = (stop.clone(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
     let tracker = tasks.clone();
     tasks.spawn(async move {
@@ -417,6 +425,16 @@ impl Console {
             (&Method::POST, "/api/v1/buckets") => json(&self.create_bucket(read(&body)?).await?),
             (&Method::DELETE, "/api/v1/buckets") => {
                 json(&self.delete_bucket(parameter(query, "name")).await?)
+            }
+            (&Method::PUT, "/api/v1/quotas") => json(&self.set_quota(read(&body)?).await?),
+            (&Method::GET, "/api/v1/audit") => json(&self.audit(query).await?),
+            (&Method::GET, "/api/v1/kms") => json(&self.kms_keys(query).await?),
+            (&Method::POST, "/api/v1/kms") => json(&self.change_kms(read(&body)?).await?),
+            (&Method::PUT, "/api/v1/kms") => json(&self.rule_kms(read(&body)?).await?),
+            (&Method::GET, "/api/v1/replication-targets") => json(&self.targets(query).await?),
+            (&Method::PUT, "/api/v1/replication-targets") => json(&self.put_target(read(&body)?).await?),
+            (&Method::DELETE, "/api/v1/replication-targets") => {
+                json(&self.delete_target(read(&body)?).await?)
             }
             (&Method::PUT, "/api/v1/limits") => json(&self.set_limit(read(&body)?).await?),
             (&Method::GET, "/api/v1/users") => json(&self.users(parameter(query, "tenant")).await?),
@@ -610,6 +628,7 @@ impl Console {
             quota_bytes: tenant.quota_bytes,
             used_bytes: tenant.used_bytes,
             used_objects: tenant.used_objects,
+            quota_objects: tenant.quota_objects,
         };
         Ok(self.all_tenants().await?.into_iter().map(answer).collect())
     }

@@ -19,11 +19,13 @@ use makai_config::{LedgerKind, NodeConfig};
 use makai_erasure::store::{ShardStore, StoreOptions};
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId};
+use makai_gateway::audit::Audited;
 use makai_gateway::identity::{self, Identity};
 use makai_gateway::jobs::JobsOptions;
 use makai_gateway::jobs::desk::Desk;
 use makai_gateway::objects::{Objects, ObjectsOptions};
 use makai_gateway::s3::notifications::Messenger;
+use makai_gateway::s3::replication::Replicator;
 use makai_gpu_runtime::card::host::{Host, HostConfig};
 use makai_gpu_runtime::container::{Bounds as ImageBounds, ContainerConfig, ContainerRunner};
 use makai_gpu_runtime::runner::Level;
@@ -236,8 +238,13 @@ impl Node {
         let (s3, grpc) = match (facts_of_me.roles.contains(&Role::Gateway), members.cluster_key()) {
             (true, Some(key)) => {
                 let outbound = door::outbound(&shell.config);
+                // What customers administer at the doors is written down with its change.
+                let audited = Arc::new(Audited::new(Arc::clone(&shell.facts)));
+                let shell = Shell { facts: audited, ..shell.clone() };
                 let identity = Identity::with_outbound(Arc::clone(&shell.facts), key, outbound.clone());
                 let objects = objects(&shell, identity.clone());
+                let replicator = Replicator::new(Arc::clone(&shell.facts), objects.clone(), outbound.clone());
+                tasks.spawn(reconcile::replicate::run(shell.clone(), replicator));
                 let messenger = Messenger::new(
                     Arc::clone(&shell.facts),
                     objects.clone(),

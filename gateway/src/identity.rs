@@ -19,9 +19,11 @@
 
 pub mod directory;
 pub mod issuers;
+pub mod kms;
 mod limits;
 mod records;
 pub mod session;
+pub mod targets;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -74,6 +76,8 @@ pub struct Caller {
 /// What limits the keys of a user, or a session in a role.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UserRights {
+    /// The user's, or the role's: begins and ends with a slash.
+    pub path: String,
     /// The user's, or the role's.
     pub name: String,
     /// Of a role: what the session calls itself.
@@ -227,7 +231,8 @@ impl Identity {
     async fn rights(&self, user: &User) -> Result<UserRights, IdentityError> {
         let directory = self.directory(user.tenant).await?;
         let policies = compile(&user.name, &directory.texts_of_user(user))?;
-        Ok(UserRights { name: user.name.clone(), session: None, policies })
+        let path = directory.path_of_user(&user.name).to_owned();
+        Ok(UserRights { path, name: user.name.clone(), session: None, policies })
     }
 
     async fn known(&self, access_key_id: &str) -> Result<Known, IdentityError> {
@@ -451,6 +456,7 @@ mod tests {
                 used_objects: 0,
                 byte_ms: 0,
                 counted_to: Timestamp(0),
+                quota_objects: None,
             };
             Arc::new(Self {
                 key,

@@ -8,6 +8,7 @@
 //! |--------------|---------------------------------------------------------|----------------|
 //! | [`objects`]  | put, get, list, multipart: one path behind every data door | ports: `Metadata`, `ShardPeers` |
 //! | [`fuse`]     | a bucket mounted on a customer's machine                  | the kernel, port `FileService` |
+//! | [`audit`]    | who administers what, said to the facts                  | port `Metadata` |
 //! | [`identity`] | keys of tenants and customers, unsealed for the doors    | port `Metadata` |
 //! | [`outbound`] | requests to the outside: issuers, webhooks, other servers | network        |
 //! | [`policy`]   | who may do what: policies, access lists, their order      | nothing        |
@@ -18,6 +19,7 @@
 //!
 //! Always: memory per request is bounded whatever the object's size; a door holds no state that a restart loses.
 
+pub mod audit;
 pub mod files;
 pub mod fuse;
 pub mod grpc;

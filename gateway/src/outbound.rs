@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// Bytes of a body on its way out.
-pub type Body = http_body_util::combinators::BoxBody<Bytes, io::Error>;
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// Addresses of one name that are tried.
@@ -56,7 +56,7 @@ pub struct Outbound {
 
 /// A body that is at hand.
 pub fn whole(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 impl Outbound {

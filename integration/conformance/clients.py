@@ -287,6 +287,11 @@ def buckets(world):
     world.s3.head_bucket(Bucket=bucket)
     same(world.s3.get_bucket_location(Bucket=bucket).get("LocationConstraint"),
          None if world.options.region == "us-east-1" else world.options.region, "location")
+    # Many clients are set to a region, and ask for it wherever they are.
+    abroad = f"{bucket}-abroad"
+    world.s3.create_bucket(Bucket=abroad, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    same(world.s3.get_bucket_location(Bucket=abroad)["LocationConstraint"], "eu-west-1", "location as asked for")
+    world.s3.delete_bucket(Bucket=abroad)
     names = [entry["Name"] for entry in world.s3.list_buckets()["Buckets"]]
     true(bucket in names and names == sorted(names), f"{bucket} among sorted names")
     # S3's oldest region lets one make one's own bucket again.
@@ -850,7 +855,7 @@ def multipart(world):
     same((part["PartsCount"], part["ResponseMetadata"]["HTTPStatusCode"]), (3, 206), "part 2")
     head = world.s3.head_object(**where, PartNumber=1)
     same((head["PartsCount"], head["ContentLength"]), (3, PART_MIN), "head of part 1")
-    refused(("InvalidPartNumber", "416"), 416, world.s3.get_object, **where, PartNumber=9)
+    refused("InvalidPart", 400, world.s3.get_object, **where, PartNumber=9)
     at = PART_MIN - 5
     true(world.get("multi", Range=f"bytes={at}-{at + 9}") == whole[at:at + 10], "a range over two parts differs")
     same(world.s3.get_object_attributes(**where, ObjectAttributes=["ObjectParts"])["ObjectParts"]["TotalPartsCount"], 3,
@@ -1132,7 +1137,7 @@ def trailers(world):
     world.s3.delete_object(Bucket=world.bucket, Key="trailer")
     send(one + b"x-amz-checksum-crc32:AAAAAA==\r\n\r\n").expect(400, "BadDigest")
     send(one + b"\r\n").expect(400, "MalformedTrailerError")
-    send(one + b"x-amz-checksum-crc32:no\r\n\r\n").expect(400, ("InvalidRequest", "MalformedTrailerError"))
+    send(one + b"x-amz-checksum-crc32:no\r\n\r\n").expect(400, ("BadDigest", "InvalidRequest", "MalformedTrailerError"))
     send(one[:-3]).expect(400, "IncompleteBody")
     send(one + b"x-amz-checksum-crc32:" + crc + b"\r\n\r\n", length=len(body) + 1).expect(400, "IncompleteBody")
     true(not exists(world, "trailer"), "a refused body became visible")

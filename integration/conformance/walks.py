@@ -387,6 +387,98 @@ def iam_users_keys_and_groups(world):
 
 
 @check
+def iam_paths_and_new_names(world):
+    iam, path, bucket = client_of(world, "iam"), f"/walk-{world.run}/", world.new_bucket("paths")
+    name = lambda text: f"{text}-{world.run}"
+    names = lambda call, kind, key, **arguments: [
+        entry[key] for page in iam.get_paginator(call).paginate(**arguments) for entry in page[kind]]
+    trust = statement("Allow", "sts:AssumeRole", None).replace('"Resource": null', '"Principal": {"AWS": "*"}')
+    make = {
+        "users": lambda text, path: iam.create_user(UserName=name(text), Path=path)["User"],
+        "groups": lambda text, path: iam.create_group(GroupName=name(text), Path=path)["Group"],
+        "roles": lambda text, path: iam.create_role(RoleName=name(text), Path=path, AssumeRolePolicyDocument=trust)["Role"],
+    }
+    for kind, create in make.items():
+        one = kind[:-1]
+        key, list_all = f"{one.title()}Name", f"list_{kind}"
+        refused("ValidationError", 400, create, text="x", path="no-slashes")
+        for text, below in [("Ad", "w/"), ("ac", "x/"), ("Ab", "x/y/"), ("aa", "")]:
+            made = create(text, path + below)
+            same(made["Path"], path + below, f"path of a {one}")
+            true(made["Arn"].endswith(f":{one}{path}{below}{name(text)}"), made["Arn"])
+        refused("EntityAlreadyExists", 409, create, text="AA", path="/")
+        got = getattr(iam, f"get_{one}")(**{key: name("AD")})[one.title()]
+        same(got[key], name("Ad"), "a name whatever its case")
+        by_name = [name(text) for text in ["aa", "Ab", "ac", "Ad"]]
+        for page_size in [{}, {"PaginationConfig": {"PageSize": 1}}]:
+            same(names(list_all, kind.title(), key, PathPrefix=path, **page_size), by_name, f"{kind} in their order")
+            same(names(list_all, kind.title(), key, PathPrefix=path + "x", **page_size), by_name[1:3], f"{kind} below a path")
+        same(names(list_all, kind.title(), key, PathPrefix=path + "z"), [], "nothing below a path")
+
+    # A new name keeps the id, the keys, the policies and the groups.
+    user, group = name("aa"), name("aa")
+    before, secret = iam.get_user(UserName=user)["User"], iam.create_access_key(UserName=user)
+    iam.put_user_policy(UserName=user, PolicyName="read", PolicyDocument=statement("Allow", "s3:ListBucket", "*"))
+    iam.add_user_to_group(GroupName=group, UserName=user)
+    refused("EntityAlreadyExists", 409, iam.update_user, UserName=user, NewUserName=name("Ab"))
+    refused("NoSuchEntity", 404, iam.update_user, UserName="nobody", NewUserName=name("zz"))
+    iam.update_user(UserName=user, NewUserName=name("zz"), NewPath=path + "new/")
+    after = iam.get_user(UserName=name("zz"))["User"]
+    same(after["UserId"], before["UserId"], "id")
+    true(after["Arn"].endswith(f":user{path}new/{name('zz')}"), after["Arn"])
+    refused("NoSuchEntity", 404, iam.get_user, UserName=user)
+    same([key["UserName"] for key in iam.list_access_keys(UserName=name("zz"))["AccessKeyMetadata"]], [name("zz")], "keys")
+    same([entry["UserName"] for entry in iam.get_group(GroupName=group)["Users"]], [name("zz")], "members")
+    eventually("the renamed user's policies count", lambda: may(by_key(world, secret).list_objects_v2, Bucket=bucket))
+    caller = client_of(world, "sts", secret["AccessKey"]["AccessKeyId"], secret["AccessKey"]["SecretAccessKey"])
+    same(caller.get_caller_identity()["Arn"], after["Arn"], "caller")
+    iam.delete_user_policy(UserName=name("zz"), PolicyName="read")
+    eventually("no policy counts", lambda: not may(by_key(world, secret).list_objects_v2, Bucket=bucket))
+    # Policies of buckets name users by their ARNs, paths and all.
+    world.s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Principal": {"AWS": after["Arn"]}, "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{bucket}"}]}))
+    eventually("the bucket's policy counts", lambda: may(by_key(world, secret).list_objects_v2, Bucket=bucket))
+    of_group = iam.get_group(GroupName=group)["Group"]
+    iam.update_group(GroupName=group, NewGroupName=name("gg"), NewPath=path + "g/")
+    renamed = iam.get_group(GroupName=name("gg"))["Group"]
+    same((renamed["GroupId"], renamed["Path"]), (of_group["GroupId"], path + "g/"), "group")
+    same([entry["GroupName"] for entry in iam.list_groups_for_user(UserName=name("zz"))["Groups"]], [name("gg")], "groups")
+
+    # A role below a path is assumed by its ARN; one who may read IAM sees it and changes nothing.
+    role = iam.get_role(RoleName=name("ac"))["Role"]
+    lent = client_of(world, "sts").assume_role(RoleArn=role["Arn"], RoleSessionName="walk")
+    true(lent["AssumedRoleUser"]["Arn"].endswith(f":assumed-role/{name('ac')}/walk"), lent["AssumedRoleUser"]["Arn"])
+    own = client_of(world, "iam", secret["AccessKey"]["AccessKeyId"], secret["AccessKey"]["SecretAccessKey"])
+    refused("AccessDenied", 403, own.list_roles, PathPrefix=path)
+    iam.attach_user_policy(UserName=name("zz"), PolicyArn="arn:aws:iam::aws:policy/IAMReadOnlyAccess")
+    eventually("IAM may be read", lambda: may(own.list_roles, PathPrefix=path))
+    refused("AccessDenied", 403, own.delete_role, RoleName=name("ac"))
+
+    policy = iam.create_policy(PolicyName=name("p"), Path=path, PolicyDocument=statement("Allow", "s3:*", "*"))["Policy"]
+    true(policy["Arn"].endswith(f":policy{path}{name('p')}"), policy["Arn"])
+    same(iam.get_policy(PolicyArn=policy["Arn"])["Policy"]["Path"], path, "path of a policy")
+    refused("NoSuchEntity", 404, iam.get_policy, PolicyArn=policy["Arn"].replace(path, "/"))
+    iam.attach_role_policy(RoleName=name("ac"), PolicyArn=policy["Arn"])
+    iam.detach_role_policy(RoleName=name("ac"), PolicyArn=policy["Arn"])
+    iam.delete_policy(PolicyArn=policy["Arn"])
+    issuer = iam.create_open_id_connect_provider(Url=f"http://walk-{world.run}/issuer", ClientIDList=["app"])
+    arn = issuer["OpenIDConnectProviderArn"]
+    same(iam.get_open_id_connect_provider(OpenIDConnectProviderArn=arn)["Url"], f"http://walk-{world.run}/issuer", "url")
+    iam.delete_open_id_connect_provider(OpenIDConnectProviderArn=arn)
+    refused("NoSuchEntity", 404, iam.delete_open_id_connect_provider, OpenIDConnectProviderArn=arn)
+
+    iam.detach_user_policy(UserName=name("zz"), PolicyArn="arn:aws:iam::aws:policy/IAMReadOnlyAccess")
+    iam.remove_user_from_group(GroupName=name("gg"), UserName=name("ZZ"))
+    iam.delete_access_key(UserName=name("zz"), AccessKeyId=secret["AccessKey"]["AccessKeyId"])
+    for text in ["zz", "Ab", "AC", "ad"]:
+        iam.delete_user(UserName=name(text))
+    for text in ["gg", "Ab", "ac", "Ad"]:
+        iam.delete_group(GroupName=name(text))
+    for text in ["aa", "ab", "ac", "ad"]:
+        iam.delete_role(RoleName=name(text))
+
+
+@check
 def roles_are_assumed(world):
     iam, sts, bucket = client_of(world, "iam"), client_of(world, "sts"), world.new_bucket("roles")
     me = sts.get_caller_identity()

@@ -5,9 +5,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use http::Method;
 
+use makai_raft::facts::tenant::Quota;
+
 use super::remote::Target;
+use super::tenants::quota_text;
 use super::{human_bytes, print_json};
 use crate::console::buckets::{BucketListed, BucketRequest};
+use crate::console::customers::QuotaRequest;
 
 /// Make, list and delete buckets of any tenant
 #[derive(Debug, clap::Args)]
@@ -38,6 +42,18 @@ enum What {
         #[command(flatten)]
         target: Target,
     },
+    /// Bound what a bucket may hold, beside its tenant's quota; a bound that is not given is none
+    Quota {
+        name: String,
+        /// Plaintext bytes, versions included
+        #[arg(long)]
+        bytes: Option<u64>,
+        /// Objects, versions included
+        #[arg(long)]
+        objects: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Delete an empty bucket
     Delete {
         name: String,
@@ -58,6 +74,9 @@ fn print(bucket: &BucketListed) {
     if bucket.noncurrent_objects > 0 {
         print!(", older versions: {} of {}", bucket.noncurrent_objects, human_bytes(bucket.noncurrent_bytes));
     }
+    if bucket.quota != Quota::default() {
+        print!(", {}", quota_text(bucket.quota));
+    }
     if bucket.mounts > 0 {
         print!(", {} mounts", bucket.mounts);
     }
@@ -75,6 +94,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let mut buckets: Vec<BucketListed> = target.get("/api/v1/buckets").await?;
             buckets.retain(|bucket| tenant.as_ref().is_none_or(|tenant| *tenant == bucket.tenant));
             if target.json { print_json(&buckets)? } else { buckets.iter().for_each(print) }
+        }
+        What::Quota { name, bytes, objects, target } => {
+            let quota = Quota { bytes_max: bytes, objects_max: objects };
+            let request = QuotaRequest { tenant: None, bucket: Some(name.clone()), quota };
+            let () = target.call(Method::PUT, "/api/v1/quotas", Some(&request)).await?;
+            if target.json { print_json(&request)? } else { println!("{name}: {}", quota_text(quota)) }
         }
         What::Delete { name, target } => {
             let path = format!("/api/v1/buckets?name={name}");

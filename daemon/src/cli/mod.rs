@@ -4,6 +4,7 @@
 //! to standard output, progress and errors to standard error.
 
 mod accounts;
+mod audit;
 mod backup;
 pub mod bench;
 mod bucket;
@@ -15,10 +16,12 @@ pub mod doctor;
 mod gpu;
 mod init;
 mod job;
+mod kms;
 mod mount;
 mod node;
 mod profile;
 mod remote;
+mod replication;
 mod tenants;
 mod users;
 mod worker;
@@ -55,6 +58,9 @@ enum Command {
     Ledger(claims::LedgerArgs),
     Bucket(bucket::Args),
     User(users::Args),
+    Kms(kms::Args),
+    ReplicationTarget(replication::Args),
+    AuditLog(audit::Args),
     Job(job::Args),
     Gpu(gpu::Args),
     Bench(bench::Args),
@@ -101,6 +107,9 @@ pub fn main() -> ExitCode {
             Command::Ledger(args) => claims::ledger(args).await,
             Command::Bucket(args) => bucket::run(args).await,
             Command::User(args) => users::run(args).await,
+            Command::Kms(args) => kms::run(args).await,
+            Command::ReplicationTarget(args) => replication::run(args).await,
+            Command::AuditLog(args) => audit::run(args).await,
             Command::Job(args) => job::run(args).await,
             Command::Gpu(args) => gpu::run(args).await,
             Command::Bench(args) => bench::run(args).await,

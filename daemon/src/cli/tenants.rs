@@ -7,11 +7,13 @@ use clap::Subcommand;
 use http::Method;
 use makai_gateway::identity::directory::Limit;
 use makai_raft::facts::accounts::{Amount, Balance};
+use makai_raft::facts::tenant::Quota;
 
 use super::accounts::{credits_text, parse_credits};
 use super::remote::Target;
 use super::{human_bytes, print_json};
 use crate::accounts::api::CreditRequest;
+use crate::console::customers::QuotaRequest;
 use crate::console::{
     KeyAnswer, KeyChange, KeyListed, KeyRequest, LimitRequest, TenantAnswer, TenantRequest,
 };
@@ -31,6 +33,18 @@ enum TenantCommand {
         /// Bytes it may store; without: no limit
         #[arg(long)]
         quota_bytes: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Bound what a tenant may store; a bound that is not given is none
+    Quota {
+        name: String,
+        /// Plaintext bytes, versions included
+        #[arg(long)]
+        bytes: Option<u64>,
+        /// Objects, versions included
+        #[arg(long)]
+        objects: Option<u64>,
         #[command(flatten)]
         target: Target,
     },
@@ -108,6 +122,14 @@ enum KeyCommand {
     },
 }
 
+/// A quota as a person reads it.
+pub(super) fn quota_text(quota: Quota) -> String {
+    let bytes = quota.bytes_max.map(|max| format!("at most {}", human_bytes(max)));
+    let objects = quota.objects_max.map(|max| format!("at most {max} objects"));
+    let bounds: Vec<String> = bytes.into_iter().chain(objects).collect();
+    if bounds.is_empty() { "no limit".to_owned() } else { bounds.join(", ") }
+}
+
 fn print_key(key: &KeyAnswer) {
     println!("tenant             {}", key.tenant);
     println!("access key id      {}", key.access_key_id);
@@ -120,6 +142,12 @@ pub async fn tenant(args: TenantArgs) -> anyhow::Result<ExitCode> {
             let request = TenantRequest { name, quota_bytes };
             let key: KeyAnswer = target.call(Method::POST, "/api/v1/tenants", Some(&request)).await?;
             if target.json { print_json(&key)? } else { print_key(&key) }
+        }
+        TenantCommand::Quota { name, bytes, objects, target } => {
+            let quota = Quota { bytes_max: bytes, objects_max: objects };
+            let request = QuotaRequest { tenant: Some(name.clone()), bucket: None, quota };
+            let () = target.call(Method::PUT, "/api/v1/quotas", Some(&request)).await?;
+            if target.json { print_json(&request)? } else { println!("{name}: {}", quota_text(quota)) }
         }
         TenantCommand::Credit { name, credits, reference, target } => {
             let amount = parse_credits(&credits)
@@ -145,8 +173,11 @@ pub async fn tenant(args: TenantArgs) -> anyhow::Result<ExitCode> {
                     let quota = tenant.quota_bytes.map_or_else(|| "no limit".into(), human_bytes);
                     let used = human_bytes(tenant.used_bytes);
                     println!(
-                        "{:<24} {:>10} objects {:>12} of {quota}",
-                        tenant.name, tenant.used_objects, used
+                        "{:<24} {:>10} objects {:>12} of {quota}{}",
+                        tenant.name,
+                        tenant.used_objects,
+                        used,
+                        tenant.quota_objects.map_or_else(String::new, |max| format!(", {max} objects"))
                     );
                 }
             }

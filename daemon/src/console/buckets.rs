@@ -12,7 +12,7 @@ use makai_raft::facts::Timestamp;
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::query::{Answer, Query};
-use makai_raft::facts::tenant::Tenant;
+use makai_raft::facts::tenant::{Quota, Tenant};
 use makai_raft::facts::version::Versioning;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,9 @@ pub struct BucketListed {
     pub noncurrent_objects: u64,
     pub noncurrent_bytes: u64,
     pub mounts: u32,
+    /// What it may hold at most.
+    #[serde(default)]
+    pub quota: Quota,
 }
 
 fn listed(bucket: Bucket, tenants: &[Tenant]) -> BucketListed {
@@ -57,6 +60,7 @@ fn listed(bucket: Bucket, tenants: &[Tenant]) -> BucketListed {
         noncurrent_objects: bucket.noncurrent_count,
         noncurrent_bytes: bucket.noncurrent_bytes,
         mounts: bucket.mounts,
+        quota: bucket.quota,
     }
 }
 

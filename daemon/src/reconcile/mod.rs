@@ -17,6 +17,7 @@
 //! | [`displaced`] | storage  | no shard stays whose slot went to another disk                    |
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
 //! | [`lifecycle`] | leader   | versions and uploads go when their bucket's rules say so           |
+//! | [`replicate`] | a gateway | other S3 servers get copies, as buckets' owners wish               |
 //! | [`notify`]    | a gateway | webhooks hear of changes of keys, as their buckets' owners wish   |
 //! | [`schedule`]  | leader   | tasks that wait are given to nodes; attempts of dead nodes end     |
 //! | [`agent`]     | compute  | attempts given to this node run, and are reported                 |
@@ -48,6 +49,7 @@ pub mod placement;
 pub mod plan;
 pub mod presence;
 pub mod reach;
+pub mod replicate;
 pub mod schedule;
 pub mod scrub;
 pub mod sessions;

@@ -25,7 +25,7 @@ pub async fn run(shell: Shell, mut messenger: Messenger) {
 }
 
 /// Whether this node is the first of the gateways that are up.
-fn is_first(shell: &Shell) -> bool {
+pub(super) fn is_first(shell: &Shell) -> bool {
     let map = shell.map.get();
     let gateways = map.map.nodes.iter().filter(|node| node.is_up && node.roles.contains(&Role::Gateway));
     gateways.map(|node| node.id).min() == Some(shell.id)

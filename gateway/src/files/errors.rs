@@ -119,9 +119,9 @@ impl From<Refusal> for Failure {
             Refusal::NoSuchBucket | Refusal::NoSuchKey | Refusal::NotFound(_) => Errno::Enoent,
             Refusal::AlreadyExists(_) => Errno::Eexist,
             Refusal::TooLarge(_) => Errno::Efbig,
-            Refusal::QuotaExceeded { .. } | Refusal::Accounts(AccountsRefusal::BalanceSpent { .. }) => {
-                Errno::Edquot
-            }
+            Refusal::QuotaExceeded { .. }
+            | Refusal::QuotaReached(_)
+            | Refusal::Accounts(AccountsRefusal::BalanceSpent { .. }) => Errno::Edquot,
             Refusal::BlobTooOld => Errno::Estale,
             Refusal::Invalid(_) => Errno::Einval,
             _ => Errno::Eio,

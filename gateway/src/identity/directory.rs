@@ -13,10 +13,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use makai_raft::facts::identity::User;
 use serde::{Deserialize, Serialize};
 
+use super::kms::KmsKey;
+
 /// What a user has beside the facts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Member {
+    /// Begins and ends with a slash; empty: `/`.
+    pub path: String,
+    /// The user's id, where its name is not that of its making.
+    pub id: String,
     pub tags: BTreeMap<String, String>,
     /// Name and text; one that the facts have, too, counts as it stands here.
     pub inline: BTreeMap<String, String>,
@@ -27,6 +33,10 @@ pub struct Member {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Group {
+    /// Begins and ends with a slash; empty: `/`.
+    pub path: String,
+    /// Where its name is not that of its making.
+    pub id: String,
     pub created_ms: u64,
     pub members: BTreeSet<String>,
     pub inline: BTreeMap<String, String>,
@@ -36,6 +46,8 @@ pub struct Group {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Role {
+    /// Begins and ends with a slash; empty: `/`.
+    pub path: String,
     /// Tells a role from another of the same name that was there before.
     pub created_ms: u64,
     /// The policy that says who may assume it.
@@ -51,6 +63,8 @@ pub struct Role {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Shared {
+    /// Begins and ends with a slash; empty: `/`.
+    pub path: String,
     pub created_ms: u64,
     pub description: String,
     /// By number: text, and when it was made.
@@ -93,10 +107,28 @@ pub struct Directory {
     pub issuers: BTreeMap<String, Issuer>,
     /// By access key's id.
     pub limits: BTreeMap<String, Limit>,
+    /// Keys for objects (SSE-KMS), by name.
+    pub kms: BTreeMap<String, KmsKey>,
+    /// Whether those must be made before they are used.
+    pub kms_is_strict: bool,
+    /// Other S3 servers that buckets are replicated to, by name.
+    pub targets: BTreeMap<String, ReplicationTarget>,
+}
+
+/// Another S3 server, and the key that this tenant has there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReplicationTarget {
+    /// `https://s3.example.com`, without a path.
+    pub endpoint: String,
+    pub region: String,
+    pub access_key_id: String,
+    /// Hex of the secret key, sealed with the cluster's key.
+    pub sealed_secret: String,
 }
 
 /// Policies that every tenant has, under the names that AWS gives them.
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 5] = [
     (
         "AdministratorAccess",
         r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}"#,
@@ -112,6 +144,10 @@ const BUILT_IN: [(&str, &str); 4] = [
     (
         "IAMFullAccess",
         r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"iam:*","Resource":"*"}]}"#,
+    ),
+    (
+        "IAMReadOnlyAccess",
+        r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["iam:Get*","iam:List*"],"Resource":"*"}]}"#,
     ),
 ];
 const BUILT_IN_PREFIX: &str = "arn:aws:iam::aws:policy/";
@@ -134,7 +170,65 @@ pub fn name_of(arn: &str) -> &str {
     arn.rsplit('/').next().unwrap_or(arn)
 }
 
+/// A path as it is kept, in full.
+#[must_use]
+pub fn path_or_root(path: &str) -> &str {
+    if path.is_empty() { "/" } else { path }
+}
+
+/// The entry of a name: names differ by more than their case.
+fn spelled<'m, T>(all: &'m BTreeMap<String, T>, name: &str) -> Option<(&'m str, &'m T)> {
+    let found =
+        all.get_key_value(name).or_else(|| all.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)));
+    found.map(|(known, entry)| (known.as_str(), entry))
+}
+
 impl Directory {
+    #[must_use]
+    pub fn path_of_user(&self, name: &str) -> &str {
+        path_or_root(self.users.get(name).map_or("", |member| member.path.as_str()))
+    }
+
+    /// A group and its name as it was given, whatever the case of `name`.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<(&str, &Group)> {
+        spelled(&self.groups, name)
+    }
+
+    pub fn group_mut(&mut self, name: &str) -> Option<&mut Group> {
+        let name = self.group(name)?.0.to_owned();
+        self.groups.get_mut(&name)
+    }
+
+    /// A role and its name as it was given, whatever the case of `name`.
+    #[must_use]
+    pub fn role(&self, name: &str) -> Option<(&str, &Role)> {
+        spelled(&self.roles, name)
+    }
+
+    pub fn role_mut(&mut self, name: &str) -> Option<&mut Role> {
+        let name = self.role(name)?.0.to_owned();
+        self.roles.get_mut(&name)
+    }
+
+    /// A policy that can be attached, and its name as it was given, whatever the case of `name`.
+    #[must_use]
+    pub fn policy(&self, name: &str) -> Option<(&str, &Shared)> {
+        spelled(&self.policies, name)
+    }
+
+    /// Has what is `old`'s be `new`'s: tags, policies, places in groups.
+    pub fn rename_user(&mut self, old: &str, new: &str) {
+        if let Some(member) = self.users.remove(old) {
+            self.users.insert(new.to_owned(), member);
+        }
+        for group in self.groups.values_mut() {
+            if group.members.remove(old) {
+                group.members.insert(new.to_owned());
+            }
+        }
+    }
+
     /// The text of a policy that can be attached.
     #[must_use]
     pub fn attachable(&self, arn: &str) -> Option<&str> {

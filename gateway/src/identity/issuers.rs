@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use http::Request;
+use http::{Request, Uri};
 use makai_raft::facts::Timestamp;
 use ring::signature;
 use serde::Deserialize;
@@ -109,6 +109,15 @@ impl Issuers {
 
     async fn fetch<T: for<'x> Deserialize<'x>>(&self, url: &str) -> Result<T, TokenError> {
         let failed = |why: String| TokenError::Issuer(format!("{url}: {why}"));
+        let is_safe = url.parse::<Uri>().is_ok_and(|uri| {
+            let is_local = matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
+            uri.scheme_str() == Some("https") || is_local
+        });
+        if !is_safe {
+            let why =
+                "keys come over TLS, or in the clear from this machine alone: have the issuer speak https";
+            return Err(failed(why.to_owned()));
+        }
         let request = Request::get(url).header("accept", "application/json").body(whole(""));
         let request = request.map_err(|error| failed(error.to_string()))?;
         let answer = self.outbound.send(request, DOCUMENT_BYTES_MAX, FETCH_TIME_MAX).await;

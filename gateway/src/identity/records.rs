@@ -10,7 +10,7 @@ use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::{AccessKey, TenantId};
 use makai_raft::handle::MetaError;
 
-use super::directory::Directory;
+use super::directory::{Directory, path_or_root};
 use super::session::RoleSession;
 use super::{
     Caller, Identity, IdentityError, NewAccessKey, PURPOSE_SECRET, UserRights, compile, new_access_key,
@@ -98,15 +98,47 @@ impl Identity {
     pub async fn change_directory<T, E>(
         &self,
         tenant: TenantId,
+        change: impl FnMut(&mut Directory) -> Result<T, E>,
+    ) -> Result<T, ChangeError<E>> {
+        let set = |revision, text| IdentityCommand::SetDirectory { tenant, revision, text };
+        self.change_directory_by(tenant, change, set).await
+    }
+
+    /// Gives a user another name; `change` has the directory follow, and is called anew as in [`Self::change_directory`].
+    ///
+    /// # Errors
+    /// `change` refuses, or the facts do.
+    pub async fn rename_user<E>(
+        &self,
+        tenant: TenantId,
+        name: &str,
+        new_name: &str,
+        change: impl FnMut(&mut Directory) -> Result<(), E>,
+    ) -> Result<(), ChangeError<E>> {
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        let set = |revision, text| IdentityCommand::RenameUser {
+            tenant,
+            name: name.clone(),
+            new_name: new_name.clone(),
+            revision,
+            text,
+        };
+        self.change_directory_by(tenant, change, set).await
+    }
+
+    async fn change_directory_by<T, E>(
+        &self,
+        tenant: TenantId,
         mut change: impl FnMut(&mut Directory) -> Result<T, E>,
+        set: impl Fn(u64, Bytes) -> IdentityCommand,
     ) -> Result<T, ChangeError<E>> {
         for _ in 0..CHANGES_MAX {
             let (revision, mut directory) = self.read_directory(tenant).await?;
             let value = change(&mut directory).map_err(ChangeError::Refused)?;
             let text =
                 serde_json::to_vec(&directory).map_err(|error| ChangeError::Internal(error.to_string()))?;
-            let set = IdentityCommand::SetDirectory { tenant, revision, text: Bytes::from(text) };
-            match self.inner.metadata.propose(Command::Identity(set)).await {
+            let set = Command::Identity(set(revision, Bytes::from(text)));
+            match self.inner.metadata.propose(set).await {
                 Ok(_) => {
                     self.forget(tenant);
                     return Ok(value);
@@ -216,6 +248,7 @@ impl Identity {
         };
         let policies = compile(&session.role, &directory.texts_of_role(role))?;
         let (name, own) = (session.role.clone(), Some(session.name.clone()));
-        Ok(Some((caller, Arc::new(UserRights { name, session: own, policies }))))
+        let path = path_or_root(&role.path).to_owned();
+        Ok(Some((caller, Arc::new(UserRights { path, name, session: own, policies }))))
     }
 }

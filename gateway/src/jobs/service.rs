@@ -151,7 +151,9 @@ pub(super) fn status(error: MetaError) -> Status {
             Refusal::Accounts(AccountsRefusal::BalanceSpent { .. }) => {
                 Status::failed_precondition(refusal.to_string())
             }
-            Refusal::QuotaExceeded { .. } => Status::resource_exhausted(refusal.to_string()),
+            Refusal::QuotaExceeded { .. } | Refusal::QuotaReached(_) => {
+                Status::resource_exhausted(refusal.to_string())
+            }
             _ => Status::invalid_argument(refusal.to_string()),
         },
         MetaError::Unavailable(why) => Status::unavailable(why),

@@ -14,7 +14,7 @@ use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::cluster::Role;
 use makai_raft::facts::command::Command;
 use makai_raft::facts::identity::{IdentityAnswer, IdentityCommand, IdentityQuery};
-use makai_raft::facts::journal::JournalCommand;
+use makai_raft::facts::journal::{JournalAnswer, JournalCommand, JournalQuery};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::TenantId;
 use makai_raft::facts::version::VersionId;
@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::{BUCKET_CACHE_MAX, Objects, ObjectsError, check_key, now, unexpected};
 use crate::identity::Caller;
+use crate::identity::targets::{Target, TargetError};
 use crate::policy::acl::Acl;
 use crate::policy::document::Kind;
 use crate::policy::{Account, Policy};
@@ -41,7 +42,21 @@ pub const WEBSITE: &str = "website";
 pub const ENCRYPTION: &str = "encryption";
 pub const LOGGING: &str = "logging";
 pub const PAYER: &str = "request-payment";
-const READ: [&str; 9] = [POLICY, ACL, PUBLIC_ACCESS, OWNERSHIP, CORS, WEBSITE, ENCRYPTION, LOGGING, PAYER];
+pub const REPLICATION: &str = "replication";
+pub const REPLICATION_STATE: &str = "replication-state";
+const READ: [&str; 11] = [
+    POLICY,
+    ACL,
+    PUBLIC_ACCESS,
+    OWNERSHIP,
+    CORS,
+    WEBSITE,
+    ENCRYPTION,
+    LOGGING,
+    PAYER,
+    REPLICATION,
+    REPLICATION_STATE,
+];
 
 /// What a bucket's owner has shut to the public.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,6 +137,10 @@ pub struct BucketAccess {
     pub logging: Option<Bytes>,
     /// Whether others than the owner must say that they pay.
     pub requester_pays: bool,
+    /// As S3 writes it: XML.
+    pub replication: Option<Bytes>,
+    /// What the replicator has written down.
+    pub replication_state: Option<Bytes>,
 }
 
 impl BucketAccess {
@@ -175,6 +194,8 @@ impl BucketAccess {
                 let payer = b"<Payer>Requester</Payer>";
                 document.windows(payer.len()).any(|window| window == payer)
             }),
+            replication: next(),
+            replication_state: next(),
             bucket,
         })
     }
@@ -229,6 +250,26 @@ impl Objects {
         self.bucket(caller, name).await?;
         let follow = JournalCommand::Follow { bucket: name.into(), follower: follower.into(), is_on };
         self.propose(Command::Journal(follow)).await.map(|_| ())
+    }
+
+    /// When the oldest change of a bucket was made that a follower has not done with.
+    ///
+    /// # Errors
+    /// The facts do not answer.
+    pub async fn oldest_change(&self, name: &str, follower: &str) -> Result<Option<Timestamp>, ObjectsError> {
+        let query = JournalQuery::Oldest { bucket: name.into(), follower: follower.into() };
+        match self.query(Query::Journal(query)).await? {
+            Answer::Journal(JournalAnswer::Changes(changes)) => Ok(changes.first().map(|change| change.at)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Another server that a tenant's buckets are replicated to.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub async fn replication_target(&self, tenant: TenantId, name: &str) -> Result<Target, TargetError> {
+        self.inner.identity.target(tenant, name).await
     }
 
     /// What this gateway heard last of a bucket, if it still remembers: good enough for what decides nothing.

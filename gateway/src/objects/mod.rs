@@ -186,6 +186,8 @@ pub struct Objects {
     inner: Arc<Inner>,
     /// How new objects are sealed, and what is at hand to open old ones.
     sealing: sealing::Sealing,
+    /// Whether new objects come with browsers' forms, for those who follow their bucket.
+    by_form: bool,
 }
 
 struct Inner {
@@ -258,7 +260,14 @@ impl Objects {
                 lifecycles,
             }),
             sealing: sealing::Sealing::Tenant,
+            by_form: false,
         }
+    }
+
+    /// The same objects, of which new ones come with browsers' forms.
+    #[must_use]
+    pub fn by_form(&self) -> Self {
+        Self { by_form: true, ..self.clone() }
     }
 
     fn count(&self, caller: &Caller, what: Traffic, amount: u64) {
@@ -441,6 +450,7 @@ impl Objects {
             headers,
             new: stored.content.clone(),
             precondition,
+            by_form: self.by_form,
         };
         match self.commit(&facts, stored, command).await? {
             Reply::Object(head) => Ok(head),

@@ -2,7 +2,8 @@
 //!
 //! Each object is sealed under keys of its own, wrapped by its tenant's key. Where a customer gives a key (SSE-C) or
 //! names one (SSE-KMS), they are wrapped by one derived from both: HMAC-SHA-256 of a label and the customer's key, or of
-//! a label and the key's name, under the tenant's key. Without the customer's key the object cannot be read.
+//! a label and the secret of the named key's version, under the tenant's key. Without the customer's key the object cannot
+//! be read.
 //!
 //! What an object's record says of it:
 //!
@@ -10,21 +11,25 @@
 //! |---|---|
 //! | none | the tenant's key |
 //! | `AES256` | the tenant's key, and the client or the bucket asked for encryption |
-//! | `aws:kms NAME` | derived from the tenant's key and a name |
+//! | `aws:kms NAME VERSION` | derived from the tenant's key and that version of a key of the tenant's store |
+//! | `aws:kms NAME` | derived from the tenant's key and a name: how it was done before there was a store |
 //! | `SSE-C SALT CHECK` | derived from the tenant's and the customer's key; CHECK is HMAC-SHA-256 of SALT under the latter |
 
 use std::fmt;
 
 use makai_raft::facts::object::ObjectHeaders;
+use makai_raft::facts::tenant::TenantId;
 use ring::hmac;
 
 use super::upload::random;
 use super::{Objects, ObjectsError};
 use crate::identity::Caller;
+use crate::identity::kms::{KmsError, stored_name};
 
 const SALT_BYTES: usize = 16;
 const CUSTOMER_LABEL: &[u8] = b"makai sse-c 1\0";
 const NAMED_LABEL: &[u8] = b"makai sse-kms 1\0";
+const STORED_LABEL: &[u8] = b"makai sse-kms 2\0";
 
 /// A key that a customer gave with a request. Its `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
@@ -36,6 +41,15 @@ impl fmt::Debug for CustomerKey {
     }
 }
 
+/// A key of the tenant's store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedKey {
+    /// As the client wrote it.
+    pub name: String,
+    /// 0: the name alone, without a store.
+    pub version: u32,
+}
+
 /// How a new object is to be sealed, or what is at hand to open one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Sealing {
@@ -43,7 +57,7 @@ pub enum Sealing {
     Tenant,
     /// As by the tenant's key alone, and said so.
     Declared,
-    Named(String),
+    Named(NamedKey),
     Customer(CustomerKey),
 }
 
@@ -56,6 +70,12 @@ pub enum SealingFault {
     KeyDiffers,
     #[error("the object was not stored with a customer's key, and one was given")]
     KeyNotUsed,
+    #[error("the named key does not exist")]
+    NamedKeyMissing,
+    #[error("the named key is disabled")]
+    NamedKeyDisabled,
+    #[error("the named key is pending deletion")]
+    NamedKeyPending,
 }
 
 impl Sealing {
@@ -67,7 +87,8 @@ impl Sealing {
         Ok(match self {
             Self::Tenant => None,
             Self::Declared => Some("AES256".to_owned()),
-            Self::Named(name) => Some(format!("aws:kms {name}")),
+            Self::Named(NamedKey { name, version: 0 }) => Some(format!("aws:kms {name}")),
+            Self::Named(NamedKey { name, version }) => Some(format!("aws:kms {name} {version}")),
             Self::Customer(key) => {
                 let salt = random::<SALT_BYTES>()?;
                 let check = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key.0), &salt);
@@ -95,7 +116,12 @@ impl Sealing {
                 hmac::verify(&own, &salt, &check).map_err(|_| SealingFault::KeyDiffers)?;
                 return Ok(Self::Customer(key.clone()));
             }
-            (Some("aws:kms"), Some(name), _) => Self::Named(name.to_owned()),
+            (Some("aws:kms"), Some(name), version) => {
+                let version = version.map_or(Some(0), |version| version.parse().ok());
+                // One that cannot be read is none that there is.
+                let version = version.unwrap_or(u32::MAX);
+                Self::Named(NamedKey { name: name.to_owned(), version })
+            }
             (Some("AES256"), ..) => Self::Declared,
             _ => Self::Tenant,
         };
@@ -108,11 +134,13 @@ impl Sealing {
         matches!(self, Self::Tenant | Self::Declared)
     }
 
-    fn wrapping_key(&self, tenant_key: [u8; 32]) -> [u8; 32] {
-        let (label, secret): (_, &[u8]) = match self {
-            Self::Tenant | Self::Declared => return tenant_key,
-            Self::Named(name) => (NAMED_LABEL, name.as_bytes()),
-            Self::Customer(key) => (CUSTOMER_LABEL, &key.0),
+    /// `secret`: of the named key's version, where there is one.
+    fn wrapping_key(&self, tenant_key: [u8; 32], secret: Option<[u8; 32]>) -> [u8; 32] {
+        let (label, secret): (_, &[u8]) = match (self, &secret) {
+            (Self::Tenant | Self::Declared, _) => return tenant_key,
+            (Self::Named(_), Some(secret)) => (STORED_LABEL, secret),
+            (Self::Named(key), None) => (NAMED_LABEL, key.name.as_bytes()),
+            (Self::Customer(key), _) => (CUSTOMER_LABEL, &key.0),
         };
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &tenant_key), &[label, secret].concat());
         let mut key = [0; 32];
@@ -130,7 +158,31 @@ impl Objects {
 
     /// What wraps the keys of the caller's new blobs.
     pub(super) async fn writing_key(&self, caller: &Caller) -> Result<[u8; 32], ObjectsError> {
-        Ok(self.sealing.wrapping_key(self.tenant_key(caller).await?))
+        self.wrapping_key(caller, &self.sealing).await
+    }
+
+    async fn wrapping_key(&self, caller: &Caller, sealing: &Sealing) -> Result<[u8; 32], ObjectsError> {
+        let secret = match sealing {
+            Sealing::Named(NamedKey { name, version }) if *version > 0 => {
+                let name = stored_name(name, caller.tenant).ok_or(SealingFault::NamedKeyMissing)?;
+                let identity = &self.inner.identity;
+                let secret = identity.kms_secret(caller.tenant, name, *version, self.time()).await;
+                Some(secret.map_err(kms_fault)?)
+            }
+            _ => None,
+        };
+        Ok(sealing.wrapping_key(self.tenant_key(caller).await?, secret))
+    }
+
+    /// The version in force of the named key that `sealing` means, if it means one.
+    ///
+    /// # Errors
+    /// There is no such key, or it may not be used.
+    pub async fn with_version(&self, tenant: TenantId, sealing: Sealing) -> Result<Sealing, ObjectsError> {
+        let Sealing::Named(key) = sealing else { return Ok(sealing) };
+        let name = stored_name(&key.name, tenant).ok_or(SealingFault::NamedKeyMissing)?;
+        let version = self.inner.identity.kms_version(tenant, name, self.time()).await.map_err(kms_fault)?;
+        Ok(Sealing::Named(NamedKey { version, ..key }))
     }
 
     /// What wraps the keys of the blobs of an object of the caller's.
@@ -140,7 +192,16 @@ impl Objects {
         headers: &ObjectHeaders,
     ) -> Result<[u8; 32], ObjectsError> {
         let sealing = self.sealing.of_object(headers)?;
-        Ok(sealing.wrapping_key(self.tenant_key(caller).await?))
+        self.wrapping_key(caller, &sealing).await
+    }
+}
+
+fn kms_fault(error: KmsError) -> ObjectsError {
+    match error {
+        KmsError::NotFound(_) => SealingFault::NamedKeyMissing.into(),
+        KmsError::Disabled(_) => SealingFault::NamedKeyDisabled.into(),
+        KmsError::PendingDeletion(_) => SealingFault::NamedKeyPending.into(),
+        KmsError::Limit(why) | KmsError::Unavailable(why) => ObjectsError::Unavailable(why),
     }
 }
 
@@ -152,12 +213,24 @@ mod tests {
     fn keys_differ_by_customer_name_and_tenant_and_the_record_tells_who_can_open() {
         let one = Sealing::Customer(CustomerKey([1; 32]));
         let two = Sealing::Customer(CustomerKey([2; 32]));
-        let named = |name: &str| Sealing::Named(name.to_owned());
-        let all = [Sealing::Tenant, one.clone(), two.clone(), named("a"), named("b")];
-        for (at, sealing) in all.iter().enumerate() {
-            assert_ne!(sealing.wrapping_key([7; 32]), sealing.wrapping_key([8; 32]));
-            for other in &all[at + 1..] {
-                assert_ne!(sealing.wrapping_key([7; 32]), other.wrapping_key([7; 32]));
+        let version = |name: &str, version| Sealing::Named(NamedKey { name: name.to_owned(), version });
+        let named = |name: &str| version(name, 0);
+        let all = [
+            (Sealing::Tenant, None),
+            (one.clone(), None),
+            (two.clone(), None),
+            (named("a"), None),
+            (named("b"), None),
+            (version("a", 1), Some([1; 32])),
+            (version("a", 2), Some([2; 32])),
+        ];
+        for (at, (sealing, secret)) in all.iter().enumerate() {
+            assert_ne!(sealing.wrapping_key([7; 32], *secret), sealing.wrapping_key([8; 32], *secret));
+            for (other, other_secret) in &all[at + 1..] {
+                assert_ne!(
+                    sealing.wrapping_key([7; 32], *secret),
+                    other.wrapping_key([7; 32], *other_secret)
+                );
             }
         }
         let marked = |sealing: &Sealing| {
@@ -170,6 +243,7 @@ mod tests {
         assert_eq!(one.of_object(&marked(&Sealing::Tenant)), Err(SealingFault::KeyNotUsed));
         assert_eq!(one.of_object(&marked(&named("a"))), Err(SealingFault::KeyNotUsed));
         assert_eq!(Sealing::Tenant.of_object(&marked(&named("a"))), Ok(named("a")));
+        assert_eq!(Sealing::Tenant.of_object(&marked(&version("a", 3))), Ok(version("a", 3)));
         assert_eq!(Sealing::Tenant.of_object(&marked(&Sealing::Declared)), Ok(Sealing::Declared));
         assert!(!format!("{one:?}").contains('1'));
     }

@@ -49,10 +49,14 @@ pub enum Requester<'a> {
     Root(Account<'a>),
     User {
         account: Account<'a>,
+        /// Begins and ends with a slash.
+        path: &'a str,
         name: &'a str,
     },
     Role {
         account: Account<'a>,
+        /// Begins and ends with a slash.
+        path: &'a str,
         name: &'a str,
         session: &'a str,
     },
@@ -79,9 +83,11 @@ impl<'a> Requester<'a> {
         match self {
             Self::Anonymous | Self::Federated { .. } => None,
             Self::Root(account) => Some(format!("arn:aws:iam::{}:root", account.number())),
-            Self::User { account, name } => Some(format!("arn:aws:iam::{}:user/{name}", account.number())),
-            Self::Role { account, name, .. } => {
-                Some(format!("arn:aws:iam::{}:role/{name}", account.number()))
+            Self::User { account, path, name } => {
+                Some(format!("arn:aws:iam::{}:user{path}{name}", account.number()))
+            }
+            Self::Role { account, path, name, .. } => {
+                Some(format!("arn:aws:iam::{}:role{path}{name}", account.number()))
             }
         }
     }
@@ -191,7 +197,9 @@ impl One {
             (Self::Account(of), Requester::User { account, .. } | Requester::Role { account, .. }) => {
                 return if of.is(account) { Meant::Account } else { Meant::No };
             }
-            (Self::User(of, user), Requester::User { account, name }) => of.is(account) && **user == **name,
+            (Self::User(of, user), Requester::User { account, name, .. }) => {
+                of.is(account) && **user == **name
+            }
             (Self::Role(of, role), Requester::Role { account, name, .. }) => {
                 of.is(account) && **role == **name
             }
@@ -199,7 +207,7 @@ impl One {
                 let arn = format!("arn:aws:iam::{}:oidc-provider/{issuer}", account.number());
                 **named == *arn || **named == **issuer
             }
-            (Self::Session(of, role, of_session), Requester::Role { account, name, session }) => {
+            (Self::Session(of, role, of_session), Requester::Role { account, name, session, .. }) => {
                 of.is(account) && **role == **name && **of_session == **session
             }
             _ => false,

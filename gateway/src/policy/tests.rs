@@ -305,8 +305,8 @@ fn requester() -> impl Strategy<Value = Requester<'static>> {
         Requester::Anonymous,
         Requester::Root(ACME),
         Requester::Root(OTHER),
-        Requester::User { account: ACME, name: "ann" },
-        Requester::User { account: OTHER, name: "bob" },
+        Requester::User { account: ACME, path: "/", name: "ann" },
+        Requester::User { account: OTHER, path: "/", name: "bob" },
     ])
 }
 
@@ -484,7 +484,7 @@ fn the_owner_keeps_the_policy_and_public_ways_can_be_shut() {
     let root = Requester::Root(ACME);
     assert_eq!(ask(root, "s3:DeleteBucketPolicy", &base), Verdict::Allowed);
     assert_eq!(ask(root, "s3:ListBucket", &base), Verdict::ExplicitlyDenied);
-    let user = Requester::User { account: ACME, name: "ann" };
+    let user = Requester::User { account: ACME, path: "/", name: "ann" };
     assert_eq!(ask(user, "s3:DeleteBucketPolicy", &base), Verdict::ExplicitlyDenied);
 
     let open = json!({ "Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*" });

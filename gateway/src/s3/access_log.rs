@@ -71,23 +71,9 @@ pub(super) fn text_of(headers: &HeaderMap, name: &header::HeaderName) -> Option<
 fn log_time(at: Timestamp) -> String {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let [year, month, day, hour, minute, second] = civil(at);
+    let [year, month, day, hour, minute, second] = at.civil();
     let name = MONTHS.get(usize::try_from(month - 1).unwrap_or(0)).copied().unwrap_or("Jan");
     format!("[{day:02}/{name}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000]")
-}
-
-/// Year, month, day, hour, minute, second in UTC.
-fn civil(at: Timestamp) -> [u64; 6] {
-    let seconds = at.0 / 1000;
-    let (days, seconds) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    [year, month, day, seconds / 3600, seconds / 60 % 60, seconds % 60]
 }
 
 /// A field without blanks that would end it; `-`: nothing.
@@ -279,7 +265,7 @@ impl Inner {
     }
 
     fn key(&self, buffer: &Buffer, at: Timestamp, unique: &str) -> String {
-        let [year, month, day, hour, minute, second] = civil(at);
+        let [year, month, day, hour, minute, second] = at.civil();
         let mut key = buffer.to.target_prefix.clone();
         let partitioned =
             buffer.to.target_object_key_format.as_ref().and_then(|format| format.partitioned_prefix.as_ref());

@@ -10,6 +10,7 @@
 //! finished breaks its connection and never looks whole.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -21,14 +22,17 @@ use futures::stream::{BoxStream, Stream, StreamExt as _};
 use http::{HeaderName, HeaderValue};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use makai_ops::metrics as names;
+use makai_raft::facts::audit::Deed;
 use md5::{Digest as _, Md5};
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3ErrorCode, S3Result, StdError, s3_error};
 use tokio::time::{Instant, Sleep};
 
+use super::access::Peer;
 use super::checksums::{Hasher, Promise};
 use super::chunked::{Framing, FramingError, SIGNED_CHUNK_BYTES_MAX};
 use super::errors::custom;
+use crate::audit::Asker;
 use crate::objects::{BodyError, Download, ObjectsError, Upstream};
 
 /// Bytes that one PUT or one part may bring, as S3 has it.
@@ -113,12 +117,35 @@ pub(super) struct Notes {
     pub(super) operation: OnceLock<String>,
     /// For logs: a canonical id or an ARN.
     pub(super) requester: OnceLock<String>,
+    /// Of operations that are not S3's: `iam`, `sts`.
+    pub(super) service: OnceLock<&'static str>,
+    /// What is administered, as an ARN.
+    pub(super) target: OnceLock<String>,
+    /// Where the request came from.
+    pub(super) from: Option<IpAddr>,
     fault: Mutex<Option<Fault>>,
     leftover: Mutex<Option<Incoming>>,
     headers: Mutex<Vec<(HeaderName, HeaderValue)>>,
 }
 
+impl Asker for Notes {
+    fn deed(&self) -> Deed {
+        let operation = self.operation.get().map_or("", String::as_str);
+        Deed {
+            by: self.requester.get().cloned().unwrap_or_else(|| "anonymous".to_owned()),
+            from: self.from.map(|from| from.to_string()).unwrap_or_default(),
+            action: format!("{}:{operation}", self.service.get().unwrap_or(&"s3")),
+            target: self.target.get().cloned().unwrap_or_default(),
+        }
+    }
+}
+
 impl Notes {
+    pub(super) fn from_peer(peer: Option<&Peer>) -> Self {
+        let from = peer.and_then(|peer| peer.address).map(|address| address.ip().to_canonical());
+        Self { from, ..Self::default() }
+    }
+
     pub(super) fn fault(&self) -> Option<Fault> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -20,6 +20,8 @@ use crate::policy::acl::Acl;
 const SCHEME_HEADER: &str = "x-makai-scheme";
 /// The document that holds a bucket's tags, as `a=b&c=d`.
 const TAGGING: &str = "tagging";
+/// The document that holds the region that a bucket was asked for in, where that is another than the door's.
+const LOCATION: &str = "location";
 const BUCKETS_PER_ANSWER_MAX: usize = 10_000;
 /// S3's oldest, which some calls still treat by rules of their own.
 const FIRST_REGION: &str = "us-east-1";
@@ -44,6 +46,26 @@ fn check_new_name(name: &str) -> S3Result<()> {
     ))
 }
 
+/// Whether it is spelled as a region is, `eu-west-1`, `us-gov-east-1` or `EU`: many clients are set to one, and name it
+/// at any endpoint. All buckets are in the one pool wherever they are asked for.
+fn is_region(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('-').collect();
+    let is_word =
+        |part: &str| (1..=16).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_lowercase());
+    match parts.as_slice() {
+        ["EU"] => true,
+        [country, words @ .., number] => {
+            country.len() == 2
+                && is_word(country)
+                && (1..=2).contains(&words.len())
+                && words.iter().all(|word| is_word(word))
+                && (1..=2).contains(&number.len())
+                && number.bytes().all(|byte| byte.is_ascii_digit())
+        }
+        _ => false,
+    }
+}
+
 impl Operations {
     pub(super) async fn create_bucket(
         &self,
@@ -55,14 +77,15 @@ impl Operations {
         let documents = self.new_bucket_documents(caller, &request).await?;
         let asked =
             input.create_bucket_configuration.as_ref().and_then(|asked| asked.location_constraint.as_ref());
-        if let Some(asked) = asked.map(BucketLocationConstraint::as_str)
-            && !asked.is_empty()
-            && asked != self.region
-        {
+        let asked = asked
+            .map(BucketLocationConstraint::as_str)
+            .filter(|asked| !asked.is_empty() && *asked != self.region);
+        if let Some(asked) = asked.filter(|asked| !is_region(asked)) {
             let shown: String = asked.chars().take(64).collect();
             return Err(s3_error!(
                 InvalidLocationConstraint,
-                "The location constraint {shown:?} is not valid: this endpoint is in {:?}.",
+                "The location constraint {shown:?} is not valid: it is no name of a region, and this endpoint is in \
+                 {:?}.",
                 self.region
             ));
         }
@@ -88,6 +111,11 @@ impl Operations {
         };
         if !documents.is_empty() {
             self.objects.set_access_documents(caller, &input.bucket, documents).await.map_err(refused)?;
+        }
+        if let Some(asked) = asked {
+            let location = Some(asked.to_owned().into());
+            let stored = self.objects.set_bucket_document(caller, &input.bucket, LOCATION, location).await;
+            stored.map_err(refused)?;
         }
         let location = Some(format!("/{}", input.bucket));
         Ok(S3Response::new(CreateBucketOutput { location }))
@@ -216,10 +244,14 @@ impl Operations {
         caller: &Caller,
         request: S3Request<GetBucketLocationInput>,
     ) -> S3Result<S3Response<GetBucketLocationOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
+        let asked =
+            self.objects.bucket_document(caller, &request.input.bucket, LOCATION).await.map_err(refused)?;
+        let region = match asked {
+            None => self.region.clone(),
+            Some(asked) => String::from_utf8_lossy(&asked).into_owned(),
+        };
         // It is spelled as none.
-        let region =
-            (self.region != FIRST_REGION).then(|| BucketLocationConstraint::from(self.region.clone()));
+        let region = (region != FIRST_REGION).then(|| BucketLocationConstraint::from(region));
         Ok(S3Response::new(GetBucketLocationOutput { location_constraint: region }))
     }
 

@@ -84,9 +84,10 @@ impl Algorithm {
     /// The bytes of a value as clients write it.
     fn decode(self, value: &str) -> S3Result<Vec<u8>> {
         let bytes = BASE64_STANDARD.decode(value).ok().filter(|bytes| bytes.len() == self.digest_bytes());
+        // No bytes have a checksum that is none.
         bytes.ok_or_else(|| {
             s3_error!(
-                InvalidRequest,
+                BadDigest,
                 "Value for {} header is invalid: send the Base64 of {} bytes.",
                 self.header(),
                 self.digest_bytes()
@@ -556,10 +557,12 @@ mod tests {
         let wrong = promise.check(md5, Some(sum(Algorithm::Crc32, b"y")));
         assert_eq!(*wrong.unwrap_err().code(), S3ErrorCode::BadDigest);
 
+        for none in ["not base64", "AAAAAAAA"] {
+            let refused = read(&[("x-amz-checksum-crc32", none), ("a", "")]).unwrap_err();
+            assert_eq!(*refused.code(), S3ErrorCode::BadDigest, "{none}");
+        }
         for bad in [
-            [("x-amz-checksum-crc32", "not base64"), ("a", "")],
-            [("x-amz-checksum-crc32", "AAAAAAAA"), ("a", "")],
-            [("x-amz-checksum-crc32", &crc), ("x-amz-checksum-sha1", "2jmj7l5rSw0yVb/vlWAYkK/YBwk=")],
+            [("x-amz-checksum-crc32", crc.as_str()), ("x-amz-checksum-sha1", "2jmj7l5rSw0yVb/vlWAYkK/YBwk=")],
             [("x-amz-trailer", "x-amz-checksum-crc32"), ("a", "")],
             [("x-amz-sdk-checksum-algorithm", "MD4"), ("a", "")],
         ] {

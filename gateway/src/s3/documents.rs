@@ -202,13 +202,4 @@ impl Operations {
         self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
         Ok(S3Response::new(GetBucketAccelerateConfigurationOutput::default()))
     }
-
-    pub(super) async fn get_bucket_replication(
-        &self,
-        caller: &Caller,
-        request: S3Request<GetBucketReplicationInput>,
-    ) -> S3Result<S3Response<GetBucketReplicationOutput>> {
-        self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
-        Err(s3_error!(ReplicationConfigurationNotFoundError, "The replication configuration was not found"))
-    }
 }

@@ -14,7 +14,7 @@ use super::errors::{custom, refused};
 use super::operations::Operations;
 use crate::identity::Caller;
 use crate::objects::documents::{BucketAccess, ENCRYPTION};
-use crate::objects::sealing::{CustomerKey, Sealing};
+use crate::objects::sealing::{CustomerKey, NamedKey, Sealing};
 
 const METHOD: &str = "x-amz-server-side-encryption";
 const KMS_KEY: &str = "x-amz-server-side-encryption-aws-kms-key-id";
@@ -69,9 +69,9 @@ fn customer_key(headers: &HeaderMap, prefix: &str) -> S3Result<Option<CustomerKe
     Ok(Some(CustomerKey(key)))
 }
 
-/// What the request brings to open an object.
-pub(super) fn to_open(headers: &HeaderMap) -> S3Result<Sealing> {
-    if headers.contains_key(METHOD) || headers.contains_key(KMS_KEY) {
+/// What the request brings to open an object; `reads`: one that is there. Parts of an upload may repeat what it began with.
+pub(super) fn to_open(headers: &HeaderMap, reads: bool) -> S3Result<Sealing> {
+    if reads && (headers.contains_key(METHOD) || headers.contains_key(KMS_KEY)) {
         return Err(s3_error!(
             InvalidArgument,
             "{METHOD} header is not supported for this operation: what the pool sealed it opens by itself."
@@ -85,7 +85,8 @@ pub(super) fn to_open_source(headers: &HeaderMap) -> S3Result<Sealing> {
     Ok(customer_key(headers, SOURCE_CUSTOMER)?.map_or(Sealing::Tenant, Sealing::Customer))
 }
 
-/// How a new object is to be sealed: by what the request says, else by the bucket's default.
+/// How a new object is to be sealed: by what the request says, else by the bucket's default. A named key has no version
+/// yet.
 pub(super) fn of_new(headers: &HeaderMap, access: &BucketAccess) -> S3Result<Sealing> {
     let customer = customer_key(headers, CUSTOMER)?;
     let (method, kms_key) = (text(headers, METHOD), text(headers, KMS_KEY));
@@ -107,7 +108,7 @@ pub(super) fn of_new(headers: &HeaderMap, access: &BucketAccess) -> S3Result<Sea
     }
     match method {
         Some("AES256") if kms_key.is_none() => Ok(Sealing::Declared),
-        Some("aws:kms") => Ok(Sealing::Named(kms_name(kms_key)?)),
+        Some("aws:kms") => Ok(Sealing::Named(NamedKey { name: kms_name(kms_key)?, version: 0 })),
         Some("AES256") | None if kms_key.is_some() => {
             Err(s3_error!(InvalidArgument, "{KMS_KEY} is for {METHOD}: aws:kms alone."))
         }
@@ -132,7 +133,9 @@ fn of_bucket(access: &BucketAccess) -> S3Result<Sealing> {
     let rule =
         configuration.rules.first().and_then(|rule| rule.apply_server_side_encryption_by_default.as_ref());
     match rule.map(|rule| (rule.sse_algorithm.as_str(), rule.kms_master_key_id.as_deref())) {
-        Some((ServerSideEncryption::AWS_KMS, key)) => Ok(Sealing::Named(kms_name(key)?)),
+        Some((ServerSideEncryption::AWS_KMS, key)) => {
+            Ok(Sealing::Named(NamedKey { name: kms_name(key)?, version: 0 }))
+        }
         Some(_) => Ok(Sealing::Declared),
         None => Ok(Sealing::Tenant),
     }
@@ -143,7 +146,7 @@ pub(super) fn answer_headers(object: &ObjectHeaders, at_hand: &Sealing) -> Vec<(
     let value = |text: &str| HeaderValue::from_str(text).ok();
     let all = match at_hand.of_object(object) {
         Ok(Sealing::Declared) => vec![(METHOD.to_owned(), value("AES256"))],
-        Ok(Sealing::Named(name)) => {
+        Ok(Sealing::Named(NamedKey { name, .. })) => {
             vec![(METHOD.to_owned(), value("aws:kms")), (KMS_KEY.to_owned(), value(&name))]
         }
         Ok(Sealing::Customer(key)) => vec![

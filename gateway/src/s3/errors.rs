@@ -68,6 +68,19 @@ fn unopened(fault: SealingFault) -> S3Error {
         SealingFault::KeyNotUsed => {
             s3_error!(InvalidRequest, "The encryption parameters are not applicable to this object.")
         }
+        SealingFault::NamedKeyMissing => custom(
+            "KMS.NotFoundException",
+            400,
+            "The key that was named does not exist: check its name, or make it with `makai kms create`.",
+        ),
+        SealingFault::NamedKeyDisabled => {
+            custom("KMS.DisabledException", 400, "The key that was named is disabled.")
+        }
+        SealingFault::NamedKeyPending => custom(
+            "KMS.KMSInvalidStateException",
+            400,
+            "The key that was named is pending deletion: have it kept with `makai kms keep` first.",
+        ),
     }
 }
 
@@ -77,8 +90,7 @@ pub(super) fn unreadable(error: ObjectsError, version: Option<VersionId>) -> S3E
         ObjectsError::Refused(Refusal::Version(VersionRefusal::IsMarker { version: marker, .. }))
             if version.is_none() =>
         {
-            let mut error =
-                s3_error!(NoSuchKey, "The key does not exist: its latest version is a delete marker.");
+            let mut error = s3_error!(NoSuchKey, "The specified key does not exist.");
             error.set_headers(marker_headers(marker));
             error
         }
@@ -147,7 +159,10 @@ fn from_refusal(refusal: &Refusal) -> S3Error {
     let code = match refusal {
         Refusal::NotFound(_) => S3ErrorCode::NoSuchResource,
         Refusal::AlreadyExists(_) => S3ErrorCode::OperationAborted,
-        Refusal::NoSuchBucket => S3ErrorCode::NoSuchBucket,
+        // In S3's own words: some clients compare them.
+        Refusal::NoSuchBucket => {
+            return s3_error!(NoSuchBucket, "The specified bucket does not exist");
+        }
         Refusal::BucketTaken => {
             return s3_error!(
                 BucketAlreadyExists,
@@ -161,14 +176,25 @@ fn from_refusal(refusal: &Refusal) -> S3Error {
                 "The bucket you tried to delete is not empty: delete its objects and abort its uploads first."
             );
         }
-        Refusal::NoSuchKey => S3ErrorCode::NoSuchKey,
-        Refusal::NoSuchUpload => S3ErrorCode::NoSuchUpload,
+        Refusal::NoSuchKey => return s3_error!(NoSuchKey, "The specified key does not exist."),
+        Refusal::NoSuchUpload => {
+            return s3_error!(
+                NoSuchUpload,
+                "The specified upload does not exist. The upload ID may be invalid, or the upload may have been \
+                 aborted or completed."
+            );
+        }
         Refusal::InvalidPart(_) => S3ErrorCode::InvalidPart,
         Refusal::InvalidPartOrder => S3ErrorCode::InvalidPartOrder,
         Refusal::PartTooSmall { .. } => S3ErrorCode::EntityTooSmall,
         Refusal::TooLarge(_) => S3ErrorCode::EntityTooLarge,
-        Refusal::PreconditionFailed => S3ErrorCode::PreconditionFailed,
-        Refusal::QuotaExceeded { .. } => {
+        Refusal::PreconditionFailed => {
+            return s3_error!(
+                PreconditionFailed,
+                "At least one of the pre-conditions you specified did not hold"
+            );
+        }
+        Refusal::QuotaExceeded { .. } | Refusal::QuotaReached(_) => {
             let message = format!("{refusal}: delete objects, or ask the operator for a larger quota.");
             return custom("QuotaExceeded", 403, message);
         }

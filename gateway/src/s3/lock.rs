@@ -82,6 +82,19 @@ pub(super) fn shown(lock: &ObjectLock) -> Shown {
     }
 }
 
+/// A lock as the headers that ask for it.
+pub(super) fn as_headers(lock: &ObjectLock) -> Vec<(&'static str, String)> {
+    let mut headers = Vec::new();
+    if let Some(retention) = lock.retention {
+        headers.push(("x-amz-object-lock-mode", mode_name(retention.mode).to_owned()));
+        headers.push(("x-amz-object-lock-retain-until-date", retention.until.rfc3339()));
+    }
+    if lock.legal_hold == Some(true) {
+        headers.push(("x-amz-object-lock-legal-hold", hold_name(true).to_owned()));
+    }
+    headers
+}
+
 fn malformed(why: &str) -> S3Error {
     s3_error!(MalformedXML, "{why}")
 }

@@ -13,7 +13,7 @@
 //! | `operations`, `buckets`, `acls`, `policies`, `documents`, `encryption`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
 //! | `versions`, `lock`, `lifecycle` | versioning, object lock, rules by which objects go |
 //! | `website` | buckets as websites |
-//! | [`notifications`] | webhooks that hear of changes of keys |
+//! | `following`, [`notifications`], [`replication`] | changes of keys: webhooks hear of them, other servers get copies |
 //! | `access_log` | lines of requests, delivered to buckets |
 //! | `dates` | when a request says that it was sent |
 //! | `cors` | what browsers ask and must be told |
@@ -38,6 +38,7 @@ mod dates;
 mod documents;
 mod encryption;
 mod errors;
+mod following;
 mod forms;
 mod headers;
 mod lifecycle;
@@ -49,6 +50,7 @@ mod operations;
 mod policies;
 mod query;
 mod reading;
+pub mod replication;
 mod serve;
 mod service;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use makai_raft::facts::version::Versioning;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::access::granted;
+use super::access::{Granted, granted};
 use super::body::{Notes, upstream};
 use super::checksums::{
     Algorithm, Promise, checksum_fields, complete, kind, kind_of, one_of, set_checksum, upload_checksum,
@@ -26,9 +26,20 @@ use super::operations::Operations;
 use super::versions::made;
 use crate::identity::Caller;
 use crate::objects::ObjectsError;
+use crate::objects::sealing::Sealing;
 
 /// Pages of uploads that one listing reads in search of entries to show.
 const UPLOAD_PAGES_MAX: usize = 20;
+
+/// As S3 has it, an upload under a customer's key with a checksum of its own is completed with that key; any other may be, and
+/// a key that is given must be the right one.
+fn check_customer_key(granted: &Granted, upload: &Upload) -> S3Result<()> {
+    let is_given = matches!(granted.sealing, Sealing::Customer(_));
+    if !is_given && upload.checksum_algorithm.is_none() {
+        return Ok(());
+    }
+    granted.sealing.of_object(&upload.headers).map(|_| ()).map_err(|fault| refused(fault.into()))
+}
 
 fn part_number(number: i32) -> S3Result<u16> {
     u16::try_from(number).ok().filter(|number| (1..=PARTS_MAX).contains(number)).ok_or_else(|| {
@@ -46,6 +57,7 @@ impl Operations {
         let input = request.input;
         let mut headers = object_headers!(input)?;
         granted.complete(&mut headers)?;
+        headers.is_replica = granted.makes_replica(&request.headers, &input.key)?;
         let algorithm = input.checksum_algorithm.as_ref().map(ChecksumAlgorithm::as_str);
         let (algorithm, is_composite) = upload_checksum(algorithm, input.checksum_type.as_ref())?;
         let name = algorithm.map(|algorithm| algorithm.name().to_owned());
@@ -188,7 +200,10 @@ impl Operations {
         let claimed = one_of(checksum_fields!(input))?;
         let upload = self.objects.upload(caller, &input.bucket, &input.key, &input.upload_id).await;
         let checksum = match upload {
-            Ok(upload) => self.check_parts(caller, &input, &upload, named, &parts, claimed).await?,
+            Ok(upload) => {
+                check_customer_key(&granted, &upload)?;
+                self.check_parts(caller, &input, &upload, named, &parts, claimed).await?
+            }
             // It may have been completed by this very request, whose answer was lost: the facts remember.
             Err(ObjectsError::Refused(Refusal::NoSuchUpload)) => None,
             Err(error) => return Err(refused(error)),

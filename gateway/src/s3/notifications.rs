@@ -8,17 +8,15 @@
 //! A webhook is named as `arn:makai:webhook:::URL`, wherever S3 takes the ARN of a queue, a topic or a function. Always: an
 //! event is told at least once, in the order of the bucket's changes, or dropped after [`KEPT_MS`] with a word in the log.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{self, StreamExt as _};
 use http::header::CONTENT_TYPE;
 use http::{Request, Uri};
 use makai_raft::facts::Timestamp;
-use makai_raft::facts::command::{Command, Refusal};
-use makai_raft::facts::journal::{Change, Followed, Happening, JournalAnswer, JournalCommand, JournalQuery};
-use makai_raft::facts::query::{Answer, Query};
+use makai_raft::facts::command::Refusal;
+use makai_raft::facts::journal::{Change, Followed, Happening};
 use makai_raft::handle::{MetaError, Metadata};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
@@ -26,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::documents::{read_xml, write_xml};
 use super::errors::refused;
+use super::following::{Acts, Following, advance, changes_after};
 use super::operations::Operations;
 use crate::identity::Caller;
 use crate::objects::documents::BucketAccess;
@@ -38,17 +37,11 @@ const NOTIFICATION: &str = "notification";
 const FOLLOWER: &str = "notification";
 const WEBHOOK: &str = "arn:makai:webhook:::";
 const RULES_MAX: usize = 100;
-/// Events in one message.
-const EVENTS_MAX: u32 = 100;
-/// Buckets told of at once.
-const BUCKETS_AT_ONCE: usize = 8;
 /// How long a webhook may take, and what of its answer is read.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How long an event waits for its webhook.
 pub const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
-/// Pause after a failure, doubled with each further one.
-const PAUSE_MS: [u64; 2] = [1_000, 60_000];
 
 const EVENTS: [&str; 16] = [
     "s3:ObjectCreated:*",
@@ -73,6 +66,7 @@ const EVENTS: [&str; 16] = [
 fn event_name(happening: Happening) -> &'static str {
     match happening {
         Happening::Put => "ObjectCreated:Put",
+        Happening::Posted => "ObjectCreated:Post",
         Happening::Copied => "ObjectCreated:Copy",
         Happening::Completed => "ObjectCreated:CompleteMultipartUpload",
         Happening::Deleted => "ObjectRemoved:Delete",
@@ -302,18 +296,22 @@ impl Operations {
 
 /// Tells webhooks. One at a time should work in a cluster; two only tell twice.
 pub struct Messenger {
+    following: Following,
+    telling: Telling,
+}
+
+struct Telling {
     facts: Arc<dyn Metadata>,
     objects: Objects,
     outbound: Outbound,
     region: String,
-    /// Buckets whose webhooks failed: how often, and until when they rest.
-    resting: HashMap<u64, (u32, Timestamp)>,
 }
 
 impl Messenger {
     #[must_use]
     pub fn new(facts: Arc<dyn Metadata>, objects: Objects, outbound: Outbound, region: String) -> Self {
-        Self { facts, objects, outbound, region, resting: HashMap::new() }
+        let following = Following::new(Arc::clone(&facts));
+        Self { following, telling: Telling { facts, objects, outbound, region } }
     }
 
     /// Tells of all that waits, once through all buckets.
@@ -321,61 +319,14 @@ impl Messenger {
     /// # Errors
     /// The facts do not answer.
     pub async fn round(&mut self, now: Timestamp) -> Result<(), MetaError> {
-        let mut after = String::new();
-        let mut known = BTreeSet::new();
-        loop {
-            let page = self.followed(&after).await?;
-            let Some(last) = page.last() else { break };
-            after.clone_from(&last.name);
-            known.extend(page.iter().map(|followed| followed.bucket));
-            let waiting = page.into_iter().filter_map(|followed| {
-                let done = followed.followers.iter().find(|(name, _)| name == FOLLOWER)?.1;
-                let rests = self.resting.get(&followed.bucket).is_some_and(|(_, until)| now < *until);
-                (done < followed.sequence && !rests).then_some((followed, done))
-            });
-            let waiting: Vec<_> = waiting.collect();
-            let this = &*self;
-            let told: Vec<_> = stream::iter(waiting)
-                .map(|(followed, done)| async move {
-                    let outcome = this.tell_bucket(&followed, done, now).await;
-                    (followed, outcome)
-                })
-                .buffer_unordered(BUCKETS_AT_ONCE)
-                .collect()
-                .await;
-            for (followed, outcome) in told {
-                match outcome {
-                    Ok(()) => _ = self.resting.remove(&followed.bucket),
-                    Err(why) => {
-                        let failures =
-                            self.resting.get(&followed.bucket).map_or(0, |(failures, _)| *failures) + 1;
-                        let [first, longest] = PAUSE_MS;
-                        let pause_ms = (first << (failures - 1).min(16)).min(longest);
-                        tracing::warn!(
-                            bucket = followed.name,
-                            why,
-                            pause_ms,
-                            "a webhook was not told; it waits"
-                        );
-                        self.resting.insert(followed.bucket, (failures, Timestamp(now.0 + pause_ms)));
-                    }
-                }
-            }
-        }
-        self.resting.retain(|bucket, _| known.contains(bucket));
-        Ok(())
+        self.following.round(&self.telling, now).await
     }
+}
 
-    async fn followed(&self, after: &str) -> Result<Vec<Followed>, MetaError> {
-        let query = JournalQuery::Followed { after: after.to_owned(), entries_max: EVENTS_MAX };
-        match self.facts.query(Query::Journal(query)).await? {
-            Answer::Journal(JournalAnswer::Followed(page)) => Ok(page),
-            _ => Err(MetaError::Unavailable("the facts answered another question".into())),
-        }
-    }
+impl Acts for Telling {
+    const FOLLOWER: &'static str = FOLLOWER;
 
-    /// Tells of all changes of one bucket after `done`.
-    async fn tell_bucket(&self, followed: &Followed, mut done: u64, now: Timestamp) -> Result<(), String> {
+    async fn act(&self, followed: &Followed, mut done: u64, now: Timestamp) -> Result<(), String> {
         let text = |error: ObjectsError| error.to_string();
         let access = match self.objects.bucket_access(&followed.name).await {
             Err(ObjectsError::Refused(Refusal::NoSuchBucket)) => return Ok(()),
@@ -394,12 +345,8 @@ impl Messenger {
             kept.map(|xml| read_xml(&xml)).transpose().map_err(|error| error.to_string())?;
         let rules = rules(&kept.unwrap_or_default()).map_err(|error| error.to_string())?;
         loop {
-            let query =
-                JournalQuery::Changes { bucket: followed.bucket, after: done, entries_max: EVENTS_MAX };
-            let answer = self.facts.query(Query::Journal(query)).await.map_err(|error| error.to_string())?;
-            let Answer::Journal(JournalAnswer::Changes(changes)) = answer else {
-                return Err("the facts answered another question".to_owned());
-            };
+            let changes = changes_after(&*self.facts, followed.bucket, done).await;
+            let changes = changes.map_err(|error| error.to_string())?;
             let Some(last) = changes.last() else { return Ok(()) };
             let (fresh, old): (Vec<_>, Vec<_>) =
                 changes.iter().partition(|change| now.millis_since(change.at) <= KEPT_MS);
@@ -421,13 +368,8 @@ impl Messenger {
                 }
             }
             done = last.sequence;
-            let advance = JournalCommand::Advance {
-                bucket: followed.name.clone(),
-                id: followed.bucket,
-                follower: FOLLOWER.to_owned(),
-                upto: done,
-            };
-            self.facts.propose(Command::Journal(advance)).await.map_err(|error| error.to_string())?;
+            let advanced = advance(&*self.facts, followed, FOLLOWER, done).await;
+            advanced.map_err(|error| error.to_string())?;
         }
     }
 }

@@ -68,6 +68,8 @@ operations! {
     get_bucket_accelerate_configuration:
         GetBucketAccelerateConfigurationInput => GetBucketAccelerateConfigurationOutput,
     get_bucket_replication: GetBucketReplicationInput => GetBucketReplicationOutput,
+    put_bucket_replication: PutBucketReplicationInput => PutBucketReplicationOutput,
+    delete_bucket_replication: DeleteBucketReplicationInput => DeleteBucketReplicationOutput,
     get_bucket_policy: GetBucketPolicyInput => GetBucketPolicyOutput,
     put_bucket_policy: PutBucketPolicyInput => PutBucketPolicyOutput,
     delete_bucket_policy: DeleteBucketPolicyInput => DeleteBucketPolicyOutput,
@@ -100,6 +102,7 @@ operations! {
     head_object: HeadObjectInput => HeadObjectOutput,
     get_object_attributes: GetObjectAttributesInput => GetObjectAttributesOutput,
     get_object_acl: GetObjectAclInput => GetObjectAclOutput,
+    get_object_torrent: GetObjectTorrentInput => GetObjectTorrentOutput,
     get_object_tagging: GetObjectTaggingInput => GetObjectTaggingOutput,
     restore_object: RestoreObjectInput => RestoreObjectOutput,
 

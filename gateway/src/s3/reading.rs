@@ -8,7 +8,7 @@ use s3s::{S3Request, S3Response, S3Result, s3_error};
 use super::access::{Granted, granted};
 use super::body::outgoing;
 use super::checksums::{kind, set_checksum};
-use super::errors::{custom, range_not_satisfiable, unreadable};
+use super::errors::{range_not_satisfiable, unreadable};
 use super::headers::{Conditions, byte_range, describe, etag, length, parse_tags, tag_set, timestamp};
 use super::listing::entries_max;
 use super::operations::Operations;
@@ -65,10 +65,27 @@ impl Operations {
         let found = self.objects.find(caller, bucket, key, version).await;
         let head = found.map_err(|error| unreadable(error, version))?.head;
         if number > head.part_count.max(1) {
-            return Err(custom("InvalidPartNumber", 416, "The requested partnumber is not satisfiable."));
+            return Err(s3_error!(
+                InvalidPart,
+                "The object has no part {number}: it has {}.",
+                head.part_count.max(1)
+            ));
         }
         let range = if head.part_count == 0 { ByteRange::All } else { ByteRange::Part(number) };
         Ok(Wanted { range, is_partial: head.size > 0, is_part: true })
+    }
+
+    /// Torrents are kept of no object.
+    pub(super) async fn get_object_torrent(
+        &self,
+        caller: &Caller,
+        request: S3Request<GetObjectTorrentInput>,
+    ) -> S3Result<S3Response<GetObjectTorrentOutput>> {
+        let granted = granted(&request)?;
+        let input = request.input;
+        let found = self.objects.find(caller, &input.bucket, &input.key, None).await;
+        granted.check_object(&found.map_err(|error| unreadable(error, None))?.head)?;
+        Err(s3_error!(NoSuchKey, "The object has no torrent: read it with GetObject."))
     }
 
     pub(super) async fn get_object(
@@ -105,6 +122,7 @@ impl Operations {
         output.parts_count =
             wanted.is_part.then_some(head.part_count).filter(|&count| count > 0).map(i32::from);
         output.tag_count = tag_count(head);
+        output.replication_status = self.replication_status(&granted, head).await?;
         if input.checksum_mode.is_some() {
             let shown = self.shown_checksum(caller, bucket, head, range, &wanted.range).await?;
             set_checksum!(output, &shown);
@@ -164,6 +182,7 @@ impl Operations {
         output.parts_count =
             wanted.is_part.then_some(head.part_count).filter(|&count| count > 0).map(i32::from);
         granted.say_tag_count(tag_count(&head));
+        output.replication_status = self.replication_status(&granted, &head).await?;
         if input.checksum_mode.is_some() {
             let shown = self.shown_checksum(caller, bucket, &head, &range, &wanted_range).await?;
             set_checksum!(output, &shown);

@@ -41,6 +41,7 @@ use super::forms::{self, Forms};
 use super::operations::Operations;
 use super::query;
 use super::website::{self, Pages, Visit, Websites};
+use crate::audit::{self, Asker};
 use crate::identity::Identity;
 use crate::objects::Objects;
 use crate::objects::documents::BucketAccess;
@@ -225,14 +226,17 @@ impl S3Door {
         let about = About::of(&request);
         let origin = request.headers().contains_key(header::ORIGIN).then(|| request.headers().clone());
         let resource = request.uri().path().to_owned();
-        let notes = Arc::new(Notes::default());
+        let notes = Arc::new(Notes::from_peer(request.extensions().get::<Peer>()));
         let is_query = query::is_match(&method, request.uri(), request.headers());
         let outcome = match &permit {
             Some(_) if let Some(site) = &site => self.visit(site, request, &notes).await,
             Some(_) if method == Method::OPTIONS => {
                 cors::preflight(&self.inner.objects, bucket.as_deref(), request.headers()).await
             }
-            Some(_) => self.call(request, &notes).await,
+            Some(_) => {
+                let asker = Arc::clone(&notes) as Arc<dyn Asker>;
+                audit::scope(asker, self.call(request, &notes)).await
+            }
             None => {
                 Err(s3_error!(SlowDown, "Please reduce your request rate: too many requests are under way."))
             }
@@ -691,7 +695,7 @@ fn error_code(body: &s3s::Body) -> Option<String> {
 }
 
 /// What stands between an element's tags, escapes and all.
-fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     let rest = xml.split_once(&format!("<{name}>"))?.1;
     Some(rest.split_once(&format!("</{name}>"))?.0)
 }

@@ -31,17 +31,17 @@ const ALL: &str = "AbortMultipartUpload CompleteMultipartUpload CopyObject Creat
     RestoreObject SelectObjectContent UploadPart UploadPartCopy WriteGetObjectResponse";
 
 /// What limits an operation that is done.
-const LIMITS: [(&str, &str); 22] = [
+const LIMITS: [(&str, &str); 23] = [
     ("CopyObject", "by reference within a tenant; by bytes between tenants and encryption keys"),
     ("CreateBucket", "10,000 buckets a tenant; `x-makai-scheme: k+m` chooses the coding"),
     ("DeleteObjects", "1,000 keys"),
     ("GetBucketAccelerateConfiguration", "never accelerated"),
     ("GetBucketPolicyStatus", "public by policy or by access list; answers without a policy, too"),
-    ("GetBucketReplication", "always `ReplicationConfigurationNotFoundError` (404)"),
+    ("GetObjectTorrent", "`NoSuchKey` (404): no torrents are kept"),
     ("PostObject", "5 GiB; 64 KiB of fields before the file"),
     ("PutBucketAcl", "100 grants; not to e-mail addresses (`UnresolvableGrantByEmailAddress`)"),
     ("PutBucketCors", "100 rules, one wildcard in each origin and header"),
-    ("PutBucketEncryption", "one rule; a named key is derived from the tenant's key, contexts are not taken"),
+    ("PutBucketEncryption", "one rule; keys of the tenant's store (`makai kms`); contexts are not taken"),
     ("PutBucketLogging", "to a bucket of the same tenant; `TargetGrants` are `NotImplemented` (501)"),
     (
         "PutBucketNotificationConfiguration",
@@ -49,12 +49,16 @@ const LIMITS: [(&str, &str); 22] = [
     ),
     ("PutBucketPolicy", "20 KiB; conditions of every operator and policy variables"),
     (
+        "PutBucketReplication",
+        "to targets that an operator gives (`makai replication-target`); no existing objects, owner change, KMS or time control",
+    ),
+    (
         "PutBucketRequestPayment",
         "with `Requester`, others must send `x-amz-request-payer`; no bill is written",
     ),
     ("PutBucketTagging", "50 tags"),
     ("PutBucketWebsite", "served under `BUCKET.DOMAIN` of `s3.website_domains`"),
-    ("PutObject", "5 GiB; 2 KiB of user metadata; SSE-C, SSE-KMS by key name, SSE-S3"),
+    ("PutObject", "5 GiB; 2 KiB of user metadata; SSE-C, SSE-KMS with keys of the tenant's store, SSE-S3"),
     ("PutObjectAcl", "100 grants"),
     ("PutObjectTagging", "10 tags"),
     ("RestoreObject", "`InvalidObjectState` (403): nothing is archived"),
@@ -86,7 +90,7 @@ fn table() -> String {
          Of STS, the same address answers `GetCallerIdentity`, `GetSessionToken`, `AssumeRole` (roles of this and other\n\
          accounts, external ids, session policies, an hour from a session) and `AssumeRoleWithWebIdentity` (OpenID Connect:\n\
          RS, PS, ES and EdDSA keys from the issuer's `jwks_uri`). Of IAM: users, access keys, groups, roles, inline and\n\
-         attached policies and their versions, OpenID Connect providers, tags; every name has the path `/`. An account is a\n\
+         attached policies and their versions, OpenID Connect providers, tags, paths; a user or group can be renamed. An account is a\n\
          tenant, its number the tenant's. What changes counts at once on the gateway that was asked, within 5 s on others.\n\n| operation | done | limits, or the answer |\n|---|---|---|\n",
     );
     for name in ALL.split_whitespace() {

@@ -42,14 +42,19 @@ impl Operations {
         }
         let mut headers = object_headers!(input)?;
         granted.complete(&mut headers)?;
+        headers.is_replica = granted.makes_replica(&request.headers, &input.key)?;
         let precondition = precondition(input.if_match.as_ref(), input.if_none_match.as_ref());
         let promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
+        // As S3 does for those who name none.
+        let promise = promise.or_compute(Algorithm::Crc64Nvme);
         let notes = request.extensions.get::<Arc<Notes>>().cloned();
+        let by_form = request.extensions.get::<FileBounds>().is_some();
         let upstream = match request.extensions.get::<FileBounds>() {
             Some(bounds) => file_upstream(input.body.take(), bounds.clone(), promise, notes),
             None => upstream(input.body.take(), input.content_length, promise, notes)?,
         };
         let objects = granted.sealed(&self.objects);
+        let objects = if by_form { objects.by_form() } else { objects };
         let head = objects.put(caller, &input.bucket, &input.key, headers, upstream, precondition).await;
         let head = head.map_err(refused)?;
         let mut output = PutObjectOutput { e_tag: Some(etag(&head)), ..PutObjectOutput::default() };
@@ -117,6 +122,7 @@ impl Operations {
             let mut headers = if new_metadata { asked.clone() } else { source.headers.clone() };
             headers.tagging = if new_tags { asked.tagging } else { source.headers.tagging };
             headers.lock = asked.lock;
+            headers.is_replica = false;
             if input.storage_class.is_some() {
                 headers.storage_class = asked.storage_class;
             }

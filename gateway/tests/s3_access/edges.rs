@@ -173,3 +173,82 @@ async fn what_would_not_be_kept_is_refused() {
     let answer = client.get("/bucket/k").header("x-amz-server-side-encryption", "AES256").send().await;
     assert_eq!(answer.said(), (400, "InvalidArgument"));
 }
+
+/// What S3 is asked less often, and what it answers.
+#[tokio::test]
+async fn rare_questions_have_the_answers_that_s3_documents() {
+    let client = Client::start().await;
+    client.put("/bucket/k").body("x").send().await;
+    let located = |region: &str| {
+        format!(
+            "<CreateBucketConfiguration><LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
+        )
+    };
+    for (method, target, body, said) in [
+        ("GET", "/bucket/k?torrent", String::new(), (404, "NoSuchKey")),
+        ("GET", "/bucket/k?partNumber=2", String::new(), (400, "InvalidPart")),
+        ("PUT", "/abroad", located("eu-west-1"), (200, "")),
+        ("PUT", "/abroad-2", located("EU"), (200, "")),
+        ("PUT", "/abroad-3", located("us-gov-east-1"), (200, "")),
+        ("PUT", "/abroad-4", located("mars-1"), (400, "InvalidLocationConstraint")),
+        ("PUT", "/abroad-5", located("eu-west-"), (400, "InvalidLocationConstraint")),
+        ("PUT", "/abroad-6", located("eu-west-1-2-3"), (400, "InvalidLocationConstraint")),
+    ] {
+        let answer = client.request(method, target).body(body).send().await;
+        assert_eq!(answer.said(), said, "{method} {target}: {}", answer.body);
+    }
+    for (bucket, region) in [("abroad", ">eu-west-1</"), ("abroad-2", ">EU</"), ("bucket", "\"></")] {
+        let answer = client.get(&format!("/{bucket}?location")).send().await;
+        assert!(answer.body.contains(&format!("{region}LocationConstraint>")), "{bucket}: {}", answer.body);
+    }
+}
+
+/// Texts that clients compare.
+#[tokio::test]
+async fn what_is_not_there_is_told_in_the_words_of_s3() {
+    let client = Client::start().await;
+    for (target, words) in [
+        ("/none", "<Message>The specified bucket does not exist</Message>"),
+        ("/bucket/none", "<Message>The specified key does not exist.</Message>"),
+        ("/bucket/none?uploadId=none", "<Message>The specified upload does not exist. The upload ID may be"),
+    ] {
+        let answer = client.get(target).send().await;
+        assert!(answer.body.contains(words), "{target}: {}", answer.body);
+    }
+}
+
+/// Tools that set encryption for all they send name it with each part, too.
+#[tokio::test]
+async fn encryption_named_with_a_part_is_no_fault() {
+    let client = Client::start().await;
+    let sealed = ("x-amz-server-side-encryption", "AES256");
+    let begun = client.request("POST", "/bucket/k?uploads").header(sealed.0, sealed.1).send().await;
+    let upload = begun.body.split_once("<UploadId>").and_then(|(_, rest)| rest.split_once('<')).unwrap().0;
+    let part = format!("/bucket/k?partNumber=1&uploadId={upload}");
+    let put = client.put(&part).header(sealed.0, sealed.1).body("x").send().await;
+    assert_eq!(put.said(), (200, ""), "{}", put.body);
+    let body = format!(
+        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+        put.header("etag").unwrap()
+    );
+    let complete = client.request("POST", &format!("/bucket/k?uploadId={upload}")).header(sealed.0, sealed.1);
+    assert_eq!(complete.body(body).send().await.said(), (200, ""));
+    let got = client.get("/bucket/k").send().await;
+    assert_eq!((got.body.as_str(), got.header(sealed.0)), ("x", Some(sealed.1)));
+    // What opens it is not for its reader to say.
+    let read = client.get("/bucket/k").header(sealed.0, sealed.1).send().await;
+    assert_eq!(read.said(), (400, "InvalidArgument"));
+}
+
+/// An object that nobody gave a checksum has the one that S3 computes itself.
+#[tokio::test]
+async fn an_object_has_a_checksum_that_nobody_sent() {
+    let client = Client::start().await;
+    client.put("/bucket/k").body("123456789").send().await;
+    let read = || client.get("/bucket/k");
+    assert_eq!(read().send().await.header("x-amz-checksum-crc64nvme"), None);
+    let read = read().header("x-amz-checksum-mode", "ENABLED").send().await;
+    // CRC-64/NVME's check value, ae8b14860a799888.
+    assert_eq!(read.header("x-amz-checksum-crc64nvme"), Some("rosUhgp5mIg="));
+    assert_eq!(read.header("x-amz-checksum-type"), Some("FULL_OBJECT"));
+}

@@ -4,7 +4,7 @@ use makai_erasure::Scheme;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use super::tenant::TenantId;
+use super::tenant::{Quota, TenantId};
 use super::version::{BucketLock, Versioning};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,4 +34,7 @@ pub struct Bucket {
     /// Sessions of mounts that have not ended.
     #[serde(default)]
     pub mounts: u32,
+    /// Beside its tenant's.
+    #[serde(default)]
+    pub quota: Quota,
 }

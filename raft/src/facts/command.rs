@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 use super::accounts::{AccountsCommand, AccountsRefusal, AccountsReply};
+use super::audit::Audited;
 use super::bucket::Bucket;
 use super::cluster::{Condition, Disk, Group, JoinToken, Node, Role, Standing};
 use super::identity::IdentityCommand;
 use super::jobs::{AttemptId, JobsCommand, JobsReply};
 use super::journal::JournalCommand;
 use super::object::{Checksum, Content, ObjectHead, ObjectHeaders, Part, Upload};
-use super::tenant::{AccessKey, Tenant, TenantId};
+use super::tenant::{AccessKey, Quota, QuotaOf, Tenant, TenantId};
 use super::version::{VersionCommand, VersionRefusal, VersionReply};
 
 /// A command with what makes it apply at most once.
@@ -125,6 +126,9 @@ pub enum Command {
         headers: ObjectHeaders,
         new: NewContent,
         precondition: Precondition,
+        /// Whether a browser's form brought it: those who follow the bucket are told.
+        #[serde(default)]
+        by_form: bool,
     },
     /// Also answers [`Reply::Deleted`] where the key did not exist. Under versioning, leaves a delete marker.
     DeleteObject {
@@ -238,6 +242,14 @@ pub enum Command {
         disk: DiskId,
         condition: Condition,
     },
+
+    /// What may be stored at most, of a tenant or in a bucket.
+    SetQuota {
+        of: QuotaOf,
+        quota: Quota,
+    },
+    /// -> as the command in it.
+    Audited(Audited),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +303,9 @@ pub enum Refusal {
     SourceChanged,
     #[error("tenant quota of {quota_bytes} bytes would be exceeded")]
     QuotaExceeded { quota_bytes: u64 },
+    /// Whose quota, and which of its bounds.
+    #[error("quota of {0} would be exceeded")]
+    QuotaReached(String),
     #[error(
         "those who follow the bucket's changes (notifications, replication) are too far behind; try again later"
     )]

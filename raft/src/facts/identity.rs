@@ -62,6 +62,9 @@ pub enum IdentityCommand {
     SetKeyEnabled { id: String, is_enabled: bool },
     /// Refused with `PreconditionFailed` unless the tenant's directory is at `revision`.
     SetDirectory { tenant: TenantId, revision: u64, text: Bytes },
+    /// Gives a user another name, with all its keys, and sets the directory that has it under that name: both or neither.
+    /// Refused as `SetDirectory` is, and where another user has the name.
+    RenameUser { tenant: TenantId, name: String, new_name: String, revision: u64, text: Bytes },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

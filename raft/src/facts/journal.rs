@@ -33,6 +33,8 @@ pub enum Happening {
     Tagged,
     Untagged,
     AclChanged,
+    /// As `Put`, by a browser's form.
+    Posted,
 }
 
 /// One change of one key.
@@ -75,6 +77,8 @@ pub enum JournalQuery {
     Followed { after: String, entries_max: u32 },
     /// -> `Changes`, in order.
     Changes { bucket: u64, after: u64, entries_max: u32 },
+    /// -> `Changes`: the oldest that the follower has not done with, if there is one.
+    Oldest { bucket: String, follower: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

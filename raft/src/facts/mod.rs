@@ -5,6 +5,7 @@
 //! by name on the wire and are never renamed.
 
 pub mod accounts;
+pub mod audit;
 pub mod bucket;
 pub mod cluster;
 pub mod command;
@@ -33,6 +34,28 @@ impl Timestamp {
     #[must_use]
     pub fn millis_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
+    }
+
+    /// Year, month, day, hour, minute, second in UTC.
+    #[must_use]
+    pub fn civil(self) -> [u64; 6] {
+        let seconds = self.0 / 1000;
+        let (days, seconds) = (seconds / 86_400 + 719_468, seconds % 86_400);
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+        let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        [year, month, day, seconds / 3600, seconds / 60 % 60, seconds % 60]
+    }
+
+    /// `2024-02-29T12:00:00Z`
+    #[must_use]
+    pub fn rfc3339(self) -> String {
+        let [year, month, day, hour, minute, second] = self.civil();
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 }
 

@@ -42,6 +42,9 @@ pub struct ObjectHeaders {
     pub encryption: Option<String>,
     #[serde(default)]
     pub lock: ObjectLock,
+    /// Whether another server's replication put it here: then it is replicated no further.
+    #[serde(default)]
+    pub is_replica: bool,
 }
 
 /// A checksum the client asked to keep: algorithm as S3 spells it (`CRC32C`), value in Base64.

@@ -5,6 +5,7 @@ use makai_erasure::{BlobId, PgId};
 use serde::{Deserialize, Serialize};
 
 use super::accounts::{AccountsAnswer, AccountsQuery};
+use super::audit::{AuditAnswer, AuditQuery};
 use super::bucket::Bucket;
 use super::cluster::ClusterMap;
 use super::identity::{IdentityAnswer, IdentityQuery};
@@ -116,6 +117,8 @@ pub enum Query {
     Jobs(JobsQuery),
     /// -> `Journal`
     Journal(JournalQuery),
+    /// -> `Audit`
+    Audit(AuditQuery),
 }
 
 /// A page of a bucket's keys.
@@ -160,6 +163,7 @@ pub enum Answer {
     File(super::files::FileAnswer),
     Jobs(JobsAnswer),
     Journal(JournalAnswer),
+    Audit(AuditAnswer),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

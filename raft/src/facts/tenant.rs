@@ -8,6 +8,35 @@ use super::Timestamp;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TenantId(pub u64);
 
+/// What may be stored at most; `None`: no limit. One below what is there already takes nothing away: it only lets nothing
+/// grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Plaintext bytes, versions included.
+    pub bytes_max: Option<u64>,
+    /// Objects, versions included, delete markers left out.
+    pub objects_max: Option<u64>,
+}
+
+impl Quota {
+    /// Which of its bounds a growth would break, in words.
+    #[must_use]
+    pub fn broken(&self, bytes: (u64, u64), objects: (u64, u64)) -> Option<String> {
+        let breaks =
+            |max: Option<u64>, (before, after): (u64, u64)| max.filter(|max| after > before && after > *max);
+        if let Some(max) = breaks(self.bytes_max, bytes) {
+            return Some(format!("{max} bytes"));
+        }
+        breaks(self.objects_max, objects).map(|max| format!("{max} objects"))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QuotaOf {
+    Tenant(TenantId),
+    Bucket(String),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {
     pub id: TenantId,
@@ -26,9 +55,17 @@ pub struct Tenant {
     pub byte_ms: u128,
     #[serde(default)]
     pub counted_to: Timestamp,
+    /// Objects that it may hold; `None`: no limit.
+    #[serde(default)]
+    pub quota_objects: Option<u64>,
 }
 
 impl Tenant {
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        Quota { bytes_max: self.quota_bytes, objects_max: self.quota_objects }
+    }
+
     /// Takes the time until `now` into the integral.
     pub fn count_to(&mut self, now: Timestamp) {
         // A record of a release before counts from now on.

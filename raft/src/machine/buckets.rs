@@ -11,7 +11,7 @@ use super::{accounts, files, journal, tenants, versions};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
-use crate::facts::tenant::TenantId;
+use crate::facts::tenant::{Quota, TenantId};
 use crate::facts::version::Versioning;
 
 /// Bytes in a bucket's document: S3 allows 20 KB for a policy, 64 KB for CORS, 512 KB for replication.
@@ -60,6 +60,7 @@ pub fn create(draft: &mut Draft<'_>, name: &str, tenant: TenantId, scheme: Optio
         noncurrent_count: 0,
         noncurrent_bytes: 0,
         mounts: 0,
+        quota: Quota::default(),
     };
     draft.write(keys::bucket(name), &bucket)?;
     draft.write(keys::tenant_bucket(tenant, name), &bucket.id)?;
@@ -85,6 +86,7 @@ pub fn ensure_hidden(draft: &mut Draft<'_>, name: &str, tenant: TenantId) -> Out
         noncurrent_count: 0,
         noncurrent_bytes: 0,
         mounts: 0,
+        quota: Quota::default(),
     };
     draft.write(keys::bucket(name), &bucket)?;
     Ok(())
@@ -166,7 +168,15 @@ pub struct Flow {
     pub removed: u64,
 }
 
-/// Counts a change for the bucket and its tenant. Refused where the tenant's use would grow beyond its quota.
+/// See [`Quota`].
+pub fn set_quota(draft: &mut Draft<'_>, name: &str, quota: Quota) -> Outcome<Reply> {
+    let bucket = Bucket { quota, ..get(draft, name)? };
+    draft.write(keys::bucket(name), &bucket)?;
+    Ok(Reply::Done)
+}
+
+/// Counts a change for the bucket and its tenant. Refused where the use of either would grow beyond its quota; parts of an
+/// upload count for the bucket once they are an object.
 pub fn account(draft: &mut Draft<'_>, mut bucket: Bucket, change: Change) -> Outcome<()> {
     let Change { objects, object_bytes, part_bytes, noncurrent, noncurrent_bytes } = change;
     let mut tenant = tenants::get(draft, bucket.tenant)?;
@@ -186,7 +196,17 @@ pub fn account(draft: &mut Draft<'_>, mut bucket: Bucket, change: Change) -> Out
     }
     let (added, removed) =
         (objects.added.saturating_add(noncurrent.added), objects.removed.saturating_add(noncurrent.removed));
-    tenant.used_objects = shift(tenant.used_objects, added, removed, "used objects")?;
+    let objects_before = tenant.used_objects;
+    tenant.used_objects = shift(objects_before, added, removed, "used objects")?;
+    let objects_only = Quota { bytes_max: None, ..tenant.quota() };
+    if let Some(bound) = objects_only.broken((0, 0), (objects_before, tenant.used_objects)) {
+        return Err(Refusal::QuotaReached(format!("the tenant: {bound}")).into());
+    }
+    let held = |bucket: &Bucket| {
+        let bytes = bucket.object_bytes.saturating_add(bucket.noncurrent_bytes);
+        (bytes, bucket.object_count.saturating_add(bucket.noncurrent_count))
+    };
+    let (bytes_before, count_before) = held(&bucket);
     bucket.object_count = shift(bucket.object_count, objects.added, objects.removed, "objects")?;
     bucket.object_bytes =
         shift(bucket.object_bytes, object_bytes.added, object_bytes.removed, "object bytes")?;
@@ -194,6 +214,10 @@ pub fn account(draft: &mut Draft<'_>, mut bucket: Bucket, change: Change) -> Out
         shift(bucket.noncurrent_count, noncurrent.added, noncurrent.removed, "noncurrent versions")?;
     bucket.noncurrent_bytes =
         shift(bucket.noncurrent_bytes, noncurrent_bytes.added, noncurrent_bytes.removed, "noncurrent bytes")?;
+    let (bytes_after, count_after) = held(&bucket);
+    if let Some(bound) = bucket.quota.broken((bytes_before, bytes_after), (count_before, count_after)) {
+        return Err(Refusal::QuotaReached(format!("bucket {}: {bound}", bucket.name)).into());
+    }
     draft.write(keys::tenant(tenant.id), &tenant)?;
     draft.write(keys::bucket(&bucket.name), &bucket)?;
     Ok(())

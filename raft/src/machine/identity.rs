@@ -31,6 +31,10 @@ pub fn run(draft: &mut Draft<'_>, command: &IdentityCommand) -> Outcome<Reply> {
         IdentityCommand::SetDirectory { tenant, revision, text } => {
             set_directory(draft, *tenant, *revision, text)
         }
+        IdentityCommand::RenameUser { tenant, name, new_name, revision, text } => {
+            set_directory(draft, *tenant, *revision, text)?;
+            rename_user(draft, *tenant, name, new_name)
+        }
         IdentityCommand::SetObjectAcl { bucket, key, acl, version } => {
             if acl.as_ref().is_some_and(|acl| acl.len() > ACL_BYTES_MAX) {
                 let why = format!("an access list has at most {ACL_BYTES_MAX} bytes");
@@ -41,12 +45,17 @@ pub fn run(draft: &mut Draft<'_>, command: &IdentityCommand) -> Outcome<Reply> {
     }
 }
 
+fn check_name(name: &str) -> Outcome<()> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-".contains(&byte);
+    if (1..=64).contains(&name.len()) && name.bytes().all(is_name) {
+        return Ok(());
+    }
+    Err(Refusal::Invalid("a user's name has 1 to 64 of A-Z, a-z, 0-9 and +=,.@_-".to_owned()).into())
+}
+
 fn put_user(draft: &mut Draft<'_>, user: &User) -> Outcome<Reply> {
     let invalid = |why: String| Err(Refusal::Invalid(why).into());
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-".contains(&byte);
-    if !(1..=64).contains(&user.name.len()) || !user.name.bytes().all(is_name) {
-        return invalid("a user's name has 1 to 64 of A-Z, a-z, 0-9 and +=,.@_-".to_owned());
-    }
+    check_name(&user.name)?;
     let is_bounded =
         |(name, text): &(String, String)| (1..=128).contains(&name.len()) && text.len() <= POLICY_BYTES_MAX;
     if user.policies.len() > USER_POLICIES_MAX || !user.policies.iter().all(is_bounded) {
@@ -73,6 +82,26 @@ fn put_user(draft: &mut Draft<'_>, user: &User) -> Outcome<Reply> {
 fn find_user(view: &dyn View, tenant: TenantId, name: &str) -> Outcome<User> {
     let not_found = || Refusal::NotFound(format!("user {name:?}"));
     Ok(read(view, &keys::user(tenant, name))?.ok_or_else(not_found)?)
+}
+
+fn rename_user(draft: &mut Draft<'_>, tenant: TenantId, name: &str, new_name: &str) -> Outcome<Reply> {
+    let user = find_user(draft, tenant, name)?;
+    check_name(new_name)?;
+    if name == new_name {
+        return Ok(Reply::Done);
+    }
+    let place = keys::user(tenant, new_name);
+    if read::<User>(draft, &place)?.is_some() {
+        return Err(Refusal::AlreadyExists(format!("user {new_name:?}")).into());
+    }
+    for id in tenants::key_ids(draft, tenant)? {
+        if read::<String>(draft, &keys::key_user(&id))?.as_deref() == Some(name) {
+            draft.write(keys::key_user(&id), new_name)?;
+        }
+    }
+    draft.delete(keys::user(tenant, name));
+    draft.write(place, &User { name: new_name.to_owned(), ..user })?;
+    Ok(Reply::Done)
 }
 
 fn delete_user(draft: &mut Draft<'_>, tenant: TenantId, name: &str) -> Outcome<Reply> {

@@ -122,10 +122,14 @@ pub fn note(draft: &mut Draft<'_>, command: &Command, reply: &Reply) -> Outcome<
         _ => None,
     };
     let (bucket, news) = match command {
+        Command::PutObject { bucket, by_form: true, .. } => (bucket, object(Happening::Posted)),
         Command::PutObject { bucket, .. } => (bucket, object(Happening::Put)),
         Command::CopyObject { bucket, .. } => (bucket, object(Happening::Copied)),
         Command::CompleteUpload { bucket, .. } => (bucket, object(Happening::Completed)),
-        Command::Version(VersionCommand::Delete { bucket, key, version, .. }) => match reply {
+        Command::Version(
+            VersionCommand::Delete { bucket, key, version, .. }
+            | VersionCommand::DeleteLike { bucket, key, version, .. },
+        ) => match reply {
             Reply::Version(VersionReply::Deleted(deleted)) => {
                 let is_new_marker = version.is_none() && deleted.is_marker;
                 let happening = if is_new_marker { Happening::Marked } else { Happening::Deleted };
@@ -191,6 +195,18 @@ pub fn answer(view: &dyn View, query: &JournalQuery) -> Outcome<Answer> {
             let from = keys::after(&keys::followed(after));
             let to = keys::end_of(&keys::all_followed());
             Ok(Answer::Journal(JournalAnswer::Followed(some(view, &from, &to, *entries_max)?)))
+        }
+        JournalQuery::Oldest { bucket, follower } => {
+            let record = followed(view, bucket)?;
+            let done = record.as_ref().and_then(|record| {
+                record.followers.iter().find(|(known, _)| known == follower).map(|(_, done)| *done)
+            });
+            let (Some(record), Some(done)) = (record, done) else {
+                return Ok(Answer::Journal(JournalAnswer::Changes(Vec::new())));
+            };
+            let from = keys::after(&keys::change(record.bucket, done));
+            let to = keys::end_of(&keys::changes(record.bucket));
+            Ok(Answer::Journal(JournalAnswer::Changes(some(view, &from, &to, 1)?)))
         }
         JournalQuery::Changes { bucket, after, entries_max } => {
             let from = keys::after(&keys::change(*bucket, *after));

@@ -23,6 +23,7 @@ const TENANT_KEY: u8 = 0x23;
 const USER: u8 = 0x24;
 const KEY_USER: u8 = 0x25;
 const DIRECTORY: u8 = 0x26;
+const AUDIT: u8 = 0x27;
 
 const BUCKET: u8 = 0x30;
 const TENANT_BUCKET: u8 = 0x31;
@@ -62,6 +63,7 @@ pub enum Counter {
     MapEpoch = 7,
     Job = 16,
     Receipt = 17,
+    Audit = 18,
 }
 
 pub fn join(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -169,6 +171,10 @@ pub fn key_user(id: &str) -> Vec<u8> {
 
 pub fn directory(tenant: TenantId) -> Vec<u8> {
     join(DIRECTORY, &[&tenant.0.to_be_bytes()])
+}
+
+pub fn audit(sequence: u64) -> Vec<u8> {
+    join(AUDIT, &[&sequence.to_be_bytes()])
 }
 
 pub fn tenant_key(tenant: TenantId, id: &str) -> Vec<u8> {

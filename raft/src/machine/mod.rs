@@ -26,6 +26,7 @@
 //! | `buckets`    | buckets, documents, what tenants use                          |
 //! | `tenants`    | tenants, access keys                                          |
 //! | `identity`   | users; what doors ask before they serve                       |
+//! | `audit`      | who administered what                                         |
 //! | `journal`    | changes of keys, kept for those who follow them               |
 //! | `jobs`       | jobs, their tasks, the tries at each, receipts                |
 //! | `cluster`    | nodes, disks, groups, join tokens                             |
@@ -40,7 +41,7 @@
 //! | first | then                               | record                                                 |
 //! |-------|------------------------------------|--------------------------------------------------------|
 //! | `01`  |                                    | index and time of the last batch applied               |
-//! | `02`  | counter (1)                        | the last number given: 1 version, 2 inode, 3 bucket, 4 tenant, 5 node, 6 upload, 7 map epoch, 16 job, 17 receipt |
+//! | `02`  | counter (1)                        | the last number given: 1 version, 2 inode, 3 bucket, 4 tenant, 5 node, 6 upload, 7 map epoch, 16 job, 17 receipt, 18 audited deed |
 //! | `08`  | session (8)                        | when it was last seen; serials below which all are answered |
 //! | `09`  | session (8), serial (8)            | the reply                                              |
 //! | `10`  |                                    | the cluster's id                                       |
@@ -55,6 +56,7 @@
 //! | `24`  | tenant (8), user's name            | user                                                   |
 //! | `25`  | access key id                      | the name of the user to whom the key belongs           |
 //! | `26`  | tenant (8)                         | directory: groups, roles, shared policies, as doors write them |
+//! | `27`  | sequence (8)                       | an audited deed                                        |
 //! | `30`  | bucket's name                      | bucket                                                 |
 //! | `31`  | tenant (8), bucket's name          | the bucket's number                                    |
 //! | `32`  | bucket (8), document's name        | document                                               |
@@ -89,6 +91,7 @@
 pub mod accounts;
 pub mod kv;
 
+mod audit;
 mod blobs;
 mod buckets;
 mod cluster;
@@ -117,8 +120,10 @@ use self::draft::{Draft, Outcome, read, settle};
 use self::kv::{Edit, KvError, View};
 use self::sessions::Sessions;
 use crate::facts::Timestamp;
+use crate::facts::audit::Audited;
 use crate::facts::command::{Batch, Command, Refusal, Reply};
 use crate::facts::query::{Answer, ENTRIES_PER_ANSWER_MAX, Query};
+use crate::facts::tenant::{Quota, QuotaOf};
 
 pub use self::blobs::{BLOB_IDS_MAX, CLOCK_AHEAD_MS_MAX, REVIVE_MS_MAX};
 
@@ -188,7 +193,10 @@ fn carry_out(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> O
         Command::CreateTenant { name, wrapped_key, quota_bytes } => {
             tenants::create(draft, name, wrapped_key, *quota_bytes)
         }
-        Command::SetTenantQuota { tenant, quota_bytes } => tenants::set_quota(draft, *tenant, *quota_bytes),
+        Command::SetTenantQuota { tenant, quota_bytes } => {
+            let objects_max = tenants::get(draft, *tenant)?.quota_objects;
+            tenants::set_quota(draft, *tenant, Quota { bytes_max: *quota_bytes, objects_max })
+        }
         Command::PutAccessKey { key } => tenants::put_key(draft, key),
         Command::DeleteAccessKey { id } => tenants::delete_key(draft, id),
 
@@ -198,7 +206,7 @@ fn carry_out(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> O
             buckets::set_document(draft, name, document, value.as_ref())
         }
 
-        Command::PutObject { bucket, key, headers, new, precondition } => {
+        Command::PutObject { bucket, key, headers, new, precondition, by_form: _ } => {
             objects::put(draft, bucket, key, headers, new, precondition)
         }
         Command::DeleteObject { bucket, key, precondition } => {
@@ -248,6 +256,19 @@ fn carry_out(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> O
         Command::Accounts(command) => accounts::run(draft, command),
         Command::Jobs(command) => jobs::run(draft, command),
         Command::Journal(command) => journal::run(draft, command),
+
+        Command::SetQuota { of: QuotaOf::Tenant(tenant), quota } => {
+            tenants::set_quota(draft, *tenant, *quota)
+        }
+        Command::SetQuota { of: QuotaOf::Bucket(name), quota } => buckets::set_quota(draft, name, *quota),
+        Command::Audited(Audited { command, .. }) if matches!(**command, Command::Audited(_)) => {
+            Err(Refusal::Invalid("a deed is audited once".to_owned()).into())
+        }
+        Command::Audited(Audited { deed, command }) => {
+            let reply = run(draft, sessions, command)?;
+            audit::append(draft, deed)?;
+            Ok(reply)
+        }
     }
 }
 
@@ -297,6 +318,7 @@ fn answer(view: &dyn View, query: &Query) -> Outcome<Answer> {
         Query::Accounts(query) => accounts::answer(view, query),
         Query::Jobs(query) => Ok(Answer::Jobs(jobs::answer(view, query)?)),
         Query::Journal(query) => journal::answer(view, query),
+        Query::Audit(query) => audit::answer(view, query),
     }
 }
 

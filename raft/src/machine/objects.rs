@@ -299,7 +299,7 @@ pub fn copy(
     let mut ledger = Ledger::new(bucket.tenant);
     let extents = content::extents(draft, meta.inode, &body)?;
     ledger.add(draft, &extents)?;
-    let kept = || ObjectHeaders { lock: ObjectLock::default(), ..meta.headers.clone() };
+    let kept = || ObjectHeaders { lock: ObjectLock::default(), is_replica: false, ..meta.headers.clone() };
     let version = NewVersion {
         size: meta.size,
         etag: meta.etag.clone(),

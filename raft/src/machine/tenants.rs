@@ -7,7 +7,7 @@ use super::keys::{self, Counter};
 use super::kv::View;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::query::Answer;
-use crate::facts::tenant::{AccessKey, Tenant, TenantId};
+use crate::facts::tenant::{AccessKey, Quota, Tenant, TenantId};
 
 /// Bytes of a tenant's sealed key, or of a sealed secret.
 const SEALED_BYTES_MAX: usize = 1024;
@@ -49,6 +49,7 @@ pub fn create(
         used_objects: 0,
         byte_ms: 0,
         counted_to: draft.now,
+        quota_objects: None,
     };
     draft.write(keys::tenant_name(name), &tenant.id)?;
     draft.write(keys::tenant(tenant.id), &tenant)?;
@@ -56,8 +57,9 @@ pub fn create(
 }
 
 /// A quota below what is used already takes nothing away: it only lets nothing grow.
-pub fn set_quota(draft: &mut Draft<'_>, id: TenantId, quota_bytes: Option<u64>) -> Outcome<Reply> {
-    let tenant = Tenant { quota_bytes, ..get(draft, id)? };
+pub fn set_quota(draft: &mut Draft<'_>, id: TenantId, quota: Quota) -> Outcome<Reply> {
+    let Quota { bytes_max, objects_max } = quota;
+    let tenant = Tenant { quota_bytes: bytes_max, quota_objects: objects_max, ..get(draft, id)? };
     draft.write(keys::tenant(id), &tenant)?;
     Ok(Reply::Done)
 }

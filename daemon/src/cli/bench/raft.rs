@@ -255,5 +255,6 @@ fn put(client: usize, count: u64, size: usize) -> Command {
             bucket_id: 0,
         },
         precondition: Precondition::default(),
+        by_form: false,
     }
 }

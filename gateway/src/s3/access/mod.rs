@@ -116,8 +116,8 @@ impl Who {
             (None, _) => Requester::Anonymous,
             (Some(account), None) => Requester::Root(account),
             (Some(account), Some(user)) => match &user.session {
-                None => Requester::User { account, name: &user.name },
-                Some(session) => Requester::Role { account, name: &user.name, session },
+                None => Requester::User { account, path: &user.path, name: &user.name },
+                Some(session) => Requester::Role { account, path: &user.path, name: &user.name, session },
             },
         }
     }
@@ -203,6 +203,15 @@ impl Granted {
         headers.encryption = self.sealing.mark().map_err(refused)?;
         self.say_sealing(headers);
         Ok(())
+    }
+
+    /// Whether what is made is said to be another server's replica; who may not say so is refused.
+    pub(super) fn makes_replica(&self, headers: &http::HeaderMap, key: &str) -> S3Result<bool> {
+        if headers.get("x-amz-replication-status").is_none_or(|status| status != "REPLICA") {
+            return Ok(false);
+        }
+        self.allows("s3:ReplicateObject", key, Permission::FullControl)?;
+        Ok(true)
     }
 
     /// The objects, for a part of an upload: sealed as the upload says, with the key that the part brings.
@@ -471,9 +480,11 @@ impl Guard {
         }
         if operation::makes_object(operation) {
             granted.new_acl = self.new_object_acl(&granted, &access, headers).await?;
-            granted.sealing = encryption::of_new(headers, &access)?;
+            let asked = encryption::of_new(headers, &access)?;
+            granted.sealing =
+                self.objects.with_version(access.bucket.tenant, asked).await.map_err(refused)?;
         } else {
-            granted.sealing = encryption::to_open(headers)?;
+            granted.sealing = encryption::to_open(headers, opens)?;
         }
         Ok(granted)
     }
@@ -646,7 +657,7 @@ impl Who {
     }
 
     /// How logs name the requester.
-    fn logged_as(&self) -> Option<String> {
+    pub(super) fn logged_as(&self) -> Option<String> {
         match self.requester() {
             Requester::Root(account) => Some(account.canonical_id()),
             other => other.arn(),

@@ -134,6 +134,10 @@ pub(super) async fn call(
     let call = Call { guard, who, fields, context, now };
     let action = call.required("Action")?.to_owned();
     let known = sts::known(&action).or_else(|| iam::known(&action));
+    let _ = notes.service.set(if iam::known(&action).is_some() { "iam" } else { "sts" });
+    if let Some(requester) = call.who.logged_as() {
+        let _ = notes.requester.set(requester);
+    }
     let _ = notes.operation.set(known.unwrap_or("UnknownAction").to_owned());
     let answer = if sts::known(&action).is_some() {
         sts::answer(&call, &action).await?
@@ -149,7 +153,7 @@ pub(super) async fn call(
                 ));
             }
         }
-        iam::answer(&call, &action).await?
+        iam::answer(&call, &action, notes).await?
     } else {
         let shown: String = action.chars().take(60).collect();
         return Err(custom(

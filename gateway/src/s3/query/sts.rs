@@ -109,10 +109,11 @@ fn caller_identity(call: &Call<'_>) -> S3Result<String> {
     let (arn, id) = match call.who.requester() {
         Requester::Anonymous | Requester::Federated { .. } => return Err(anonymous()),
         Requester::Root(account) => (format!("arn:aws:iam::{}:root", account.number()), account.number()),
-        Requester::User { account, name } => {
-            (format!("arn:aws:iam::{}:user/{name}", account.number()), format!("{}:{name}", account.number()))
-        }
-        Requester::Role { account, name, session } => (
+        Requester::User { account, path, name } => (
+            format!("arn:aws:iam::{}:user{path}{name}", account.number()),
+            format!("{}:{name}", account.number()),
+        ),
+        Requester::Role { account, name, session, .. } => (
             format!("arn:aws:sts::{}:assumed-role/{name}/{session}", account.number()),
             format!("{name}:{session}"),
         ),
@@ -147,7 +148,8 @@ impl Named {
             Err(crate::identity::IdentityError::UnknownTenant(_)) => return Err(refused()),
             other => other.map_err(|error| unidentified(&error))?,
         };
-        let role = directory.roles.get(name).cloned().ok_or_else(refused)?;
+        let (name, role) = directory.role(name).ok_or_else(refused)?;
+        let role = role.clone();
         let tenant_name = identity.tenant_name(tenant).await.map_err(|error| unidentified(&error))?;
         Ok(Self { tenant, tenant_name, name: name.to_owned(), role })
     }

@@ -46,11 +46,23 @@ pub fn answer(view: &dyn View, query: &FileQuery) -> Outcome<Answer> {
             sessions::events(view, &bucket_of(view, bucket)?, *session, *after, *entries_max)?
         }
         FileQuery::Space { bucket } => {
-            let tenant = tenants::get(view, bucket_of(view, bucket)?.tenant)?;
-            FileAnswer::Space {
-                used_bytes: tenant.used_bytes,
-                quota_bytes: tenant.quota_bytes,
-                files: tenant.used_objects,
+            let bucket = bucket_of(view, bucket)?;
+            let tenant = tenants::get(view, bucket.tenant)?;
+            let held = bucket.object_bytes.saturating_add(bucket.noncurrent_bytes);
+            let room = |max: Option<u64>, used: u64| max.map(|max| max.saturating_sub(used));
+            let in_tenant = room(tenant.quota_bytes, tenant.used_bytes);
+            match room(bucket.quota.bytes_max, held) {
+                // The bucket is full before its tenant is.
+                Some(left) if in_tenant.is_none_or(|in_tenant| left < in_tenant) => FileAnswer::Space {
+                    used_bytes: held,
+                    quota_bytes: bucket.quota.bytes_max,
+                    files: bucket.object_count.saturating_add(bucket.noncurrent_count),
+                },
+                _ => FileAnswer::Space {
+                    used_bytes: tenant.used_bytes,
+                    quota_bytes: tenant.quota_bytes,
+                    files: tenant.used_objects,
+                },
             }
         }
     };

@@ -94,6 +94,23 @@ fn a_user_has_keys_or_can_go_and_a_disabled_key_comes_back() {
         world.run(disable(is_enabled)).expect("the key exists");
         assert_eq!(of_key(&world).0, is_enabled);
     }
+    let rename = |name: &str, new_name: &str, revision| {
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        let text = Bytes::from_static(b"{}");
+        identity(IdentityCommand::RenameUser { tenant, name, new_name, revision, text })
+    };
+    assert_eq!(world.run(rename("ann", "bea", 1)), Err(Refusal::PreconditionFailed));
+    assert!(matches!(world.run(rename("bob", "bea", 0)), Err(Refusal::NotFound(_))));
+    world
+        .run(identity(IdentityCommand::PutUser { user: User { name: "bob".to_owned(), ..user.clone() } }))
+        .unwrap();
+    assert!(matches!(world.run(rename("ann", "bob", 0)), Err(Refusal::AlreadyExists(_))));
+    world.run(rename("ann", "bea", 0)).expect("what was refused before changed nothing, nor the directory");
+    assert_eq!(of_key(&world), (true, Some(("bea".to_owned(), user.policies.clone()))));
+    world.run(rename("bea", "ann", 1)).expect("the name is free again");
+    world
+        .run(identity(IdentityCommand::DeleteUser { tenant, name: "bob".to_owned() }))
+        .expect("it has no keys");
     let delete = || identity(IdentityCommand::DeleteUser { tenant, name: "ann".to_owned() });
     assert!(matches!(world.run(delete()), Err(Refusal::Invalid(_))));
     world.run(set(None)).expect("both exist");

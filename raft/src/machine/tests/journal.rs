@@ -67,6 +67,7 @@ fn followers_see_every_change_in_order_and_what_all_have_seen_goes() {
         headers: ObjectHeaders::default(),
         new: empty(),
         precondition: wrong,
+        by_form: false,
     };
     assert!(world.run(refused).is_err());
 

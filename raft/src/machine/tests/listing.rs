@@ -157,7 +157,9 @@ fn a_page_is_bounded_in_bytes() {
         else {
             unreachable!("it is a put")
         };
-        world.run(Command::PutObject { bucket, key, headers, new, precondition }).expect("it fits");
+        world
+            .run(Command::PutObject { bucket, key, headers, new, precondition, by_form: false })
+            .expect("it fits");
     }
     let mut list = ListObjects { bucket: "aaa".to_owned(), entries_max: 1000, ..ListObjects::default() };
     let mut seen = 0;

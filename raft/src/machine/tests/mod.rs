@@ -1,6 +1,7 @@
 //! Properties of the machine.
 
 mod accounts;
+mod audit;
 mod billing;
 mod cluster;
 mod damage;
@@ -9,6 +10,7 @@ mod journal;
 mod listing;
 mod model;
 mod oracle;
+mod quotas;
 mod rules;
 mod sessions;
 
@@ -192,6 +194,7 @@ fn put(bucket: &str, key: &str, new: NewContent) -> Command {
         headers: ObjectHeaders::default(),
         new,
         precondition: Precondition::default(),
+        by_form: false,
     }
 }
 

@@ -286,6 +286,7 @@ impl Writer {
                 },
                 new: self.content(oracle, bytes, ETAGS[*etag]),
                 precondition: precondition.clone(),
+                by_form: false,
             },
             Op::Delete { bucket, key, precondition } => Command::DeleteObject {
                 bucket: name(bucket),

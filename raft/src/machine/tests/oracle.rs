@@ -7,6 +7,7 @@ use crate::facts::bucket::Bucket;
 use crate::facts::command::{Command, NewBlob, NewContent, Precondition, Refusal, Reply};
 use crate::facts::object::{Checksum, Content, Extent, ObjectHead, ObjectHeaders, Part, Upload};
 use crate::facts::query::{ListObjects, Listed};
+use crate::facts::tenant::Quota;
 use crate::facts::version::{
     BucketLock, Deleted, Expired, ListVersions, ListedVersion, LockMode, ObjectLock, Retention,
     VersionCommand, VersionId, VersionRefusal, VersionReply, Versioning,
@@ -194,6 +195,7 @@ impl Oracle {
                     noncurrent_count: 0,
                     noncurrent_bytes: 0,
                     mounts: 0,
+                    quota: Quota::default(),
                 }))
             }
             Command::DeleteBucket { name } => {
@@ -204,7 +206,7 @@ impl Oracle {
                 self.buckets.remove(name);
                 Ok(Reply::Done)
             }
-            Command::PutObject { bucket, key, headers, new, precondition } => {
+            Command::PutObject { bucket, key, headers, new, precondition, .. } => {
                 let facts = self.bucket(bucket)?;
                 check_lock(facts, headers)?;
                 let tenant = facts.tenant;

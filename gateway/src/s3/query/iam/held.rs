@@ -76,11 +76,11 @@ fn held<'d>(
             Ok((&mut member.inline, &mut member.attached))
         }
         Of::Group => {
-            let group = directory.groups.get_mut(name).ok_or_else(|| no_such("group", name))?;
+            let group = directory.group_mut(name).ok_or_else(|| no_such("group", name))?;
             Ok((&mut group.inline, &mut group.attached))
         }
         Of::Role => {
-            let role = directory.roles.get_mut(name).ok_or_else(|| no_such("role", name))?;
+            let role = directory.role_mut(name).ok_or_else(|| no_such("role", name))?;
             Ok((&mut role.inline, &mut role.attached))
         }
     }
@@ -89,6 +89,8 @@ fn held<'d>(
 pub(super) async fn answer(own: &Own<'_>, action: &str, verb: Verb, of: Of) -> S3Result<String> {
     let name = own.call.required(&format!("{}Name", of.name()))?;
     let user = if of == Of::User { Some(own.user(name).await?) } else { None };
+    let spelled = user.as_ref().map(|user| user.name.clone());
+    let name = spelled.as_deref().unwrap_or(name);
     let result = match verb {
         Verb::Put => {
             let policy = own.name("PolicyName", 128)?;
@@ -192,7 +194,13 @@ async fn delete(own: &Own<'_>, of: Of, name: &str, user: Option<User>) -> S3Resu
 impl Own<'_> {
     /// Whether an ARN names a policy of this account, or one that every account has.
     pub(super) fn check_attachable(&self, directory: &Directory, arn: &str) -> S3Result<()> {
-        let is_named = arn.starts_with("arn:aws:iam::aws:policy/") || arn == self.arn("policy", name_of(arn));
+        let is_own = || {
+            directory
+                .policies
+                .get(name_of(arn))
+                .is_some_and(|shared| arn == self.arn("policy", &shared.path, name_of(arn)))
+        };
+        let is_named = arn.starts_with("arn:aws:iam::aws:policy/") || is_own();
         if is_named && directory.attachable(arn).is_some() {
             return Ok(());
         }

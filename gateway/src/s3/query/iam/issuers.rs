@@ -20,14 +20,14 @@ pub(super) async fn answer(own: &Own<'_>, action: &str) -> S3Result<String> {
         "CreateOpenIDConnectProvider" => create(own).await,
         "ListOpenIDConnectProviders" => {
             let directory = own.read().await?;
-            let one = |host: &String| leaf("Arn", own.arn("oidc-provider", host));
+            let one = |host: &String| leaf("Arn", own.arn("oidc-provider", "/", host));
             Ok(list("OpenIDConnectProviderList", directory.issuers.keys().map(one)))
         }
         "GetOpenIDConnectProvider" => {
             let mut directory = own.read().await?;
             let issuer = find(own, &mut directory)?;
             let inside = [
-                leaf("Url", without_scheme(&issuer.url)),
+                leaf("Url", issuer.url.strip_prefix("https://").unwrap_or(&issuer.url)),
                 list("ClientIDList", issuer.clients.iter().map(|client| super::xml_text(client))),
                 list("ThumbprintList", issuer.thumbprints.iter().map(|print| super::xml_text(print))),
                 leaf("CreateDate", xml::time(Timestamp(issuer.created_ms))),
@@ -36,11 +36,8 @@ pub(super) async fn answer(own: &Own<'_>, action: &str) -> S3Result<String> {
         }
         "DeleteOpenIDConnectProvider" => {
             let host = named(own)?;
-            own.change(|directory| {
-                directory.issuers.remove(host);
-                Ok(())
-            })
-            .await?;
+            own.change(|directory| directory.issuers.remove(host).map(|_| ()).ok_or_else(|| no_issuer(host)))
+                .await?;
             Ok(String::new())
         }
         "UpdateOpenIDConnectProviderThumbprint" => {
@@ -76,7 +73,7 @@ fn without_scheme(url: &str) -> &str {
 
 fn named<'a>(own: &'a Own<'_>) -> S3Result<&'a str> {
     let arn = own.call.required("OpenIDConnectProviderArn")?;
-    let prefix = own.arn("oidc-provider", "");
+    let prefix = own.arn("oidc-provider", "/", "");
     arn.strip_prefix(prefix.as_str()).ok_or_else(|| no_issuer(arn))
 }
 
@@ -109,13 +106,13 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
     let url = own.call.required("Url")?;
     let parsed: Option<Uri> = url.parse().ok();
     let is_url = parsed.is_some_and(|uri| {
-        let is_local = matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        let scheme = uri.scheme_str();
-        // In the clear only where nobody else can listen.
-        (scheme == Some("https") || scheme == Some("http") && is_local) && uri.query().is_none()
+        // One without TLS can be named; whether its keys are fetched is another question.
+        matches!(uri.scheme_str(), Some("https" | "http")) && uri.host().is_some() && uri.query().is_none()
     });
     if !is_url || url.len() > 255 {
-        return Err(validation("Url begins with https:// and has at most 255 bytes and no query."));
+        return Err(validation(
+            "Url begins with https:// or http:// and has at most 255 bytes and no query.",
+        ));
     }
     let clients: BTreeSet<String> = own.call.members("ClientIDList").into_iter().map(str::to_owned).collect();
     for client in &clients {
@@ -138,5 +135,5 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
         Ok(())
     })
     .await?;
-    Ok(leaf("OpenIDConnectProviderArn", own.arn("oidc-provider", host)))
+    Ok(leaf("OpenIDConnectProviderArn", own.arn("oidc-provider", "/", host)))
 }

@@ -13,8 +13,8 @@
 //! | `policies` | policies that can be attached, and their versions           |
 //! | `issuers`  | OpenID Connect providers                                    |
 //!
-//! An account is a tenant: its own keys may do everything, users what their policies say. Every name has the path `/`.
-//! A change counts at once on the gateway that made it, and within [`CACHE_TTL`](crate::identity::CACHE_TTL) on others.
+//! An account is a tenant: its own keys may do everything, users what their policies say. Names differ
+//! by more than their case. A change counts at once on the gateway that made it, and within [`CACHE_TTL`](crate::identity::CACHE_TTL) on others.
 
 mod groups;
 mod held;
@@ -32,12 +32,13 @@ use s3s::{S3Error, S3Result, s3_error};
 
 use super::xml::{self, leaf, list};
 use super::{Call, internal, validation};
-use crate::identity::directory::Directory;
+use crate::identity::directory::{Directory, path_or_root};
 use crate::identity::{Caller, ChangeError};
 use crate::policy::Policy;
 use crate::policy::document::Kind;
 use crate::s3::access::anonymous;
-use crate::s3::errors::custom;
+use crate::s3::body::Notes;
+use crate::s3::errors::{custom, unidentified};
 
 /// Bytes of an inline or attached policy.
 const POLICY_BYTES_MAX: usize = 10 * 1024;
@@ -45,8 +46,9 @@ const POLICY_BYTES_MAX: usize = 10 * 1024;
 const ENTRIES_MAX: usize = 1000;
 /// Policies attached to, or inline in, one user, group or role.
 const HELD_MAX: usize = 20;
+const PATH_BYTES_MAX: usize = 512;
 
-const ACTIONS: [&str; 77] = [
+const ACTIONS: [&str; 79] = [
     "AddClientIDToOpenIDConnectProvider",
     "AddUserToGroup",
     "AttachGroupPolicy",
@@ -119,9 +121,11 @@ const ACTIONS: [&str; 77] = [
     "UntagUser",
     "UpdateAccessKey",
     "UpdateAssumeRolePolicy",
+    "UpdateGroup",
     "UpdateOpenIDConnectProviderThumbprint",
     "UpdateRole",
     "UpdateRoleDescription",
+    "UpdateUser",
     "GetLoginProfile",
     "DeleteLoginProfile",
 ];
@@ -139,10 +143,10 @@ struct Own<'a> {
     number: String,
 }
 
-pub(super) async fn answer(call: &Call<'_>, action: &str) -> S3Result<String> {
+pub(super) async fn answer(call: &Call<'_>, action: &str, notes: &Notes) -> S3Result<String> {
     let Caller { tenant, tenant_name, .. } = call.who.caller.as_ref().ok_or_else(anonymous)?;
     let own = Own { call, tenant: *tenant, tenant_name, number: format!("{:012}", tenant.0) };
-    own.authorize(action)?;
+    let _ = notes.target.set(own.authorize(action).await?);
     if let Some((verb, of)) = held::parse(action) {
         return held::answer(&own, action, verb, of).await;
     }
@@ -151,6 +155,7 @@ pub(super) async fn answer(call: &Call<'_>, action: &str) -> S3Result<String> {
         | "GetUser"
         | "ListUsers"
         | "DeleteUser"
+        | "UpdateUser"
         | "TagUser"
         | "UntagUser"
         | "ListUserTags"
@@ -163,6 +168,7 @@ pub(super) async fn answer(call: &Call<'_>, action: &str) -> S3Result<String> {
         | "GetGroup"
         | "ListGroups"
         | "DeleteGroup"
+        | "UpdateGroup"
         | "AddUserToGroup"
         | "RemoveUserFromGroup"
         | "ListGroupsForUser" => groups::answer(&own, action).await?,
@@ -205,12 +211,27 @@ fn xml_text(text: &str) -> String {
 }
 
 impl Own<'_> {
-    /// Whether the caller's policies let it do this.
-    fn authorize(&self, action: &str) -> S3Result<()> {
+    /// Whether the caller's policies let it do this; gives the ARN of what it is done to.
+    async fn authorize(&self, action: &str) -> S3Result<String> {
+        let directory = self.call.guard.identity.directory(self.tenant).await;
+        let directory = directory.map_err(|error| unidentified(&error))?;
         let named = |field: &str, kind: &str| {
-            self.call.field(field).map(|name| format!("arn:aws:iam::{}:{kind}/{name}", self.number))
+            let name = self.call.field(field)?;
+            let (path, name) = match kind {
+                "user" => (directory.path_of_user(name), name),
+                "group" => directory.group(name).map_or(("", name), |(name, group)| (&*group.path, name)),
+                "role" => directory.role(name).map_or(("", name), |(name, role)| (&*role.path, name)),
+                _ => (self.call.field("Path").unwrap_or_default(), name),
+            };
+            // Of what is being made, the path is the one that it shall have.
+            let path =
+                if action.starts_with("Create") { self.call.field("Path").unwrap_or(path) } else { path };
+            Some(self.arn(kind, path, name))
         };
-        let own_user = || Some(format!("arn:aws:iam::{}:user/{}", self.number, self.call.who.user_name()?));
+        let own_user = || {
+            let name = self.call.who.user_name()?;
+            Some(self.arn("user", directory.path_of_user(name), name))
+        };
         let given = |field: &str| self.call.field(field).map(str::to_owned);
         let is_of_user =
             ["GetUser", "CreateAccessKey", "ListAccessKeys", "UpdateAccessKey", "DeleteAccessKey"];
@@ -226,7 +247,7 @@ impl Own<'_> {
             .or_else(|| own_user().filter(|_| is_of_user.contains(&action)))
             .unwrap_or_else(|| "*".to_owned());
         if self.call.who.may(&format!("iam:{action}"), &resource, &self.call.context) {
-            return Ok(());
+            return Ok(resource);
         }
         let who = self.call.who.requester().arn().unwrap_or_default();
         Err(s3_error!(
@@ -235,8 +256,9 @@ impl Own<'_> {
         ))
     }
 
-    fn arn(&self, kind: &str, name: &str) -> String {
-        format!("arn:aws:iam::{}:{kind}/{name}", self.number)
+    /// `path`: begins and ends with a slash, or is empty and means `/`.
+    fn arn(&self, kind: &str, path: &str, name: &str) -> String {
+        format!("arn:aws:iam::{}:{kind}{}{name}", self.number, path_or_root(path))
     }
 
     /// 20 of `[A-Z0-9]`, of which no two things that ever were have the same.
@@ -244,6 +266,11 @@ impl Own<'_> {
         let text = format!("{prefix}\0{}\0{name}\0{}", self.tenant.0, made.0);
         let hash = digest::digest(&digest::SHA256, text.as_bytes());
         format!("{prefix}{}", hex::encode_upper(&hash.as_ref()[..8]))
+    }
+
+    /// The id that was kept, else the one made of a name.
+    fn kept_id(&self, kept: &str, prefix: &str, name: &str, made: Timestamp) -> String {
+        if kept.is_empty() { self.id(prefix, name, made) } else { kept.to_owned() }
     }
 
     async fn read(&self) -> S3Result<Directory> {
@@ -291,11 +318,32 @@ impl Own<'_> {
         Ok([members, leaf("IsTruncated", is_truncated.to_string()), marker.unwrap_or_default()].concat())
     }
 
-    fn check_path(&self) -> S3Result<()> {
-        match self.call.field("Path") {
-            None | Some("/") => Ok(()),
-            Some(_) => Err(validation("Path is / here: give names no other.")),
+    /// A page of things that have names and paths, by name whatever its case.
+    fn paged_by_name(
+        &self,
+        of: &str,
+        items: impl IntoIterator<Item = (String, String, String)>,
+    ) -> S3Result<String> {
+        let prefix = self.call.field("PathPrefix").unwrap_or("/");
+        let under = items.into_iter().filter(|(_, path, _)| path_or_root(path).starts_with(prefix));
+        let mut under: Vec<_> = under.map(|(name, _, xml)| (name.to_ascii_lowercase(), xml)).collect();
+        under.sort_by(|(one, _), (other, _)| one.cmp(other));
+        self.paged(of, under)
+    }
+
+    /// The path in a field, as it is kept; `None`: the call has none.
+    fn path(&self, field: &str) -> S3Result<Option<String>> {
+        let Some(path) = self.call.field(field) else { return Ok(None) };
+        let is_path = path.starts_with('/')
+            && path.ends_with('/')
+            && path.len() <= PATH_BYTES_MAX
+            && path.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_path {
+            return Err(validation(format!(
+                "{field} begins and ends with a slash and has at most {PATH_BYTES_MAX} printable characters."
+            )));
         }
+        Ok(Some(path.to_owned()))
     }
 
     /// A policy in a field, and that it is one.

@@ -4,7 +4,7 @@ use makai_raft::facts::Timestamp;
 use s3s::S3Result;
 
 use super::{ENTRIES_MAX, Own, check_room, conflict, encoded, exists};
-use crate::identity::directory::{Directory, Shared, built_in, built_in_text, name_of};
+use crate::identity::directory::{Directory, Shared, built_in, built_in_text, name_of, path_or_root};
 use crate::policy::document::Kind;
 use crate::s3::errors::custom;
 use crate::s3::query::validation;
@@ -38,13 +38,16 @@ async fn of_one(own: &Own<'_>, action: &str) -> S3Result<String> {
         };
     }
     let name = name_of(arn);
-    if arn != own.arn("policy", name) {
-        return Err(no_policy(arn));
-    }
+    let prefix = own.arn("policy", "/", "");
+    let path = arn.strip_prefix(prefix.as_str()).and_then(|rest| rest.strip_suffix(name));
+    let path = path.ok_or_else(|| no_policy(arn))?;
+    // Whoever has the name must have the path, too.
+    let is_it = |shared: &Shared| path_or_root(&shared.path)[1..] == *path;
     match action {
         "GetPolicy" | "GetPolicyVersion" | "ListPolicyVersions" => {
             let directory = own.read().await?;
-            let shared = directory.policies.get(name).ok_or_else(|| no_policy(arn))?;
+            let shared = directory.policies.get(name).filter(|shared| is_it(shared));
+            let shared = shared.ok_or_else(|| no_policy(arn))?;
             match action {
                 "GetPolicy" => Ok(node("Policy", xml_of(own, arn, shared, &directory))),
                 "GetPolicyVersion" => one_version(own, shared),
@@ -57,7 +60,8 @@ async fn of_one(own: &Own<'_>, action: &str) -> S3Result<String> {
             let now = own.call.now;
             let (number, shared) = own
                 .change(|directory| {
-                    let shared = directory.policies.get_mut(name).ok_or_else(|| no_policy(arn))?;
+                    let shared = directory.policies.get_mut(name).filter(|shared| is_it(shared));
+                    let shared = shared.ok_or_else(|| no_policy(arn))?;
                     check_room(shared.versions.len(), VERSIONS_MAX, "VersionsPerPolicy")?;
                     shared.newest += 1;
                     shared.versions.insert(shared.newest, (text.clone(), now.0));
@@ -72,7 +76,8 @@ async fn of_one(own: &Own<'_>, action: &str) -> S3Result<String> {
         "SetDefaultPolicyVersion" | "DeletePolicyVersion" => {
             let number = version_named(own)?;
             own.change(|directory| {
-                let shared = directory.policies.get_mut(name).ok_or_else(|| no_policy(arn))?;
+                let shared = directory.policies.get_mut(name).filter(|shared| is_it(shared));
+                let shared = shared.ok_or_else(|| no_policy(arn))?;
                 if !shared.versions.contains_key(&number) {
                     return Err(no_version(number));
                 }
@@ -94,7 +99,8 @@ async fn of_one(own: &Own<'_>, action: &str) -> S3Result<String> {
         }
         _ => {
             own.change(|directory| {
-                let shared = directory.policies.get(name).ok_or_else(|| no_policy(arn))?;
+                let shared = directory.policies.get(name).filter(|shared| is_it(shared));
+                let shared = shared.ok_or_else(|| no_policy(arn))?;
                 if directory.attachments(arn) > 0 {
                     return Err(conflict("detach the policy from all entities"));
                 }
@@ -157,7 +163,7 @@ fn xml_of(own: &Own<'_>, arn: &str, shared: &Shared, directory: &Directory) -> S
         leaf("PolicyName", name_of(arn)),
         leaf("PolicyId", own.id("ANPA", arn, made)),
         leaf("Arn", arn),
-        leaf("Path", "/"),
+        leaf("Path", path_or_root(&shared.path)),
         leaf("DefaultVersionId", format!("v{}", shared.current)),
         leaf("AttachmentCount", directory.attachments(arn).to_string()),
         leaf("IsAttachable", "true"),
@@ -169,7 +175,7 @@ fn xml_of(own: &Own<'_>, arn: &str, shared: &Shared, directory: &Directory) -> S
 }
 
 async fn create(own: &Own<'_>) -> S3Result<String> {
-    own.check_path()?;
+    let path = own.path("Path")?.unwrap_or_default();
     let name = own.name("PolicyName", 128)?;
     let text = own.document("PolicyDocument", Kind::Identity)?;
     let description = own.call.field("Description").unwrap_or_default();
@@ -178,6 +184,7 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
     }
     let now = own.call.now.0;
     let shared = Shared {
+        path,
         created_ms: now,
         description: description.to_owned(),
         versions: [(1, (text, now))].into(),
@@ -186,7 +193,7 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
     };
     let directory = own
         .change(|directory| {
-            if directory.policies.contains_key(name) {
+            if directory.policy(name).is_some() {
                 return Err(exists("A policy", name));
             }
             check_room(directory.policies.len(), ENTRIES_MAX, "PoliciesPerAccount")?;
@@ -194,7 +201,8 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
             Ok(directory.clone())
         })
         .await?;
-    Ok(node("Policy", xml_of(own, &own.arn("policy", name), &shared, &directory)))
+    let arn = own.arn("policy", &shared.path, name);
+    Ok(node("Policy", xml_of(own, &arn, &shared, &directory)))
 }
 
 async fn list_all(own: &Own<'_>) -> S3Result<String> {
@@ -211,9 +219,12 @@ async fn list_all(own: &Own<'_>) -> S3Result<String> {
     }
     if scope != "AWS" {
         let own_ones = directory.policies.iter();
-        found.extend(own_ones.map(|(name, shared)| (own.arn("policy", name), shared.clone())));
+        found.extend(own_ones.map(|(name, shared)| (own.arn("policy", &shared.path, name), shared.clone())));
     }
-    found.retain(|(arn, _)| !only_attached || directory.attachments(arn) > 0);
+    let prefix = own.call.field("PathPrefix").unwrap_or("/");
+    found.retain(|(arn, shared)| {
+        path_or_root(&shared.path).starts_with(prefix) && (!only_attached || directory.attachments(arn) > 0)
+    });
     found.sort_by(|(one, _), (other, _)| one.cmp(other));
     own.paged(
         "Policies",

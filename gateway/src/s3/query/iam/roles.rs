@@ -4,7 +4,7 @@ use makai_raft::facts::Timestamp;
 use s3s::S3Result;
 
 use super::{ENTRIES_MAX, Own, check_room, conflict, encoded, exists, no_such, tags_xml};
-use crate::identity::directory::{Directory, Role};
+use crate::identity::directory::{Directory, Role, path_or_root};
 use crate::policy::document::Kind;
 use crate::s3::query::validation;
 use crate::s3::query::xml::{self, leaf, node};
@@ -17,31 +17,31 @@ pub(super) async fn answer(own: &Own<'_>, action: &str) -> S3Result<String> {
         "CreateRole" => create(own).await,
         "ListRoles" => {
             let directory = own.read().await?;
-            own.paged(
-                "Roles",
-                directory.roles.iter().map(|(name, role)| (name.clone(), xml_of(own, name, role))),
-            )
+            let one =
+                |(name, role): (&String, &Role)| (name.clone(), role.path.clone(), xml_of(own, name, role));
+            own.paged_by_name("Roles", directory.roles.iter().map(one))
         }
         "GetRole" => {
             let name = own.call.required("RoleName")?;
             let directory = own.read().await?;
-            let role = directory.roles.get(name).ok_or_else(|| no_such("role", name))?;
+            let (name, role) = directory.role(name).ok_or_else(|| no_such("role", name))?;
             Ok(node("Role", xml_of(own, name, role)))
         }
         "ListRoleTags" => {
             let name = own.call.required("RoleName")?;
             let directory = own.read().await?;
-            let role = directory.roles.get(name).ok_or_else(|| no_such("role", name))?;
+            let (_, role) = directory.role(name).ok_or_else(|| no_such("role", name))?;
             Ok([tags_xml(&role.tags), leaf("IsTruncated", "false")].concat())
         }
         "DeleteRole" => {
             let name = own.call.required("RoleName")?;
             own.change(|directory| {
-                let role = find(directory, name)?;
+                let (name, role) = directory.role(name).ok_or_else(|| no_such("role", name))?;
                 if !role.attached.is_empty() || !role.inline.is_empty() {
                     return Err(conflict("detach or delete all policies"));
                 }
-                directory.roles.remove(name);
+                let name = name.to_owned();
+                directory.roles.remove(&name);
                 Ok(())
             })
             .await?;
@@ -66,7 +66,9 @@ pub(super) async fn answer(own: &Own<'_>, action: &str) -> S3Result<String> {
                 role.session_seconds_max = seconds.unwrap_or(role.session_seconds_max);
             })
             .await?;
-            let name = own.call.required("RoleName")?;
+            let asked = own.call.required("RoleName")?;
+            let directory = own.read().await?;
+            let name = directory.role(asked).map_or(asked, |(name, _)| name);
             // Only the older of the two answers with the role.
             let is_told = action == "UpdateRoleDescription";
             Ok(if is_told { node("Role", xml_of(own, name, &role)) } else { String::new() })
@@ -85,7 +87,7 @@ pub(super) async fn answer(own: &Own<'_>, action: &str) -> S3Result<String> {
 }
 
 fn find<'d>(directory: &'d mut Directory, name: &str) -> S3Result<&'d mut Role> {
-    directory.roles.get_mut(name).ok_or_else(|| no_such("role", name))
+    directory.role_mut(name).ok_or_else(|| no_such("role", name))
 }
 
 async fn update(own: &Own<'_>, mut change: impl FnMut(&mut Role)) -> S3Result<Role> {
@@ -112,10 +114,11 @@ fn session_seconds(own: &Own<'_>) -> S3Result<u64> {
 }
 
 async fn create(own: &Own<'_>) -> S3Result<String> {
-    own.check_path()?;
+    let path = own.path("Path")?.unwrap_or_default();
     let name = own.name("RoleName", 64)?;
     check_description(own.call.field("Description"))?;
     let role = Role {
+        path,
         created_ms: own.call.now.0,
         trust: own.document("AssumeRolePolicyDocument", Kind::Trust)?,
         description: own.call.field("Description").unwrap_or_default().to_owned(),
@@ -124,7 +127,7 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
         ..Role::default()
     };
     own.change(|directory| {
-        if directory.roles.contains_key(name) {
+        if directory.role(name).is_some() {
             return Err(exists("Role", name));
         }
         check_room(directory.roles.len(), ENTRIES_MAX, "RolesPerAccount")?;
@@ -138,10 +141,10 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
 fn xml_of(own: &Own<'_>, name: &str, role: &Role) -> String {
     let made = Timestamp(role.created_ms);
     let inside = [
-        leaf("Path", "/"),
+        leaf("Path", path_or_root(&role.path)),
         leaf("RoleName", name),
         leaf("RoleId", own.id("AROA", name, made)),
-        leaf("Arn", own.arn("role", name)),
+        leaf("Arn", own.arn("role", &role.path, name)),
         leaf("CreateDate", xml::time(made)),
         leaf("AssumeRolePolicyDocument", encoded(&role.trust)),
         leaf("Description", &role.description),

@@ -5,9 +5,9 @@ use makai_raft::facts::identity::{IdentityCommand, User};
 use makai_raft::facts::tenant::AccessKey;
 use s3s::S3Result;
 
-use super::{Own, conflict, exists, facts_error, no_such, tags_xml};
+use super::{Own, change_error, conflict, exists, facts_error, no_such, tags_xml};
 use crate::identity::ChangeError;
-use crate::identity::directory::Directory;
+use crate::identity::directory::{Directory, Member};
 use crate::s3::errors::custom;
 use crate::s3::query::xml::{self, leaf, list, node};
 use crate::s3::query::{internal, validation};
@@ -19,10 +19,15 @@ pub(super) async fn answer(own: &Own<'_>, action: &str) -> S3Result<String> {
         "CreateUser" => create(own).await,
         "GetUser" => get(own).await,
         "ListUsers" => {
-            let users = own.users().await?;
-            own.paged("Users", users.iter().map(|user| (user.name.clone(), own.user_xml(user, None))))
+            let (users, directory) = (own.users().await?, own.read().await?);
+            let one = |user: &User| {
+                let path = directory.path_of_user(&user.name).to_owned();
+                (user.name.clone(), path, own.user_xml(user, &directory, false))
+            };
+            own.paged_by_name("Users", users.iter().map(one))
         }
         "DeleteUser" => delete(own).await,
+        "UpdateUser" => update(own).await,
         "TagUser" | "UntagUser" => tag(own, action).await,
         "ListUserTags" => {
             let user = own.user(own.call.required("UserName")?).await?;
@@ -86,19 +91,26 @@ impl Own<'_> {
 
     pub(super) async fn user(&self, name: &str) -> S3Result<User> {
         let users = self.users().await?;
-        users.into_iter().find(|user| user.name == name).ok_or_else(|| no_such("user", name))
+        let found = users.into_iter().find(|user| user.name.eq_ignore_ascii_case(name));
+        found.ok_or_else(|| no_such("user", name))
     }
 
-    pub(super) fn user_xml(&self, user: &User, directory: Option<&Directory>) -> String {
-        let member = directory.and_then(|directory| directory.users.get(&user.name));
+    fn user_id(&self, user: &User, directory: &Directory) -> String {
+        let kept = directory.users.get(&user.name).map_or("", |member| member.id.as_str());
+        self.kept_id(kept, "AIDA", &user.name, user.created_at)
+    }
+
+    pub(super) fn user_xml(&self, user: &User, directory: &Directory, with_tags: bool) -> String {
+        let member = directory.users.get(&user.name);
+        let path = directory.path_of_user(&user.name);
         let inside = [
-            leaf("Path", "/"),
+            leaf("Path", path),
             leaf("UserName", &user.name),
-            leaf("UserId", self.id("AIDA", &user.name, user.created_at)),
-            leaf("Arn", self.arn("user", &user.name)),
+            leaf("UserId", self.user_id(user, directory)),
+            leaf("Arn", self.arn("user", path, &user.name)),
             leaf("CreateDate", xml::time(user.created_at)),
             member
-                .filter(|member| !member.tags.is_empty())
+                .filter(|member| with_tags && !member.tags.is_empty())
                 .map(|member| tags_xml(&member.tags))
                 .unwrap_or_default(),
         ];
@@ -143,7 +155,7 @@ impl Own<'_> {
 }
 
 async fn create(own: &Own<'_>) -> S3Result<String> {
-    own.check_path()?;
+    let path = own.path("Path")?.unwrap_or_default();
     let name = own.name("UserName", 64)?;
     let tags = own.call.tags()?;
     if own.users().await?.iter().any(|user| user.name.eq_ignore_ascii_case(name)) {
@@ -155,8 +167,9 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
         for group in directory.groups.values_mut() {
             group.members.remove(name);
         }
-        if !tags.is_empty() {
-            directory.users.entry(name.to_owned()).or_default().tags.clone_from(&tags);
+        if !tags.is_empty() || !path.is_empty() {
+            let member = Member { path: path.clone(), tags: tags.clone(), ..Member::default() };
+            directory.users.insert(name.to_owned(), member);
         }
         Ok(())
     })
@@ -170,7 +183,7 @@ async fn create(own: &Own<'_>) -> S3Result<String> {
         .await
         .map_err(facts_error)?;
     let (user, directory) = (own.user(name).await?, own.read().await?);
-    Ok(node("User", own.user_xml(&user, Some(&directory))))
+    Ok(node("User", own.user_xml(&user, &directory, true)))
 }
 
 async fn get(own: &Own<'_>) -> S3Result<String> {
@@ -187,7 +200,7 @@ async fn get(own: &Own<'_>) -> S3Result<String> {
         return Ok(node("User", inside.concat()));
     };
     let (user, directory) = (own.user(name).await?, own.read().await?);
-    Ok(node("User", own.user_xml(&user, Some(&directory))))
+    Ok(node("User", own.user_xml(&user, &directory, true)))
 }
 
 async fn delete(own: &Own<'_>) -> S3Result<String> {
@@ -217,6 +230,37 @@ async fn delete(own: &Own<'_>) -> S3Result<String> {
     .await?;
     let gone = IdentityCommand::DeleteUser { tenant: own.tenant, name: name.to_owned() };
     own.call.guard.identity.change(own.tenant, gone).await.map_err(facts_error)?;
+    Ok(String::new())
+}
+
+/// Another name, another path, or both.
+async fn update(own: &Own<'_>) -> S3Result<String> {
+    let user = own.user(own.call.required("UserName")?).await?;
+    let new_name = match own.call.field("NewUserName") {
+        Some(_) => own.name("NewUserName", 64)?,
+        None => user.name.as_str(),
+    };
+    let new_path = own.path("NewPath")?;
+    let is_taken = |other: &User| other.name != user.name && other.name.eq_ignore_ascii_case(new_name);
+    if own.users().await?.iter().any(is_taken) {
+        return Err(exists("User", new_name));
+    }
+    let change = |directory: &mut Directory| -> S3Result<()> {
+        let id = own.user_id(&user, directory);
+        let member = directory.users.entry(user.name.clone()).or_default();
+        member.id = id;
+        if let Some(path) = &new_path {
+            member.path.clone_from(path);
+        }
+        directory.rename_user(&user.name, new_name);
+        Ok(())
+    };
+    if new_name == user.name {
+        own.change(change).await?;
+    } else {
+        let renamed = own.call.guard.identity.rename_user(own.tenant, &user.name, new_name, change).await;
+        renamed.map_err(change_error)?;
+    }
     Ok(String::new())
 }
 
@@ -259,6 +303,6 @@ async fn create_key(own: &Own<'_>) -> S3Result<String> {
 }
 
 /// Members of a list of users.
-pub(super) fn listed(own: &Own<'_>, users: &[User]) -> String {
-    list("Users", users.iter().map(|user| own.user_xml(user, None)))
+pub(super) fn listed(own: &Own<'_>, users: &[User], directory: &Directory) -> String {
+    list("Users", users.iter().map(|user| own.user_xml(user, directory, false)))
 }
