@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use makai_raft::facts::Timestamp;
+use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -128,7 +129,17 @@ impl GrpcDoor {
     ///
     /// # Errors
     /// See [`GrpcError`].
-    pub async fn serve(
+    pub fn serve(
+        self,
+        listener: TcpListener,
+        tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), GrpcError>> {
+        // Boxed, so that what is below is compiled here and not in every crate that awaits it.
+        Box::pin(self.run(listener, tls, shutdown))
+    }
+
+    async fn run(
         mut self,
         listener: TcpListener,
         tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,

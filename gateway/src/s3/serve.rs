@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::future::join_all;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -64,7 +65,17 @@ pub enum ServeError {
 ///
 /// # Errors
 /// There is no listener.
-pub async fn serve(
+pub fn serve(
+    door: S3Door,
+    listeners: Vec<TcpListener>,
+    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<(), ServeError>> {
+    // Boxed, so that what is below is compiled here and not in every crate that awaits it.
+    Box::pin(serve_all(door, listeners, tls, shutdown))
+}
+
+async fn serve_all(
     door: S3Door,
     listeners: Vec<TcpListener>,
     tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,

@@ -1,4 +1,7 @@
 //! One voter or learner: it owns its log, its facts and its part in Raft.
+//!
+//! Ways in from other crates are boxed: the body of an `async fn` is compiled anew in every crate that awaits it, and all of
+//! openraft with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use makai_erasure::NodeId;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
@@ -186,7 +190,16 @@ impl MetaNode {
     ///
     /// # Errors
     /// As [`MetaNode::start`].
-    pub async fn start_on(
+    pub fn start_on(
+        disk: Arc<dyn Disk>,
+        config: MetaConfig,
+        peers: Arc<dyn RaftPeers>,
+        now: Arc<dyn Fn() -> u64 + Send + Sync>,
+    ) -> BoxFuture<'static, Result<Self, MetaStartError>> {
+        Box::pin(Self::begin(disk, config, peers, now))
+    }
+
+    async fn begin(
         disk: Arc<dyn Disk>,
         config: MetaConfig,
         peers: Arc<dyn RaftPeers>,
@@ -234,7 +247,11 @@ impl MetaNode {
     ///
     /// # Errors
     /// [`MetaFatal`]
-    pub async fn bootstrap(&self) -> Result<(), MetaFatal> {
+    pub fn bootstrap(&self) -> BoxFuture<'_, Result<(), MetaFatal>> {
+        Box::pin(self.found())
+    }
+
+    async fn found(&self) -> Result<(), MetaFatal> {
         let fatal = |fatal: Fatal<Types>| MetaFatal(fatal.to_string());
         if self.0.raft.is_initialized().await.map_err(fatal)? {
             return Ok(());
@@ -249,7 +266,11 @@ impl MetaNode {
 
     /// Answers any message of a peer; never fails. Messages that are [`Kind::is_between_voters`] must come
     /// from a node that may vote: see [`wire::kind_of`].
-    pub async fn serve(&self, from: NodeId, message: Bytes) -> Bytes {
+    pub fn serve(&self, from: NodeId, message: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(self.reply_to(from, message))
+    }
+
+    async fn reply_to(&self, from: NodeId, message: Bytes) -> Bytes {
         let group = self.0.config.group;
         let answered = self.answer(from, &message).await;
         let encoded = match answered {
@@ -489,7 +510,11 @@ impl MetaNode {
     ///
     /// # Errors
     /// [`MetaAdminError`]
-    pub async fn add_voter(&self, number: u64, node: NodeId) -> Result<(), MetaAdminError> {
+    pub fn add_voter(&self, number: u64, node: NodeId) -> BoxFuture<'_, Result<(), MetaAdminError>> {
+        Box::pin(self.admit_voter(number, node))
+    }
+
+    async fn admit_voter(&self, number: u64, node: NodeId) -> Result<(), MetaAdminError> {
         let _one_at_a_time = self.0.membership.lock().await;
         let status = self.leading()?;
         for &(known, key) in status.voters.iter().chain(&status.learners) {
@@ -511,7 +536,11 @@ impl MetaNode {
     ///
     /// # Errors
     /// [`MetaAdminError`]
-    pub async fn remove_voter(&self, number: u64) -> Result<(), MetaAdminError> {
+    pub fn remove_voter(&self, number: u64) -> BoxFuture<'_, Result<(), MetaAdminError>> {
+        Box::pin(self.dismiss_voter(number))
+    }
+
+    async fn dismiss_voter(&self, number: u64) -> Result<(), MetaAdminError> {
         let _one_at_a_time = self.0.membership.lock().await;
         let status = self.leading()?;
         if status.voters.iter().any(|&(known, _)| known == number) {
@@ -563,7 +592,11 @@ impl MetaNode {
     ///
     /// # Errors
     /// [`MetaAdminError::NotLeader`], or `Unconfirmed` when the other does not take over in time.
-    pub async fn transfer_leader(&self, to: Option<u64>) -> Result<(), MetaAdminError> {
+    pub fn transfer_leader(&self, to: Option<u64>) -> BoxFuture<'_, Result<(), MetaAdminError>> {
+        Box::pin(self.hand_over(to))
+    }
+
+    async fn hand_over(&self, to: Option<u64>) -> Result<(), MetaAdminError> {
         let status = self.leading()?;
         let is_voter = |number: &u64| status.voters.iter().any(|(known, _)| known == number);
         let best = || {
@@ -584,7 +617,11 @@ impl MetaNode {
     }
 
     /// Resolves when this voter can do nothing more, for a reason other than [`MetaNode::shutdown`].
-    pub async fn fatal(&self) -> MetaFatal {
+    pub fn fatal(&self) -> BoxFuture<'_, MetaFatal> {
+        Box::pin(self.await_fatal())
+    }
+
+    async fn await_fatal(&self) -> MetaFatal {
         let mut metrics = self.0.raft.metrics();
         loop {
             let running = metrics.borrow_and_update().running_state.clone();
@@ -602,7 +639,11 @@ impl MetaNode {
 
     /// Hands over the lead, makes the facts durable and releases the directory. Nothing is lost without it, but
     /// the others notice at once and the next start is quicker.
-    pub async fn shutdown(&self) {
+    pub fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.stop())
+    }
+
+    async fn stop(&self) {
         if self.is_leader() && self.status().voters.len() > 1 {
             // Whoever does not take over will elect.
             drop(self.transfer_leader(None).await);
