@@ -12,6 +12,7 @@
 //! | [`identity`] | keys of tenants and customers, unsealed for the doors    | port `Metadata` |
 //! | [`outbound`] | requests to the outside: issuers, webhooks, other servers | network        |
 //! | [`policy`]   | who may do what: policies, access lists, their order      | nothing        |
+//! | [`rights`]   | what a key may do, for doors that are not asked object by object | nothing   |
 //! | [`grpc`]     | the gRPC door: its server, who calls, health, reflection | network        |
 //! | [`files`]    | the file service: a bucket as a filesystem, for mounts   | network        |
 //! | [`jobs`]     | jobs: the door for customers, the desk for nodes         | ports: `Metadata`, `JobNodes` |
@@ -28,4 +29,5 @@ pub mod jobs;
 pub mod objects;
 pub mod outbound;
 pub mod policy;
+pub mod rights;
 pub mod s3;

@@ -18,7 +18,9 @@ use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
 use makai_gateway::identity::Caller;
 use makai_gateway::objects::{ByteRange, Upstream};
 use makai_gateway::s3::S3DoorConfig;
+use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::Precondition;
+use makai_raft::facts::identity::{IdentityCommand, User};
 use makai_raft::facts::object::ObjectHeaders;
 use makai_raft::facts::query::{ListObjects, Listed};
 use pool::Pool;
@@ -631,4 +633,42 @@ async fn small_files_come_in_batches() {
     }
 
     assert_eq!(mount.names(root, 300).await.len(), 1000);
+}
+
+/// A user's policies hold at this door as at S3's: who may only read is refused each change, and who may nothing sees nothing.
+#[tokio::test]
+async fn a_users_policies_say_what_its_mounts_may() {
+    let world = World::start().await;
+    world.put("seen", b"bytes".to_vec()).await;
+    let (identity, tenant) = (&world.pool.identity, world.caller.tenant);
+    let read_only = format!(
+        r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":["s3:Get*","s3:List*"],"Resource":["arn:aws:s3:::{BUCKET}","arn:aws:s3:::{BUCKET}/*"]}}]}}"#
+    );
+    let policies = [("reader", vec![("read".to_owned(), read_only)]), ("nobody", Vec::new())];
+    let mut keys = BTreeMap::new();
+    for (name, policies) in policies {
+        let user = User { tenant, name: name.into(), created_at: Timestamp(0), policies };
+        identity.change(tenant, IdentityCommand::PutUser { user }).await.unwrap();
+        keys.insert(name, identity.create_key(tenant, Some(name)).await.unwrap());
+    }
+    let client = |name: &str| world.client(&keys[name].id, keys[name].secret.expose());
+    let open = || OpenSessionRequest { bucket: BUCKET.into(), ..Default::default() };
+
+    let refused = client("nobody").open_session(open()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+
+    let mut reader = client("reader");
+    let opened = reader.open_session(open()).await.unwrap().into_inner();
+    let root = opened.root.unwrap().inode;
+    let request = ReadDirectoryRequest { bucket: BUCKET.into(), directory: root, ..Default::default() };
+    assert_eq!(reader.read_directory(request).await.unwrap().into_inner().entries.len(), 1);
+    let change = ApplyRequest {
+        bucket: BUCKET.into(),
+        session: opened.session,
+        request_id: 1,
+        operations: vec![Operation { what: Some(operation::What::Make(make(root, "new", Kind::File))) }],
+    };
+    let refused = reader.apply(change).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    assert_eq!(world.keys().await, ["seen"]);
 }

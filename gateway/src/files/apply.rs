@@ -19,7 +19,7 @@ use makai_raft::facts::object::{Content, Extent, INLINE_BYTES_MAX};
 use ring::hmac;
 
 use super::errors::Failure;
-use super::{Files, convert, mismatch, named, tokens};
+use super::{Does, Files, convert, mismatch, named, tokens};
 use crate::grpc::proto::file::v1 as proto;
 use crate::identity::Caller;
 use proto::change::What as ChangeWhat;
@@ -78,7 +78,10 @@ impl Files {
         if request.operations.len() > OPS_MAX {
             return Err(Failure::invalid(format!("at most {OPS_MAX} operations at once")));
         }
-        let bucket = self.bucket(caller, &request.bucket).await?;
+        // Whoever may read a file may lock it.
+        let is_lock = |operation: &proto::Operation| matches!(operation.what, Some(What::SetLock(_)));
+        let does = if request.operations.iter().all(is_lock) { Does::Look } else { Does::Change };
+        let bucket = self.bucket(caller, &request.bucket, does).await?;
         let key = self.objects.voucher(caller).await?;
         let mut data = Data { key, bucket: bucket.id, packed: BytesMut::new(), blobs: HashMap::new() };
         // An operation that cannot be understood has its own error, and the others go on.

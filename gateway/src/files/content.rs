@@ -11,7 +11,7 @@ use makai_raft::facts::query::EXTENTS_PER_ANSWER_MAX;
 use tonic::{Status, Streaming};
 
 use super::errors::Failure;
-use super::{Files, convert, mismatch, named, tokens};
+use super::{Does, Files, convert, mismatch, named, tokens};
 use crate::grpc::Admitted;
 use crate::grpc::proto::file::v1 as proto;
 use crate::identity::Caller;
@@ -72,7 +72,7 @@ impl Files {
         admitted: Admitted,
         request: proto::ReadRequest,
     ) -> Result<ReadStream, Failure> {
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let file = convert::file_ref(request.file)?;
         let end = request.offset.saturating_add(request.length);
         let content = self.ranged(&bucket, &file, request.offset, end).await?;
@@ -177,7 +177,7 @@ impl Files {
         let broken = |status: Status| Failure::invalid(format!("the stream broke: {}", status.message()));
         let first = messages.message().await.map_err(broken)?;
         let first = first.ok_or_else(|| Failure::invalid("nothing was sent"))?;
-        let bucket = self.bucket(caller, &first.bucket).await?;
+        let bucket = self.bucket(caller, &first.bucket, Does::Change).await?;
         if first.length.is_some_and(|length| length > BLOB_BYTES_MAX) {
             return Err(too_long());
         }

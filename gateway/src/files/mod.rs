@@ -17,7 +17,7 @@
 //! | `convert` | facts as messages, and back                                      |
 //! | `errors`  | refusals as errno names                                          |
 //!
-//! Always: a caller reaches buckets of its own tenant alone; an answer of `Apply` means durable on a majority, data
+//! Always: a caller reaches buckets of its own tenant alone, as far as policies let it look at or change all keys of them; an answer of `Apply` means durable on a majority, data
 //! included; memory per call is bounded by one message and a few windows.
 
 mod apply;
@@ -39,6 +39,7 @@ use self::watch::Changes;
 use crate::grpc::{Gate, GrpcDoor};
 use crate::identity::Caller;
 use crate::objects::{Objects, ObjectsError};
+use crate::rights::{Reach, Rights};
 
 /// Bytes of one request.
 const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -50,13 +51,22 @@ const LONG_NAMES_LOOKED_AT_MAX: usize = 100_000;
 pub struct Files {
     objects: Objects,
     gate: Gate,
+    rights: Rights,
     changes: Changes,
+}
+
+/// What a call does with a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Does {
+    Look,
+    Change,
 }
 
 impl Files {
     #[must_use]
     pub fn new(objects: Objects, gate: Gate) -> Self {
-        Self { objects, gate, changes: Changes::default() }
+        let rights = Rights::new(gate.identity().clone(), objects.clone());
+        Self { objects, gate, rights, changes: Changes::default() }
     }
 
     /// Adds the service to a door.
@@ -65,8 +75,17 @@ impl Files {
         door.add(FilesServer::new(self).max_decoding_message_size(REQUEST_BYTES_MAX));
     }
 
-    async fn bucket(&self, caller: &Caller, name: &str) -> Result<Bucket, Failure> {
-        Ok(self.objects.mounted(caller, name).await?)
+    /// The caller's bucket, if it may do so to every key of it.
+    async fn bucket(&self, caller: &Caller, name: &str, does: Does) -> Result<Bucket, Failure> {
+        let bucket = self.objects.mounted(caller, name).await?;
+        let all = Reach::Below("");
+        let (looks, changes) = (
+            [("s3:ListBucket", Reach::Bucket), ("s3:GetObject", all)],
+            [("s3:PutObject", all), ("s3:DeleteObject", all)],
+        );
+        let needed: &[_] = if does == Does::Look { &looks } else { &changes };
+        self.rights.check(caller, name, needed).await?;
+        Ok(bucket)
     }
 
     async fn ask(&self, query: FileQuery) -> Result<FileAnswer, Failure> {

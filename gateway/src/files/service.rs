@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::content::ReadStream;
 use super::errors::Failure;
 use super::watch::WatchStream;
-use super::{Files, convert, mismatch, named};
+use super::{Does, Files, convert, mismatch, named};
 use crate::grpc::proto::file::v1 as proto;
 use crate::grpc::proto::file::v1::files_server;
 use crate::identity::Caller;
@@ -40,7 +40,8 @@ impl files_server::Files for Files {
     ) -> Answer<proto::RenewSessionReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await.map_err(Status::from)?;
+        let bucket =
+            self.bucket(&admitted.caller, &request.bucket, Does::Look).await.map_err(Status::from)?;
         let command = FileCommand::RenewSession {
             bucket: named(&bucket),
             session: request.session,
@@ -62,7 +63,7 @@ impl files_server::Files for Files {
     ) -> Answer<proto::CloseSessionReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let command = FileCommand::CloseSession { bucket: named(&bucket), session: request.session };
         self.tell(&bucket.name, command).await?;
         self.changes.ring();
@@ -85,7 +86,7 @@ impl files_server::Files for Files {
     ) -> Answer<proto::GetAttributesReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let files = request.files.into_iter().map(|file| convert::file_ref(Some(file)));
         let files = files.collect::<Result<Vec<_>, _>>()?;
         let FileAnswer::Stats(stats) = self.ask(FileQuery::Stats { bucket: named(&bucket), files }).await?
@@ -109,7 +110,7 @@ impl files_server::Files for Files {
     ) -> Answer<proto::ReadDirectoryReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let entries_max = if request.entries_max == 0 { u32::MAX } else { request.entries_max };
         let query = FileQuery::Directory {
             bucket: named(&bucket),
@@ -136,7 +137,7 @@ impl files_server::Files for Files {
     async fn read_link(&self, request: Request<proto::ReadLinkRequest>) -> Answer<proto::ReadLinkReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let file = convert::file_ref(request.file)?;
         let target = self.link_target(&admitted.caller, &bucket, &file).await?;
         Ok(Response::new(proto::ReadLinkReply { target }))
@@ -145,7 +146,7 @@ impl files_server::Files for Files {
     async fn get_xattrs(&self, request: Request<proto::GetXattrsRequest>) -> Answer<proto::GetXattrsReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let file = convert::file_ref(request.file)?;
         let FileAnswer::Xattrs(xattrs) = self.ask(FileQuery::Xattrs { bucket: named(&bucket), file }).await?
         else {
@@ -161,14 +162,14 @@ impl files_server::Files for Files {
     ) -> Answer<proto::GetSegmentsReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let file = convert::file_ref(request.file)?;
         Ok(Response::new(self.segments(&bucket, &file, request.offset).await?))
     }
 
     async fn stat_fs(&self, request: Request<proto::StatFsRequest>) -> Answer<proto::StatFsReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
-        let bucket = self.bucket(&admitted.caller, &request.into_inner().bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.into_inner().bucket, Does::Look).await?;
         let FileAnswer::Space { used_bytes, quota_bytes, files } =
             self.ask(FileQuery::Space { bucket: named(&bucket) }).await?
         else {
@@ -181,7 +182,7 @@ impl files_server::Files for Files {
     async fn get_lock(&self, request: Request<proto::GetLockRequest>) -> Answer<proto::GetLockReply> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
-        let bucket = self.bucket(&admitted.caller, &request.bucket).await?;
+        let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let query = FileQuery::Lock {
             bucket: named(&bucket),
             session: request.session,
@@ -216,7 +217,7 @@ impl Files {
         caller: &Caller,
         request: proto::OpenSessionRequest,
     ) -> Result<proto::OpenSessionReply, Failure> {
-        let bucket = self.bucket(caller, &request.bucket).await?;
+        let bucket = self.bucket(caller, &request.bucket, Does::Look).await?;
         let pieces = request.prefix.split('/').filter(|piece| !piece.is_empty());
         let below = pieces.map(|piece| Name::Any(piece.to_owned())).collect();
         let session = rand::random::<u64>().max(1);
@@ -248,7 +249,7 @@ impl Files {
         if request.names.len() > OPS_MAX {
             return Err(Failure::invalid(format!("at most {OPS_MAX} steps at once")));
         }
-        let bucket = self.bucket(caller, &request.bucket).await?;
+        let bucket = self.bucket(caller, &request.bucket, Does::Look).await?;
         let mut reply = proto::LookupReply::default();
         let mut parent = request.parent;
         let mut names = request.names.iter().peekable();

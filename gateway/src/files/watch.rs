@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::errors::Failure;
-use super::{Files, convert, mismatch, named};
+use super::{Does, Files, convert, mismatch, named};
 use crate::grpc::Admitted;
 use crate::grpc::proto::file::v1 as proto;
 
@@ -43,7 +43,7 @@ impl Files {
         admitted: Admitted,
         request: proto::WatchRequest,
     ) -> Result<WatchStream, Failure> {
-        let bucket = named(&self.bucket(&admitted.caller, &request.bucket).await?);
+        let bucket = named(&self.bucket(&admitted.caller, &request.bucket, Does::Look).await?);
         let (sender, stream) = mpsc::channel(WAITING_MAX);
         let files = self.clone();
         tokio::spawn(async move {

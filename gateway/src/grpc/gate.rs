@@ -47,6 +47,12 @@ impl Gate {
         Self { identity, now, allow_plain, calls, stopping }
     }
 
+    /// Whom the gate asks who calls.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// Fires when the door closes: streams without an end of their own end then, with `UNAVAILABLE`.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {

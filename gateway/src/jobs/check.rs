@@ -22,9 +22,11 @@ const ANY_KEY: &str = "any";
 
 impl JobsService {
     /// # Errors
-    /// `INVALID_ARGUMENT` with the field, `FAILED_PRECONDITION` with the object that is not there.
+    /// `INVALID_ARGUMENT` with the field, `FAILED_PRECONDITION` with the object that is not there, `PERMISSION_DENIED` with the one
+    /// that the caller may not reach.
     pub(super) async fn check(&self, caller: &Caller, spec: &JobSpec) -> Result<(), Status> {
         spec.check().map_err(Status::invalid_argument)?;
+        self.check_rights(caller, spec).await?;
         self.check_buckets(caller, spec).await?;
         let Work::Module(work) = &spec.work else {
             if let Some(image) = spec.work.object() {

@@ -19,6 +19,7 @@
 mod check;
 pub mod desk;
 mod logs;
+mod rights;
 mod service;
 mod words;
 

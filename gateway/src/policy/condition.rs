@@ -147,6 +147,11 @@ impl Conditions {
         self.checks.is_empty() && self.nulls.is_empty()
     }
 
+    /// Whether `context` tells all that they ask for.
+    pub fn are_told_by(&self, context: &Context) -> bool {
+        self.keys().all(|key| context.get(key).is_some())
+    }
+
     pub fn hold(&self, context: &Context) -> bool {
         self.nulls.iter().all(|(key, is_absent)| context.get(key).is_none() == *is_absent)
             && self.checks.iter().all(|check| check.holds(context))

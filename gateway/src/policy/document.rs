@@ -121,6 +121,41 @@ impl Policy {
         opinion
     }
 
+    /// What the policy says of `action` on whatever begins with `prefix`, for doors that do not ask object by object: an
+    /// allow counts where it certainly means all of that, a deny where it may mean some. What a condition asks that
+    /// `context` does not tell, is taken to be against the requester.
+    #[must_use]
+    pub fn opinion_below(
+        &self,
+        requester: &Requester<'_>,
+        action: &str,
+        prefix: &str,
+        context: &Context,
+    ) -> Opinion {
+        let mut opinion = Opinion::default();
+        for statement in &self.statements {
+            let Some(meant) = statement.means(requester, action) else { continue };
+            let is_told = statement.conditions.are_told_by(context);
+            match statement.effect {
+                Effect::Deny => {
+                    let may_hold = !is_told || statement.conditions.hold(context);
+                    if may_hold && statement.may_mean_below(prefix, context) {
+                        return Opinion { is_denied: true, allows: None };
+                    }
+                }
+                Effect::Allow => {
+                    if is_told
+                        && statement.conditions.hold(context)
+                        && statement.means_all_below(prefix, context)
+                    {
+                        opinion.allows = opinion.allows.max(Some(meant));
+                    }
+                }
+            }
+        }
+        opinion
+    }
+
     /// Whether it lets in whom nobody has named, as `GetBucketPolicyStatus` says it.
     #[must_use]
     pub fn is_public(&self) -> bool {
@@ -230,10 +265,6 @@ impl Statement {
         resource: &str,
         context: &Context,
     ) -> Option<Meant> {
-        let (actions, is_negated) = &self.actions;
-        if actions.iter().any(|pattern| pattern.matches_action(action)) == *is_negated {
-            return None;
-        }
         let lookup = |key: &str| context.single(key);
         if let Some((resources, is_negated)) = &self.resources {
             let is_meant =
@@ -242,20 +273,47 @@ impl Statement {
                 return None;
             }
         }
-        let meant = match &self.principals {
-            None => Meant::Itself,
+        let meant = self.means(requester, action)?;
+        (self.conditions.is_empty() || self.conditions.hold(context)).then_some(meant)
+    }
+
+    /// How it means the requester doing `action`, whatever to.
+    fn means(&self, requester: &Requester<'_>, action: &str) -> Option<Meant> {
+        let (actions, is_negated) = &self.actions;
+        if actions.iter().any(|pattern| pattern.matches_action(action)) == *is_negated {
+            return None;
+        }
+        match &self.principals {
+            None => Some(Meant::Itself),
             Some((principals, is_negated)) => {
                 let meant = principals.means(requester);
                 match (is_negated, meant) {
-                    (false, Meant::No) => return None,
-                    (false, meant) => meant,
+                    (false, Meant::No) => None,
+                    (false, meant) => Some(meant),
                     // A deny of all but some spares whose account is named, too: the account's own policies decide.
-                    (true, Meant::No) => Meant::Itself,
-                    (true, _) => return None,
+                    (true, Meant::No) => Some(Meant::Itself),
+                    (true, _) => None,
                 }
             }
-        };
-        (self.conditions.is_empty() || self.conditions.hold(context)).then_some(meant)
+        }
+    }
+
+    /// Whether its resources certainly hold everything that begins with `prefix`.
+    fn means_all_below(&self, prefix: &str, context: &Context) -> bool {
+        let lookup = |key: &str| context.single(key);
+        self.resources.as_ref().is_none_or(|(resources, is_negated)| match is_negated {
+            false => resources.iter().any(|pattern| pattern.covers(prefix, &lookup)),
+            true => !resources.iter().any(|pattern| pattern.may_meet(prefix)),
+        })
+    }
+
+    /// Whether its resources may hold something that begins with `prefix`.
+    fn may_mean_below(&self, prefix: &str, context: &Context) -> bool {
+        let lookup = |key: &str| context.single(key);
+        self.resources.as_ref().is_none_or(|(resources, is_negated)| match is_negated {
+            false => resources.iter().any(|pattern| pattern.may_meet(prefix)),
+            true => !resources.iter().any(|pattern| pattern.covers(prefix, &lookup)),
+        })
     }
 }
 

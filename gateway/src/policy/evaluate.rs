@@ -55,6 +55,18 @@ pub enum Verdict {
 #[must_use]
 pub fn authorize(request: &Request<'_>, access: &Access<'_>) -> Verdict {
     let Request { requester, action, resource, context } = *request;
+    decide(request, access, &|policy| policy.opinion(&requester, action, resource, context))
+}
+
+/// Decides about everything that begins with the request's resource: allowed is only what certainly is for all of it.
+#[must_use]
+pub fn authorize_below(request: &Request<'_>, access: &Access<'_>) -> Verdict {
+    let Request { requester, action, resource, context } = *request;
+    decide(request, access, &|policy| policy.opinion_below(&requester, action, resource, context))
+}
+
+fn decide(request: &Request<'_>, access: &Access<'_>, opinion: &dyn Fn(&Policy) -> Opinion) -> Verdict {
+    let Request { requester, action, .. } = *request;
     let account = requester.account();
     let is_bucket_owner = account.is_some_and(|account| account.id == access.bucket_owner.id);
     let is_root = matches!(requester, Requester::Root(_));
@@ -64,7 +76,6 @@ pub fn authorize(request: &Request<'_>, access: &Access<'_>) -> Verdict {
         return Verdict::Allowed;
     }
 
-    let opinion = |policy: &Policy| policy.opinion(&requester, action, resource, context);
     let bucket = access.bucket_policy.map(opinion).unwrap_or_default();
     let identity = access.identity_policies.map(|policies| {
         policies.iter().map(opinion).fold(Opinion::default(), |all, one| Opinion {

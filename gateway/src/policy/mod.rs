@@ -32,5 +32,5 @@ pub mod principal;
 mod tests;
 
 pub use self::document::{Malformed, Policy};
-pub use self::evaluate::{Access, Request, Verdict, authorize};
+pub use self::evaluate::{Access, Request, Verdict, authorize, authorize_below};
 pub use self::principal::{Account, Requester};

@@ -80,6 +80,16 @@ impl Pattern {
         glob_units(&units, &value)
     }
 
+    /// Whether every text that begins with `prefix` is certainly meant.
+    pub fn covers<'a>(&self, prefix: &str, lookup: &dyn Fn(&str) -> Option<&'a str>) -> bool {
+        self.text.ends_with('*') && self.matches(prefix, Wildcards::Active, false, lookup)
+    }
+
+    /// Whether some text that begins with `prefix` may be meant: true where in doubt.
+    pub fn may_meet(&self, prefix: &str) -> bool {
+        self.has_variables() || glob_may_meet(self.text.as_bytes(), prefix.as_bytes())
+    }
+
     /// As [`matches`](Self::matches), for patterns that AWS compares without variables: actions.
     pub fn matches_action(&self, action: &str) -> bool {
         if self.has_wildcard {
@@ -185,6 +195,15 @@ fn glob_by(pattern: &[u8], value: &[u8], is_same: impl Fn(u8, u8) -> bool) -> bo
         }
     }
     pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+/// Whether the pattern may mean a text that begins with `prefix`; up to the first wildcard one begins the other.
+fn glob_may_meet(pattern: &[u8], prefix: &[u8]) -> bool {
+    let fixed = pattern.iter().position(|byte| matches!(byte, b'*' | b'?'));
+    let head = &pattern[..fixed.unwrap_or(pattern.len())];
+    let is_common = head.iter().zip(prefix).all(|(one, other)| one == other);
+    // Without a wildcard the pattern is one text, which must be as long as the prefix.
+    is_common && (fixed.is_some() || head.len() >= prefix.len())
 }
 
 fn next_char(value: &[u8], from: usize) -> usize {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::acl::{Acl, Grant, Grantee, Permission};
 use super::condition::{Context, key_name};
 use super::document::{Kind, POLICY_BYTES_MAX, Policy};
-use super::evaluate::{Access, Request, Verdict, authorize};
+use super::evaluate::{Access, Request, Verdict, authorize, authorize_below};
 use super::principal::{Account, Requester, account_of, canonical_id};
 
 const ACME: Account<'static> = Account { id: 1, name: "acme" };
@@ -566,4 +566,80 @@ fn the_largest_policy_is_evaluated_at_once() {
     let each = begun.elapsed() / ROUNDS;
     println!("{} statements: {each:?} each", statements.len());
     assert!(each.as_micros() < 1000, "{each:?}");
+}
+
+proptest! {
+    /// What is allowed of all that begins with a prefix is allowed of each, whatever its tags are.
+    #[test]
+    fn what_is_allowed_below_a_prefix_is_allowed_of_each_key(
+        bucket in prop::option::of(policy(true)),
+        identity in prop::option::of(policy(false)),
+        context in context(),
+        requester in requester(),
+        prefix in prop::sample::select(&["", "home/", "home/ann/", "home/ann/x", "other"]),
+        rest in "[a-z/]{0,6}",
+        more in prop::option::of(prop::sample::select(&["home", "z"])),
+    ) {
+        let parse = |value: &Value, kind| Policy::parse(value.to_string().as_bytes(), kind).ok();
+        let bucket = bucket.and_then(|value| parse(&value, Kind::Bucket("b")));
+        let identity: Option<Vec<Policy>> =
+            identity.and_then(|value| parse(&value, Kind::Identity)).map(|policy| vec![policy]);
+        let access = Access {
+            bucket_owner: ACME,
+            object_owner: None,
+            bucket_policy: bucket.as_ref(),
+            identity_policies: identity.as_deref(),
+            session_policy: None,
+            acl: None,
+            ignores_public_acls: false,
+            restricts_public_policy: false,
+        };
+        let (all, one) = (format!("arn:aws:s3:::b/{prefix}"), format!("arn:aws:s3:::b/{prefix}{rest}"));
+        let of = |resource, context| Request { requester, action: "s3:GetObject", resource, context };
+        if authorize_below(&of(&all, &context), &access) == Verdict::Allowed {
+            // A key that was not told before may be told of one object.
+            let mut told = context.clone();
+            if let Some(more) = more.filter(|_| context.get("s3:prefix").is_none()) {
+                told.add("s3:prefix", more);
+            }
+            prop_assert_eq!(authorize(&of(&one, &told), &access), Verdict::Allowed);
+        }
+    }
+}
+
+/// What people write is understood: no rule is so careful that nobody gets in.
+#[test]
+fn rights_to_all_keys_are_seen_in_the_policies_that_people_write() {
+    let request = |prefix: &'static str| Request {
+        requester: Requester::User { account: ACME, path: "/", name: "ann" },
+        action: "s3:GetObject",
+        resource: prefix,
+        context: Box::leak(Box::new(Context::default())),
+    };
+    let verdict = |text: Value, resource| {
+        let policies = [Policy::parse(text.to_string().as_bytes(), Kind::Identity).unwrap()];
+        let access = Access {
+            bucket_owner: ACME,
+            object_owner: None,
+            bucket_policy: None,
+            identity_policies: Some(&policies),
+            session_policy: None,
+            acl: None,
+            ignores_public_acls: false,
+            restricts_public_policy: false,
+        };
+        authorize_below(&request(resource), &access)
+    };
+    let allow = |resource: &str| json!({ "Effect": "Allow", "Action": "s3:*", "Resource": resource });
+    let deny = |resource: &str| json!({ "Effect": "Deny", "Action": "s3:*", "Resource": resource });
+    let of = |statements: Vec<Value>| json!({ "Version": "2012-10-17", "Statement": statements });
+    let all = "arn:aws:s3:::b/";
+    assert_eq!(verdict(of(vec![allow("*")]), all), Verdict::Allowed);
+    assert_eq!(verdict(of(vec![allow("arn:aws:s3:::b/*")]), all), Verdict::Allowed);
+    assert_eq!(verdict(of(vec![allow("arn:aws:s3:::b/home/*")]), all), Verdict::NotAllowed);
+    assert_eq!(verdict(of(vec![allow("arn:aws:s3:::b/home/*")]), "arn:aws:s3:::b/home/"), Verdict::Allowed);
+    assert_eq!(verdict(of(vec![allow("*"), deny("arn:aws:s3:::other/*")]), all), Verdict::Allowed);
+    assert_eq!(verdict(of(vec![allow("*"), deny("arn:aws:s3:::b/secret")]), all), Verdict::ExplicitlyDenied);
+    let below = "arn:aws:s3:::b/home/";
+    assert_eq!(verdict(of(vec![allow("*"), deny("arn:aws:s3:::b/secret/*")]), below), Verdict::Allowed);
 }
