@@ -512,7 +512,21 @@ async fn start_meta(
     peers: &Arc<dyn RaftPeers>,
 ) -> anyhow::Result<MetaNode> {
     let meta = meta_config(config, &state.cluster_id, state.number, id);
-    Ok(MetaNode::start(meta, Arc::clone(peers), Arc::new(|| clock::now().0)).await?)
+    let (dir, number) = (&config.node.dir, state.number);
+    let before = state::voted_as(dir)?;
+    if before == Some(number) && !MetaNode::has_begun(&meta.dir) {
+        bail!(
+            "the facts of this voter are gone from {:?}: as voter {number} it may have promised what it no longer knows, and voting \
+             again it could undo what customers were told. Put the folder back; or remove this node from the others \
+             (`makai node remove --lost {id}`), give it an empty node.dir and let it join anew. ops/runbooks/voters.md has the steps",
+            meta.dir
+        );
+    }
+    let voter = MetaNode::start(meta, Arc::clone(peers), Arc::new(|| clock::now().0)).await?;
+    if before != Some(number) {
+        state::votes_as(dir, number)?;
+    }
+    Ok(voter)
 }
 
 /// What a voter needs to know, from its configuration.

@@ -1,7 +1,9 @@
 //! What a node must remember to find its cluster again: `cluster.json`, and the cluster's key for those trusted
 //! with it, `cluster.key`.
 //!
-//! Both are replaced whole. `cluster.json` carries `format`; a newer format is refused, so that a downgraded binary
+//! `voter.number` says as which voter it has begun: under that number it must not vote again without its facts.
+//!
+//! All are replaced whole. `cluster.json` carries `format`; a newer format is refused, so that a downgraded binary
 //! does not misread it. The cluster's key is 64 hex digits; voters and gateways alone have it.
 
 use std::io;
@@ -122,6 +124,23 @@ pub fn read_key(path: &Path) -> Result<Option<[u8; 32]>, StateError> {
 /// [`StateError::Io`]
 pub fn save_cluster_key(dir: &Path, key: &[u8; 32]) -> Result<(), StateError> {
     write(&dir.join("cluster.key"), hex::encode(key).as_bytes())
+}
+
+/// The number under which this node has begun to vote, beside the facts that a voter must not forget.
+///
+/// # Errors
+/// [`StateError`]
+pub fn voted_as(dir: &Path) -> Result<Option<u64>, StateError> {
+    let path = dir.join("voter.number");
+    let Some(text) = read(&path)? else { return Ok(None) };
+    let number = text.trim().parse::<u64>();
+    number.map(Some).map_err(|error| StateError::Damaged { path, why: error.to_string() })
+}
+
+/// # Errors
+/// [`StateError::Io`]
+pub fn votes_as(dir: &Path, number: u64) -> Result<(), StateError> {
+    write(&dir.join("voter.number"), number.to_string().as_bytes())
 }
 
 /// The bearer token of this node's console, made on first use: `admin.token`, for those who can read the folder.

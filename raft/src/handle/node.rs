@@ -186,6 +186,12 @@ impl MetaNode {
         Self::start_on(Arc::new(RealDisk), config, peers, now).await
     }
 
+    /// Whether a voter has begun in `dir`: what it has promised to others is there.
+    #[must_use]
+    pub fn has_begun(dir: &Path) -> bool {
+        dir.join(IDENTITY_FILE).exists()
+    }
+
     /// Starts on any disk.
     ///
     /// # Errors
