@@ -388,6 +388,21 @@ impl Link {
         Ok(bytes)
     }
 
+    /// As [`read_exact`](Self::read_exact), of a peer that may have nothing to say for as long as `limit`.
+    pub(super) async fn read_exact_within<const N: usize>(
+        &self,
+        limit: Duration,
+        recv: &mut RecvStream,
+    ) -> Result<[u8; N], StreamFault> {
+        let mut bytes = [0; N];
+        match self.wait(limit, recv.read_exact(&mut bytes)).await {
+            Ok(done) => done?,
+            Err(Waited::TooLong) => return Err(StreamFault::Stalled(limit)),
+            Err(Waited::Silent) => return Err(StreamFault::Silent),
+        }
+        Ok(bytes)
+    }
+
     /// Reads a body of `length` bytes. Up to `trusted` of them are set aside at once, because the caller asked for
     /// them or has accounted for them; beyond, memory grows with what has come, not with what was announced.
     pub(super) async fn read_body(

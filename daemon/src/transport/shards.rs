@@ -388,6 +388,9 @@ pub(super) async fn serve(
     }
 }
 
+/// How long a living writer may have nothing to send: a customer that sends 1 MiB in that time is served.
+const WRITER_IDLE_MAX: Duration = Duration::from_secs(3600);
+
 /// Takes a shard's blocks and footer. The sink is dropped on every way out but the last.
 async fn serve_put(
     shared: &Shared,
@@ -402,7 +405,10 @@ async fn serve_put(
         Err(error) => return Ok(Err(error)),
     };
     loop {
-        let length = frame::checked_length(link.read_exact(recv).await?, BLOCK_BYTES_MAX)?;
+        // Its customer may be slow: a stripe that fills for minutes is no fault of the writer, and one that died is noticed
+        // all the same.
+        let head = link.read_exact_within(WRITER_IDLE_MAX, recv).await?;
+        let length = frame::checked_length(head, BLOCK_BYTES_MAX)?;
         if length == 0 {
             break;
         }
