@@ -15,6 +15,7 @@ use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{Blob, Content, ObjectHead, ObjectHeaders, ResolvedExtent};
 use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
 use makai_raft::facts::version::{VersionId, VersionQuery, VersionRefusal};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::upload::stripe_error;
 use super::{ByteRange, Download, Found, Objects, ObjectsError, check_key, unexpected};
@@ -198,7 +199,8 @@ impl Objects {
     ) -> Result<Download, ObjectsError> {
         let Found { head, versioning } = found;
         let reading_key = self.reading_key(caller, &head.headers).await?;
-        let body = self.counted(caller, self.body_of(&reading_key, range.clone(), extents)?);
+        let body = Self::begun(self.body_of(&reading_key, range.clone(), extents)?).await?;
+        let body = self.counted(caller, body);
         Ok(Download { head, range, body, versioning })
     }
 
@@ -239,17 +241,34 @@ impl Objects {
             .map(move |window| {
                 let objects = objects.clone();
                 let key = keys.get(&window.blob).cloned();
-                async move {
+                // Read to its end however slowly the client takes it: bytes that nobody takes from a disk's node hold up
+                // everybody else who reads from there.
+                let read = tokio::spawn(async move {
                     match key {
                         Some(key) => objects.read_window(window, key).await,
                         None => Ok(zeros(window.range.end - window.range.start)),
                     }
-                }
+                });
+                let read = AbortOnDropHandle::new(read);
+                async move { read.await.map_err(|error| ObjectsError::Internal(error.to_string()))? }
             })
             .buffered(WINDOWS_AHEAD)
             .map_ok(|pages| stream::iter(pages.into_iter().map(Ok)))
             .try_flatten()
             .boxed();
+        Ok(body)
+    }
+
+    /// The body once its first bytes are there, so that what cannot be read at all is told before an answer begins.
+    async fn begun(
+        body: BoxStream<'static, Result<Bytes, ObjectsError>>,
+    ) -> Result<BoxStream<'static, Result<Bytes, ObjectsError>>, ObjectsError> {
+        let mut body = Box::pin(body.peekable());
+        if let Some(Err(_)) = body.as_mut().peek().await
+            && let Some(Err(error)) = body.next().await
+        {
+            return Err(error);
+        }
         Ok(body)
     }
 
