@@ -47,6 +47,7 @@ use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
 use makai_raft::facts::object::{Checksum, KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
+use makai_raft::facts::tenant::TenantId;
 use makai_raft::facts::version::{VersionId, Versioning};
 use makai_raft::handle::{MetaError, Metadata};
 use makai_raft::lifecycle::Rules;
@@ -198,6 +199,8 @@ struct Inner {
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     options: ObjectsOptions,
     uploads: Arc<Semaphore>,
+    /// Each tenant's part of them.
+    upload_shares: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
     codecs: Mutex<HashMap<Scheme, Codec>>,
     buckets: Mutex<HashMap<String, (Instant, Bucket)>>,
     access: Mutex<documents::Known>,
@@ -253,6 +256,7 @@ impl Objects {
                 clock,
                 options,
                 uploads,
+                upload_shares: Mutex::default(),
                 codecs,
                 buckets,
                 access,
