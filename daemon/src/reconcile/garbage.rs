@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use makai_erasure::{BlobId, DiskId, ShardKey};
+use makai_raft::facts::cluster::Condition;
 use makai_raft::facts::command::Command;
 use makai_raft::facts::object::Blob;
 use makai_raft::facts::query::{Answer, Query};
@@ -35,8 +36,10 @@ pub async fn run(shell: Shell) {
 
 /// One batch: how many blobs were found.
 async fn step(shell: &Shell) -> Result<usize, MetaError> {
-    // Readers that began before the blob lost its last reference may still need it.
-    let grace_ms = shell.config.storage.orphan_age_secs.saturating_mul(1000);
+    // Readers that began before the blob lost its last reference may still need it. Where a disk is full, room is worth more:
+    // then only the hour counts that the facts themselves let pass.
+    let is_full = shell.map.get().map.disks.iter().any(|disk| disk.condition == Condition::Full);
+    let grace_ms = if is_full { 0 } else { shell.config.storage.orphan_age_secs.saturating_mul(1000) };
     let before_ms = clock::now().0.saturating_sub(grace_ms);
     let Answer::Blobs(blobs) = shell.facts.query(Query::Garbage { before_ms, entries_max: BATCH }).await?
     else {
