@@ -65,6 +65,8 @@ struct Summary {
     version: String,
     kernel: String,
     leader: Option<NodeId>,
+    /// Whether it answered: without it nothing is written, and what is said below may be old.
+    leader_answers: bool,
     voters: usize,
     voters_up: usize,
     nodes: usize,
@@ -114,6 +116,7 @@ fn summarize(status: &Status) -> Summary {
         version: status.version.clone(),
         kernel: status.kernel.clone(),
         leader: status.leader,
+        leader_answers: status.is_leader,
         voters: status.voters.len(),
         voters_up: status.voters.iter().filter(|id| up(id)).count(),
         nodes: map.nodes.iter().filter(|node| node.standing != Standing::Lost).count(),
@@ -132,22 +135,32 @@ fn summarize(status: &Status) -> Summary {
 pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let status = fetch(&args.target).await?;
     let summary = summarize(&status);
-    let is_well = summary.leader.is_some()
-        && summary.nodes_up == summary.nodes
-        && summary.groups_whole == summary.groups;
+    let is_well =
+        summary.leader_answers && summary.nodes_up == summary.nodes && summary.groups_whole == summary.groups;
     if args.target.json {
         print_json(&summary)?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(answered(&summary));
+    }
+    if status.voters.is_empty() {
+        println!(
+            "This node is no voter: it knows the cluster by its map alone. Ask a voter, or give --profile."
+        );
+    } else if !summary.leader_answers {
+        println!(
+            "No leader answers: writes and reads wait until {} of {} voters are up. What follows is what one node knew last.",
+            summary.voters / 2 + 1,
+            summary.voters
+        );
     }
     let leader = match summary.leader {
         Some(leader) => {
             status.map.nodes.iter().find(|node| node.id == leader).map_or(leader.to_string(), label)
         }
-        None => "none: writes and reads wait for one".into(),
+        None => "none".into(),
     };
     println!("cluster   {}  (makai {}, codec {})", summary.cluster_id, summary.version, summary.kernel);
     println!("state     {}", if is_well { "well" } else { "degraded" });
-    println!("leader    {leader}");
+    println!("leader    {leader}{}", if summary.leader_answers { "" } else { " (does not answer)" });
     println!("voters    {} of {} up", summary.voters_up, summary.voters);
     println!("nodes     {} of {} up", summary.nodes_up, summary.nodes);
     println!(
@@ -165,7 +178,12 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     for line in unprotected(&status.map, &summary.default_scheme) {
         println!("note      {line}");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(answered(&summary))
+}
+
+/// For scripts: whether the cluster can be said to work.
+fn answered(summary: &Summary) -> ExitCode {
+    if summary.leader_answers { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What the cluster as it is does not protect from.

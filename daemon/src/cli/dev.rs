@@ -76,6 +76,13 @@ struct Member {
     child: Option<Child>,
 }
 
+impl Member {
+    /// Whether it is of a cluster already.
+    fn has_begun(&self) -> bool {
+        self.dir.join("data").join("cluster.json").exists()
+    }
+}
+
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -89,6 +96,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.reset {
         reset(&dir)?;
     }
+    check_size(&args, &dir)?;
     let mut members = plan(&args, &dir)?;
     let bar = spinner();
     let started = tokio::select! {
@@ -134,6 +142,20 @@ fn check_ours(dir: &Path) -> anyhow::Result<()> {
     };
     if !is_ours && holds_others()? {
         bail!("{dir:?} holds no cluster of `makai dev`; --reset deletes nothing else");
+    }
+    Ok(())
+}
+
+/// Nodes are not left out: the cluster would wait for them.
+fn check_size(args: &Args, dir: &Path) -> anyhow::Result<()> {
+    let is_there = |number: &u16| dir.join(format!("node{number}")).join("makai.toml").exists();
+    let count = (1..=u16::MAX).take_while(is_there).count();
+    if count > usize::from(args.nodes) {
+        bail!(
+            "{dir:?} holds a cluster of {count} nodes, not {}: give --nodes {count}, or --reset to begin anew; nodes leave a \
+             running cluster by `makai node drain` and `makai node remove`",
+            args.nodes
+        );
     }
     Ok(())
 }
@@ -274,25 +296,30 @@ fn check_ports(members: &[Member]) -> anyhow::Result<()> {
 async fn start_all(members: &mut [Member], bar: &ProgressBar) -> anyhow::Result<()> {
     check_ports(members)?;
     let count = members.len();
-    let has_begun = members.iter().all(|member| member.dir.join("data").join("cluster.json").exists());
-    if has_begun {
-        // After a power cut no node has a majority alone: all start, then all are waited for.
-        members.iter_mut().try_for_each(spawn)?;
-    } else {
-        bar.set_message("beginning the cluster");
-        spawn(&mut members[0])?;
+    // After a power cut no node has a majority alone: all that have begun start before any is waited for.
+    members.iter_mut().filter(|member| member.has_begun()).try_for_each(spawn)?;
+    if members.iter().any(|member| !member.has_begun()) {
+        bar.set_message(if members[0].has_begun() {
+            "letting new nodes join"
+        } else {
+            "beginning the cluster"
+        });
+        if !members[0].has_begun() {
+            spawn(&mut members[0])?;
+        }
         wait_healthy(&mut members[0]).await?;
         for member in &mut members[1..] {
-            if !member.dir.join("data").join("cluster.json").exists() {
-                let request = JoinTokenRequest {
-                    roles: member.roles.iter().filter_map(|role| role.parse().ok()).collect(),
-                    valid_secs: 24 * 3600,
-                    uses: 1,
-                };
-                // Made by the first node, which every other one then asks to be let in.
-                let token = join_token(&member.dir, &request).await?;
-                files::replace(&member.dir.join("join-token"), token.as_bytes())?;
+            if member.child.is_some() {
+                continue;
             }
+            let request = JoinTokenRequest {
+                roles: member.roles.iter().filter_map(|role| role.parse().ok()).collect(),
+                valid_secs: 24 * 3600,
+                uses: 1,
+            };
+            // Made by the first node, which every other one then asks to be let in.
+            let token = join_token(&member.dir, &request).await?;
+            files::replace(&member.dir.join("join-token"), token.as_bytes())?;
             spawn(member)?;
         }
     }
@@ -462,15 +489,24 @@ async fn first_to_end(members: &mut [Member]) -> (String, PathBuf) {
 }
 
 async fn stop_all(members: &mut [Member]) {
-    for child in members.iter().filter_map(|member| member.child.as_ref()) {
-        if let Some(pid) =
-            child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw)
-        {
+    let started_by_hand: Vec<u32> = members
+        .iter()
+        .filter(|member| member.child.is_none())
+        .flat_map(|member| daemons_of(&member.config_path))
+        .collect();
+    let children = members.iter().filter_map(|member| member.child.as_ref()).filter_map(Child::id);
+    for pid in children.chain(started_by_hand.iter().copied()) {
+        if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
             // It may have ended by itself meanwhile.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
     }
     let begun = clock::instant();
+    while begun.elapsed() < STOP_WITHIN
+        && started_by_hand.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists())
+    {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     for child in members.iter_mut().filter_map(|member| member.child.as_mut()) {
         let left = STOP_WITHIN.saturating_sub(begun.elapsed());
         if tokio::time::timeout(left, child.wait()).await.is_err() {
@@ -478,4 +514,17 @@ async fn stop_all(members: &mut [Member]) {
             let _ = child.kill().await;
         }
     }
+}
+
+/// Processes that run a daemon with this configuration: started anew by the line that was printed.
+fn daemons_of(config: &Path) -> Vec<u32> {
+    let is_its = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0).skip(1);
+        words.next() == Some(b"daemon".as_slice())
+            && words.next() == Some(b"--config".as_slice())
+            && words.next() == Some(config.as_os_str().as_encoded_bytes())
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_its).collect()
 }
