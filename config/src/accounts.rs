@@ -72,12 +72,14 @@ pub enum LedgerKind {
 #[serde(deny_unknown_fields, default)]
 pub struct LedgerConfig {
     pub kind: LedgerKind,
-    /// JSON-RPC endpoints (`http://`), asked in this order. A node of one's own, or one behind a local TLS proxy.
+    /// JSON-RPC endpoints (`http://`), asked in this order. A node of one's own, or one behind a local TLS proxy. Where two or
+    /// more are given, nothing is final before two of them name the same block.
     pub rpc: Vec<String>,
     pub chain_id: u64,
     /// Address of the contract: signatures are for it alone.
     pub distributor: String,
-    /// Blocks on top of a transaction until it counts as final, its own included.
+    /// Blocks on top of a transaction until it counts as final, its own included. 0: as the chain itself says, by its tag
+    /// `finalized`.
     pub finality_depth: u64,
     /// Nothing is sent while gas costs more: later roots hold what earlier ones held.
     pub fee_cap_gwei: u64,

@@ -184,6 +184,10 @@ fn disks(config: &NodeConfig, faults: &mut Faults) {
             "is given, but node.roles has no storage; add the role or remove [[disk]]",
         );
     }
+    let drill_pct = config.compute.drill_pct;
+    if drill_pct > 100 {
+        faults.push("compute.drill_pct", format!("is {drill_pct}; a share is 0 to 100"));
+    }
     for (index, disk) in config.disk.iter().enumerate() {
         let name = item_name("disk", index);
         let key = format!("{name}.path");
@@ -267,7 +271,7 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     ] {
         within(key, price, 0..=PRICE_MAX);
     }
-    within("ledger.finality_depth", config.ledger.finality_depth, 1..=100_000);
+    within("ledger.finality_depth", config.ledger.finality_depth, 0..=100_000);
     within("ledger.fee_cap_gwei", config.ledger.fee_cap_gwei, 1..=1_000_000);
     within("ledger.post_every_epochs", config.ledger.post_every_epochs, 1..=8);
     within("accounts.audit_deadline_ms", accounts.audit_deadline_ms, 100..=600_000);

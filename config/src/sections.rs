@@ -332,6 +332,9 @@ pub struct ComputeConfig {
     /// The driver's libraries, where the system does not find them by itself; empty: it does.
     pub cuda_library: String,
     pub nvml_library: String,
+    /// Share of the processors' time that is spent, while no attempt runs here, on work that measures this machine and earns
+    /// for it, in hundredths; 0: none. At the lowest priority. Power costs money, so that an owner asks for it.
+    pub drill_pct: u8,
 }
 
 impl Default for ComputeConfig {
@@ -358,6 +361,7 @@ impl Default for ComputeConfig {
             .into(),
             cuda_library: String::new(),
             nvml_library: String::new(),
+            drill_pct: 0,
         }
     }
 }

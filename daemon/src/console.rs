@@ -62,7 +62,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::accounts::api;
+use crate::accounts::{api, fees, payouts};
 use crate::members::{DiskBeat, known_peers};
 use crate::node;
 use crate::reconcile::Shell;
@@ -464,10 +464,13 @@ impl Console {
             (&Method::GET, "/claims") => json(&api::claims(shell).await.map_err(unavailable)?),
             (&Method::GET, "/usage") => json(&api::usage(shell).await.map_err(unavailable)?),
             (&Method::GET, "/earnings") => json(&api::earnings(shell).await.map_err(unavailable)?),
-            (&Method::GET, "/proof") => {
+            (&Method::GET, path @ ("/proof" | "/claim-cost")) => {
                 let node = parameter(query, "node").and_then(|node| node.parse().ok());
                 let node = node.ok_or_else(|| failure(StatusCode::BAD_REQUEST, "name the node: ?node=ID"))?;
-                json(&api::proof(shell, node).await.map_err(unavailable)?)
+                match path {
+                    "/proof" => json(&api::proof(shell, node).await.map_err(unavailable)?),
+                    _ => json(&fees::claim_cost(shell, node).await.map_err(unavailable)?),
+                }
             }
             (&Method::POST, "/estimate") => {
                 json(&api::estimate(shell, &read(body)?).await.map_err(unavailable)?)
@@ -477,6 +480,8 @@ impl Console {
                 let request: api::ClaimRequest = read(body)?;
                 json(&api::claim(shell, request.node).await.map_err(unavailable)?)
             }
+            (&Method::GET, "/payouts") => json(&payouts::rows(shell).await.map_err(unavailable)?),
+            (&Method::PUT, "/payout") => json(&payouts::set(shell, read(body)?).await.map_err(unavailable)?),
             (&Method::GET, "/opening") => json(&api::opening(shell).await.map_err(unavailable)?),
             (&Method::GET, "/ledger") => {
                 Ok(Response::new(full(api::ledger(shell).await.map_err(unavailable)?)))

@@ -17,6 +17,7 @@
 //! | 9    | why       | voters, gateways  | a job -> why its tasks stand where they do, in lines |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
+//! | 130  | drill     | voters            | [`DrillRequest`] -> [`crate::accounts::drills::DrillReply`] |
 //!
 //! Always: a node that is not a member can only ask to join; a storage node cannot change facts or read keys.
 
@@ -47,6 +48,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::accounts::audits::{self, AuditRequest};
+use crate::accounts::drills::{DrillReply, DrillRequest, Drills};
 use crate::clock;
 use crate::disks::LocalDisks;
 use crate::reconcile::plan::Explained;
@@ -69,6 +71,7 @@ pub const CAPACITY: u16 = 8;
 pub const WHY: u16 = 9;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
+pub const DRILL: u16 = 130;
 
 /// Who is trusted with customers' data.
 const TRUSTED: [Role; 2] = [Role::Voter, Role::Gateway];
@@ -188,6 +191,7 @@ pub struct Members {
     leader: Mutex<Option<NodeId>>,
     desk: OnceLock<Desk>,
     agent: OnceLock<Arc<Agent>>,
+    drills: OnceLock<Arc<Drills>>,
     relay: OnceLock<Relay>,
     /// Told when there may be something to schedule.
     pub jobs_changed: Notify,
@@ -213,6 +217,7 @@ impl Members {
             leader: Mutex::default(),
             desk: OnceLock::new(),
             agent: OnceLock::new(),
+            drills: OnceLock::new(),
             relay: OnceLock::new(),
             jobs_changed: Notify::new(),
             explained: Explained::default(),
@@ -291,6 +296,11 @@ impl Members {
 
     pub fn agent(&self) -> Option<&Arc<Agent>> {
         self.agent.get()
+    }
+
+    /// What this node drills, where its owner wants it to.
+    pub fn set_drills(&self, drills: Arc<Drills>) {
+        let _ = self.drills.set(drills);
     }
 
     /// Notes who leads, as a heartbeat's answer said.
@@ -485,6 +495,13 @@ impl PeerHandler for Members {
                 let request: AuditRequest = decode(&body)?;
                 encode(&audits::answer(&self.disks, &request).await)
             }
+            DRILL if self.has_role(from, &[Role::Voter]) => {
+                let request: DrillRequest = decode(&body)?;
+                encode(&match self.drills.get() {
+                    Some(drills) => drills.answer(request).await,
+                    None => DrillReply::Nothing,
+                })
+            }
             BIND_PAYOUT if is_member => encode(&self.bind_payout(from, decode(&body)?).await?),
             ATTEMPTS if self.has_role(from, &[Role::Compute]) => {
                 encode(&self.attempts(from, decode(&body)?).await?)
@@ -500,9 +517,8 @@ impl PeerHandler for Members {
             }
             CAPACITY if self.has_role(from, &TRUSTED) => encode(&self.capacity(decode(&body)?).await?),
             WHY if self.has_role(from, &TRUSTED) => encode(&self.explained.why(decode(&body)?)),
-            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT | ATTEMPTS | JOB_LOG | WAKE | CAPACITY | WHY => {
-                Err(format!("node {from} may not ask this (kind {kind})"))
-            }
+            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT | DRILL | ATTEMPTS | JOB_LOG | WAKE | CAPACITY
+            | WHY => Err(format!("node {from} may not ask this (kind {kind})")),
             _ => Err(format!("kind {kind} is unknown to this release")),
         }
     }

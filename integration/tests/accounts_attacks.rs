@@ -1,20 +1,7 @@
 //! Promise: lying pays at most what honesty pays. Each attack is played against the cores that decide what is paid, over
 //! many seeds: the liar's earnings beside those of an honest node of the same size.
 //!
-//! | attack                                   | here                                              |
-//! |------------------------------------------|---------------------------------------------------|
-//! | bytes claimed and never stored           | [`nothing_stored_earns_nothing`]                  |
-//! | a part dropped, always or after an audit | [`dropping_data_pays_less_than_keeping_it`], [`keeping_only_what_was_asked_is_found_at_once`] |
-//! | old or foreign answers shown again       | [`an_answer_fits_one_question`]                   |
-//! | many ids for one disk                    | [`splitting_into_many_ids_gains_nothing`]         |
-//! | silence instead of a failure             | [`silence_pays_less_than_an_answer`]              |
-//! | traffic with oneself                     | [`wash_traffic_is_bounded_by_its_budget`]; what it takes of other miners' share is residual |
-//! | a leader that inflates a result          | [`a_result_that_lies_gets_no_honest_signature`]   |
-//! | a voter that signs twice, claims twice, too large totals, stolen payout | tests of the machine, of `accounts::keys`, and the ledgers' vectors |
-//!
-//! Residual, and not tested: a node that fetches what it is asked from elsewhere in time holds the data as far as anyone
-//! can tell; the voter that leads is believed about failures of audits; more than half of the voters together can sign
-//! what is not true, up to the emission.
+//! `ops/ATTACKS.md` is the table of all attacks, with what is left of each; here are those that need a whole settlement.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -309,4 +296,65 @@ fn a_result_that_lies_gets_no_honest_signature() {
     let inflated =
         makai_raft::facts::accounts::EpochResult { total: Amount(right.total.0 + 1), ..right.clone() };
     assert_ne!(inflated, right);
+}
+
+/// `ops/ATTACKS.md`: every row names tests that are there, or says what is left; and none of the known attacks is missing.
+#[test]
+fn every_attack_is_played_or_said_to_be_left() {
+    const KNOWN: [&str; 18] = [
+        "never stored",
+        "deleted after an audit",
+        "old answers",
+        "receipts",
+        "answers kept",
+        "many ids",
+        "made again",
+        "fetched from elsewhere",
+        "client and a miner",
+        "machine or card",
+        "results made up",
+        "copies or sleeps",
+        "in league",
+        "griefing",
+        "voters who sign",
+        "forks or breaks",
+        "key stolen",
+        "fees",
+    ];
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(root.join("ops/ATTACKS.md")).expect("the table");
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| attack"))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    for known in KNOWN {
+        assert!(rows.iter().any(|row| row[0].contains(known)), "{known:?} has no row");
+    }
+    let mut sources = String::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder of the sources").flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let is_left_out =
+                name == "target" || name == "node_modules" || name.to_string_lossy().starts_with('.');
+            if path.is_dir() && !is_left_out {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
+                sources.push_str(&std::fs::read_to_string(path).expect("a source"));
+            }
+        }
+    }
+    for row in rows {
+        let [attack, stopped_by, tests, left] = row[..] else { panic!("a row has four columns: {row:?}") };
+        assert!(!stopped_by.is_empty() && !left.is_empty(), "{attack}");
+        let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(
+            !named.is_empty() || (tests == "none" && left.len() > 20),
+            "{attack}: no test, and nothing said"
+        );
+        for test in named {
+            assert!(sources.contains(&format!("fn {test}(")), "{attack}: there is no test {test}");
+        }
+    }
 }

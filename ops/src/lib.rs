@@ -9,6 +9,8 @@
 //! | [`metrics`]    | the name, unit and meaning of every metric a node publishes           | the process's metric recorder |
 //! | [`metering`]   | what a gateway counts for nodes and tenants                            | nothing |
 //! | [`audit`]      | which leaves of which shards are asked for, and the proof of an answer | nothing |
+//! | [`computing`]  | work that proves itself, and what it is worth                          | nothing |
+//! | [`contributions`] | records of data sets and models, and scores of data                | nothing |
 //! | [`reputation`] | scores, suspension, vetting                                           | nothing |
 //! | [`rewards`]    | the table of tokenomics, and what an epoch pays                       | nothing |
 //! | [`claims`]     | the tree of claims, what voters sign, the ledger's file               | nothing |
@@ -21,6 +23,8 @@
 
 pub mod audit;
 pub mod claims;
+pub mod computing;
+pub mod contributions;
 pub mod metering;
 pub mod metrics;
 pub mod reputation;

@@ -6,10 +6,13 @@
 //! | `GET /api/v1/accounts/claims`       | [`Claims`] of the newest signed epoch                         |
 //! | `GET /api/v1/accounts/proof?node=`  | [`ClaimProof`] of what a node may claim                       |
 //! | `POST /api/v1/accounts/claim`       | [`ClaimRequest`] -> [`Paid`]                                  |
+//! | `GET /api/v1/accounts/claim-cost?node=` | [`ClaimCost`](super::fees::ClaimCost) now                  |
 //! | `GET /api/v1/accounts/usage`        | [`Usage`] of the newest sealed epoch                          |
 //! | `POST /api/v1/accounts/credit`      | [`CreditRequest`] -> the tenant's balance                     |
 //! | `GET /api/v1/accounts/earnings`     | [`Earnings`] of the newest signed epoch                       |
 //! | `POST /api/v1/accounts/estimate`    | [`Machine`] -> [`Estimate`]                                   |
+//! | `GET /api/v1/accounts/payouts`      | [`PayoutRow`](super::payouts::PayoutRow) of every node        |
+//! | `PUT /api/v1/accounts/payout`       | [`PayoutRequest`](super::payouts::PayoutRequest), of this node |
 //! | `GET /api/v1/accounts/opening`      | [`Opening`]: with what a contract is deployed                 |
 //! | `GET /api/v1/accounts/ledger`       | the ledger as a file: see `makai_ops::claims::file`           |
 
@@ -35,6 +38,7 @@ use makai_raft::handle::Metadata;
 use serde::{Deserialize, Serialize};
 
 use super::chain::Chain;
+use super::foresight::foresee;
 use super::reading;
 use crate::clock;
 use crate::reconcile::Shell;
@@ -239,6 +243,13 @@ pub struct NodeEarnings {
     /// In this epoch, and ever.
     pub earned: Amount,
     pub earned_total: Amount,
+    /// What the epoch would have brought had every audit passed and every answer been right: the estimate beside the actual.
+    #[serde(default)]
+    pub expected: Amount,
+    /// What has come together since, in epochs that are not signed yet, if audits pass: by stored bytes and computing power
+    /// alone, since traffic is reported late.
+    #[serde(default)]
+    pub accruing: Amount,
     /// Not yet to be claimed: held back while the node is new, or for want of a payout address.
     pub held: Amount,
     pub unassigned: Amount,
@@ -327,7 +338,10 @@ async fn paying_on_chain(
 }
 
 /// Roots by which the contract pays now and whose leaves the facts still have, newest first.
-async fn payable_roots(state: &AccountsState, chain: &Chain) -> anyhow::Result<Vec<(u64, evm::PostedRoot)>> {
+pub(super) async fn payable_roots(
+    state: &AccountsState,
+    chain: &Chain,
+) -> anyhow::Result<Vec<(u64, evm::PostedRoot)>> {
     let now_secs = clock::now().0 / 1000;
     let mut roots = chain.roots().await?;
     roots.retain(|(_, root)| root.active_at <= now_secs && root.epoch >= state.leaves_from);
@@ -547,6 +561,7 @@ pub async fn earnings(shell: &Shell) -> anyhow::Result<Earnings> {
     };
     let usage = reading::usage(facts, epoch.number).await?;
     let map = shell.map.get();
+    let foreseen = foresee(shell, &state, &epoch, &usage).await?;
     let of_node = |account: NodeAccount| {
         let component = |component: Component| ComponentEarnings {
             component,
@@ -572,6 +587,8 @@ pub async fn earnings(shell: &Shell) -> anyhow::Result<Earnings> {
             earned: components.iter().fold(Amount(0), |sum, one| sum.plus(one.amount)),
             components,
             earned_total: account.earned_total,
+            expected: foreseen.expected(account.node),
+            accruing: foreseen.accruing(account.node),
             held: account.held,
             unassigned: account.unassigned,
             usage: usage.iter().find(|usage| usage.node == account.node).cloned(),

@@ -5,20 +5,17 @@
 //!                                          └ sent again until seen; dearer when it takes long; seen no more: sent again
 //! ```
 //!
+//! Endpoints may lie, lag or drop: bytes go to all of them, the first that knows is asked, and nothing is final before two of
+//! them, where two are configured, name the same block for it.
+//!
 //! Always: bytes are on disk before they are sent, so that a restart sends the same transaction and never a second one; the
 //! nonce is this node's own count, never a guess of the client; every unfinished transaction is sent again in the order of
 //! nonces, since a reorganisation may drop any of them. Whoever sends has no authority: the contract trusts signatures.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use makai_config::LedgerConfig;
 use makai_ops::claims::evm::{self, PostedRoot, Transaction};
 use makai_ops::claims::statement::ClaimKey;
@@ -28,12 +25,17 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::keys;
+use super::rpc::{RpcError, bytes, hex0x, one, quantity};
 use crate::files;
 
 const OUTBOX_FILE: &str = "outbox.json";
 const OUTBOX_FORMAT: u32 = 1;
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Looks at a nonce that is used up by no transaction of ours before that is told and the transaction given up.
+const FOREIGN_AFTER_LOOKS: u32 = 20;
+/// Chain of the accounts whose keys everybody knows.
+const DEV_CHAIN: u64 = 31_337;
+/// What a claim takes, where the chain does not say: twenty steps of proof, the first payment of an account.
+const CLAIM_GAS_USUAL: u128 = 108_000;
 /// Unfinished transactions at once.
 const ATTEMPTS_MAX: usize = 64;
 /// Looks without a block before a transaction is made dearer, by a quarter: nodes ask for an eighth at least.
@@ -72,13 +74,30 @@ struct Outbox {
     attempts: Vec<Attempt>,
 }
 
-/// Why an endpoint did not do as asked.
-#[derive(Debug, thiserror::Error)]
-enum RpcError {
-    #[error("{message} (code {code})")]
-    Refused { code: i64, message: String, data: Vec<u8> },
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
+/// Endpoints that must agree before anything is final, where so many are configured.
+const ENDPOINTS_AGREEING: usize = 2;
+
+/// Where a transaction is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Inclusion {
+    block: u64,
+    hash: Hash,
+    transaction: Hash,
+    has_succeeded: bool,
+}
+
+/// What a call costs now, in wei.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cost {
+    pub gas: u64,
+    /// For one unit of gas.
+    pub price_wei: u128,
+    pub cost_wei: u128,
+    /// Dearer than `ledger.fee_cap_gwei` allows: it would not be sent now.
+    pub is_above_cap: bool,
+    /// Who pays, and what it has.
+    pub submitter: Address,
+    pub submitter_wei: u128,
 }
 
 /// The chain as this node reaches it.
@@ -173,16 +192,43 @@ impl Chain {
         if self.is_checked.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let id = quantity(&self.ask("eth_chainId", json!([])).await?)?;
-        if id != u128::from(self.config.chain_id) {
+        if self.config.chain_id != DEV_CHAIN && evm::is_development_account(&self.submitter()) {
             bail!(
-                "ledger.rpc answers for chain {id}, ledger.chain_id is {}; correct one",
-                self.config.chain_id
+                "submitter.key is one of the keys that every development chain publishes: everybody can spend its money. \
+                 Remove the file, and a new key is made"
             );
         }
-        let code = self.ask("eth_getCode", json!([self.distributor, "latest"])).await?;
-        if code.as_str().is_none_or(|code| code.len() <= 2) {
+        let mut last = anyhow!("ledger.rpc is empty");
+        let mut answered = 0;
+        for url in &self.config.rpc {
+            match one(url, "eth_chainId", &json!([])).await {
+                Ok(id) => {
+                    let id = quantity(&id)?;
+                    if id != u128::from(self.config.chain_id) {
+                        bail!(
+                            "{url} answers for chain {id}, ledger.chain_id is {}; correct one",
+                            self.config.chain_id
+                        );
+                    }
+                    answered += 1;
+                }
+                Err(error) => last = anyhow!(error).context(format!("eth_chainId at {url}")),
+            }
+        }
+        if answered == 0 {
+            return Err(last);
+        }
+        let code = bytes(&self.ask("eth_getCode", json!([self.distributor, "latest"])).await?)?;
+        if code.is_empty() {
+            let id = self.config.chain_id;
             bail!("there is no contract at ledger.distributor {} on chain {id}", self.distributor);
+        }
+        if !evm::is_distributor_code(&code) {
+            bail!(
+                "the code at ledger.distributor {} is not that of this release's Distributor (ops/contracts/artifacts): \
+                 deploy that, or correct the address",
+                self.distributor
+            );
         }
         self.is_checked.store(true, Ordering::Relaxed);
         Ok(())
@@ -243,6 +289,31 @@ impl Chain {
         Ok((tip, base.saturating_mul(2).saturating_add(tip)))
     }
 
+    /// What a call would cost now.
+    ///
+    /// # Errors
+    /// The chain does not answer.
+    pub async fn cost(&self, data: &[u8]) -> anyhow::Result<Cost> {
+        self.check().await?;
+        let (tip, fee_cap) = self.fees().await?;
+        let call = json!({ "from": self.submitter(), "to": self.distributor, "data": hex0x(data) });
+        let gas = match self.ask("eth_estimateGas", json!([call])).await {
+            Ok(gas) => quantity(&gas)?,
+            Err(_) => CLAIM_GAS_USUAL,
+        };
+        // Twice the base fee is what may be paid; half of that and the tip is what is.
+        let price = fee_cap.saturating_sub(tip) / 2 + tip;
+        let balance = quantity(&self.ask("eth_getBalance", json!([self.submitter(), "latest"])).await?)?;
+        Ok(Cost {
+            gas: u64::try_from(gas)?,
+            price_wei: price,
+            cost_wei: gas.saturating_mul(price),
+            is_above_cap: fee_cap > self.cap_wei(),
+            submitter: self.submitter(),
+            submitter_wei: balance,
+        })
+    }
+
     fn cap_wei(&self) -> u128 {
         u128::from(self.config.fee_cap_gwei) * GWEI
     }
@@ -268,9 +339,16 @@ impl Chain {
                 self.config.fee_cap_gwei
             );
         }
-        let on_chain =
-            quantity(&self.ask("eth_getTransactionCount", json!([self.submitter(), "latest"])).await?)?;
-        let nonce = outbox.next_nonce.max(u64::try_from(on_chain)?);
+        let on_chain = self.nonce_on_chain().await?;
+        if outbox.next_nonce > 0 && on_chain > outbox.next_nonce {
+            bail!(
+                "somebody else sends from {}: the chain counts {on_chain} transactions, this node {}. Nothing is sent until \
+                 the key is this node's alone: remove submitter.key and outbox.json, and fund the new address",
+                self.submitter(),
+                outbox.next_nonce
+            );
+        }
+        let nonce = outbox.next_nonce.max(on_chain);
         let mut attempt = Attempt {
             nonce,
             purpose: purpose.to_owned(),
@@ -307,26 +385,81 @@ impl Chain {
         Ok(())
     }
 
-    /// What an endpoint says to bytes that it has, or that are in a block already, is no failure: the look decides.
+    /// To every endpoint: one that says yes and drops it is not the only one. What an endpoint says to bytes that it has, or
+    /// that are in a block already, is no failure: the look decides.
     async fn send(&self, attempt: &Attempt) {
         let Some(newest) = attempt.tries.last() else { return };
-        if let Err(error) = self.ask("eth_sendRawTransaction", json!([newest.raw])).await {
-            tracing::debug!(%error, nonce = attempt.nonce, purpose = attempt.purpose, "a transaction was not taken; the next look tells");
+        for url in &self.config.rpc {
+            if let Err(error) = one(url, "eth_sendRawTransaction", &json!([newest.raw])).await {
+                tracing::debug!(%error, url, nonce = attempt.nonce, purpose = attempt.purpose, "a transaction was not taken; the next look tells");
+            }
         }
     }
 
-    /// The block that one of an attempt's tries is in.
-    async fn inclusion(&self, attempt: &Attempt) -> anyhow::Result<Option<(u64, Hash, bool)>> {
-        for one in &attempt.tries {
-            let receipt = self.ask("eth_getTransactionReceipt", json!([one.hash])).await?;
+    /// Where one endpoint has one of an attempt's tries.
+    async fn inclusion_at(&self, url: &str, attempt: &Attempt) -> anyhow::Result<Option<Inclusion>> {
+        for try_of in &attempt.tries {
+            let receipt = one(url, "eth_getTransactionReceipt", &json!([try_of.hash])).await?;
             if receipt.is_null() {
                 continue;
             }
             let block = u64::try_from(quantity(&receipt["blockNumber"])?)?;
             let hash = receipt["blockHash"].as_str().context("a receipt without a block")?.parse()?;
-            return Ok(Some((block, hash, quantity(&receipt["status"]).unwrap_or(0) == 1)));
+            let has_succeeded = quantity(&receipt["status"]).unwrap_or(0) == 1;
+            return Ok(Some(Inclusion { block, hash, transaction: try_of.hash, has_succeeded }));
         }
         Ok(None)
+    }
+
+    /// What each endpoint that answers says of an attempt.
+    async fn inclusions(&self, attempt: &Attempt) -> anyhow::Result<Vec<(String, Option<Inclusion>)>> {
+        let (mut said, mut last) = (Vec::new(), anyhow!("ledger.rpc is empty"));
+        for url in &self.config.rpc {
+            match self.inclusion_at(url, attempt).await {
+                Ok(found) => said.push((url.clone(), found)),
+                Err(error) => last = error.context(format!("a receipt at {url}")),
+            }
+        }
+        if said.is_empty() { Err(last) } else { Ok(said) }
+    }
+
+    /// Whether a block is final for one endpoint: so many on top of it, or as the chain itself says.
+    async fn is_final_at(&self, url: &str, found: &Inclusion) -> anyhow::Result<bool> {
+        let depth = self.config.finality_depth;
+        let tag = if depth == 0 { "finalized" } else { "latest" };
+        let head = one(url, "eth_getBlockByNumber", &json!([tag, false])).await?;
+        let head = u64::try_from(quantity(&head["number"])?)?;
+        let is_deep = head.checked_sub(found.block).is_some_and(|above| above + 1 >= depth.max(1));
+        if !is_deep {
+            return Ok(false);
+        }
+        // The block by its number is the one that the receipt names: it was not taken back meanwhile.
+        let number = format!("0x{:x}", found.block);
+        let block = one(url, "eth_getBlockByNumber", &json!([number, false])).await?;
+        Ok(block["hash"].as_str().and_then(|hash| hash.parse::<Hash>().ok()) == Some(found.hash))
+    }
+
+    /// Whether all endpoints that answer, two at least where two are configured, have it in the same final block.
+    async fn is_final(&self, said: &[(String, Option<Inclusion>)]) -> anyhow::Result<bool> {
+        let Some((_, Some(first))) = said.first() else { return Ok(false) };
+        if said.len() < self.config.rpc.len().min(ENDPOINTS_AGREEING) {
+            return Ok(false);
+        }
+        for (url, found) in said {
+            if found.as_ref() != Some(first) {
+                tracing::warn!(url, transaction = %first.transaction, "endpoints of the chain disagree; nothing is final until they agree");
+                return Ok(false);
+            }
+            if !self.is_final_at(url, first).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn nonce_on_chain(&self) -> anyhow::Result<u64> {
+        let count = self.ask("eth_getTransactionCount", json!([self.submitter(), "latest"])).await?;
+        Ok(u64::try_from(quantity(&count)?)?)
     }
 
     /// Looks after everything that is under way; returns how much still is.
@@ -338,15 +471,14 @@ impl Chain {
         if outbox.attempts.is_empty() {
             return Ok(0);
         }
-        let head = self.ask("eth_getBlockByNumber", json!(["latest", false])).await?;
-        let head = u64::try_from(quantity(&head["number"])?)?;
+        let on_chain = self.nonce_on_chain().await?;
         let mut attempts = std::mem::take(&mut outbox.attempts);
         attempts.sort_by_key(|attempt| attempt.nonce);
         let mut left = Vec::new();
         let mut done = Ok(());
         for mut attempt in attempts {
             if done.is_ok() {
-                match self.look(&mut attempt, head).await {
+                match self.look(&mut attempt, on_chain).await {
                     Ok(true) => continue,
                     Ok(false) => {}
                     Err(error) => done = Err(error),
@@ -360,15 +492,20 @@ impl Chain {
     }
 
     /// Whether an attempt is over.
-    async fn look(&self, attempt: &mut Attempt, head: u64) -> anyhow::Result<bool> {
-        match self.inclusion(attempt).await? {
-            Some((block, hash, has_succeeded)) => {
-                attempt.seen = Some((block, hash));
-                if head.saturating_sub(block) + 1 < self.config.finality_depth {
-                    return Ok(false);
+    async fn look(&self, attempt: &mut Attempt, on_chain: u64) -> anyhow::Result<bool> {
+        let said = self.inclusions(attempt).await?;
+        match said.iter().find_map(|(_, found)| found.as_ref()) {
+            Some(found) => {
+                attempt.seen = Some((found.block, found.hash));
+                let is_final = self.is_final(&said).await?;
+                if is_final {
+                    let (block, has_succeeded) = (found.block, found.has_succeeded);
+                    tracing::info!(purpose = attempt.purpose, block, has_succeeded, "a transaction is final");
+                } else if said.iter().any(|(_, found)| found.is_none()) {
+                    // An endpoint that does not know it may be the honest one.
+                    self.send(attempt).await;
                 }
-                tracing::info!(purpose = attempt.purpose, block, has_succeeded, "a transaction is final");
-                return Ok(true);
+                return Ok(is_final);
             }
             None if attempt.seen.is_some() => {
                 tracing::warn!(
@@ -379,6 +516,16 @@ impl Chain {
                 attempt.seen = None;
             }
             None => attempt.looks += 1,
+        }
+        if on_chain > attempt.nonce && attempt.looks >= FOREIGN_AFTER_LOOKS {
+            tracing::error!(
+                purpose = attempt.purpose,
+                nonce = attempt.nonce,
+                submitter = %self.submitter(),
+                "somebody else used this node's nonce: its transaction can never be in a block and is given up; keep \
+                 submitter.key to this node alone"
+            );
+            return Ok(true);
         }
         if attempt.looks >= BUMP_AFTER_LOOKS
             && let Some(last) = attempt.tries.last().cloned()
@@ -392,42 +539,4 @@ impl Chain {
         self.send(attempt).await;
         Ok(false)
     }
-}
-
-async fn one(url: &str, method: &str, params: &Value) -> Result<Value, RpcError> {
-    let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
-    let asked = async {
-        let request = http::Request::post(url)
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::from(body))?;
-        let response = client.request(request).await?;
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        anyhow::Ok(body.map_err(|error| anyhow!(error))?.to_bytes())
-    };
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
-    let answer = answer.map_err(|_| anyhow!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))??;
-    let answer: Value = serde_json::from_slice(&answer).context("the answer is no JSON")?;
-    match answer.get("error") {
-        Some(error) if !error.is_null() => Err(RpcError::Refused {
-            code: error["code"].as_i64().unwrap_or(0),
-            message: error["message"].as_str().unwrap_or("refused").chars().take(400).collect(),
-            data: bytes(&error["data"]).unwrap_or_default(),
-        }),
-        _ => Ok(answer.get("result").cloned().unwrap_or(Value::Null)),
-    }
-}
-
-fn hex0x(bytes: &[u8]) -> String {
-    format!("0x{}", hex::encode(bytes))
-}
-
-fn bytes(value: &Value) -> anyhow::Result<Vec<u8>> {
-    let text = value.as_str().and_then(|text| text.strip_prefix("0x")).context("bytes were expected")?;
-    Ok(hex::decode(text)?)
-}
-
-fn quantity(value: &Value) -> anyhow::Result<u128> {
-    let text = value.as_str().and_then(|text| text.strip_prefix("0x")).context("a number was expected")?;
-    Ok(u128::from_str_radix(text, 16)?)
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use http::Method;
+use makai_ops::reputation::score_ppm;
 use makai_raft::facts::accounts::{Amount, Component, Reason, SliceTime, Status, UNITS_PER_CREDIT};
 
 use super::remote::Target;
@@ -83,6 +84,11 @@ pub fn parse_credits(text: &str) -> Option<Amount> {
     Some(Amount(whole.checked_mul(UNITS_PER_CREDIT)?.checked_add(rest)?))
 }
 
+/// Billionths of a ut a day as people read them.
+fn power(nut: u64) -> String {
+    format!("{}.{:06}", nut / 1_000_000_000, nut % 1_000_000_000 / 1000)
+}
+
 /// Time of slices as people read it.
 fn slices_text(slices: &SliceTime) -> String {
     let hours = |ms: u64| format!("{}.{:03}", ms / 3_600_000, ms % 3_600_000 / 3_600);
@@ -111,6 +117,15 @@ pub async fn usage(args: UsageArgs) -> anyhow::Result<ExitCode> {
             node.audits_unknown,
             node.audits_offline
         );
+        if node.work_mut > 0 || node.computed.pass + node.computed.fail > 0 {
+            println!(
+                "                     computed {}.{:03} ut; of what was checked {} right, {} wrong",
+                node.work_mut / 1000,
+                node.work_mut % 1000,
+                node.computed.pass,
+                node.computed.fail
+            );
+        }
         if node.lease != SliceTime::default() {
             println!("                     for {} jobs: {}", node.jobs_ok, slices_text(&node.lease));
         }
@@ -173,13 +188,18 @@ pub async fn earnings(args: EarningsArgs) -> anyhow::Result<ExitCode> {
     );
     for node in &earnings.nodes {
         println!(
-            "{} {:<12} {:<10} {:>16} this epoch {:>16} ever {:>16} held back",
+            "{} {:<12} {:<10} {:>16} of {:>16} with all audits passed {:>16} ever {:>16} held back",
             &node.node.to_string()[..12],
             node.name,
             status(node.status),
             tokens(node.earned),
+            tokens(node.expected),
             tokens(node.earned_total),
             tokens(node.held)
+        );
+        println!(
+            "    since then {:>16} if its audits pass, by what it stores and computes",
+            tokens(node.accruing)
         );
         for one in node.components.iter().filter(|one| one.amount > Amount(0)) {
             println!("    {:<10} {:>16}", component(one.component), tokens(one.amount));
@@ -246,6 +266,12 @@ fn reason(reason: Reason) -> &'static str {
         Reason::BelowDifficulty => {
             "less was served by all than expected: the rest of the budget stays in the pool"
         }
+        Reason::ComputedWrong => {
+            "what it computed was found wrong, or too often was: its computing of this epoch is void"
+        }
+        Reason::Forfeited => {
+            "suspended for days with failures on several shards: what was held back went back to the pool"
+        }
     }
 }
 
@@ -265,7 +291,22 @@ pub async fn why(args: WhyArgs) -> anyhow::Result<ExitCode> {
             println!("    {}", reason(*one));
         }
     }
-    match node.account.payout {
+    let account = &node.account;
+    if account.power_nut > 0 || account.extra.train_nut > 0 {
+        println!(
+            "computing power: {} ut a day by drills, {} by training; it halves in a week without work",
+            power(account.power_nut),
+            power(account.extra.train_nut)
+        );
+    }
+    let (right, wrong) = (account.extra.computing_alpha_ppm, account.extra.computing_beta_ppm);
+    if right + wrong > 0 {
+        println!("computing score {} of 1000000", score_ppm(right, wrong));
+    }
+    if account.extra.forfeited > Amount(0) {
+        println!("forfeited for failures over days: {}", tokens(account.extra.forfeited));
+    }
+    match account.payout {
         Some(payout) => println!("paid to {payout}"),
         None => println!("no payout address; {} waits for one", tokens(node.unassigned)),
     }

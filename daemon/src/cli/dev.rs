@@ -59,6 +59,9 @@ pub struct Args {
     /// Delete what DIR holds first
     #[arg(long)]
     reset: bool,
+    /// Share of the processors' idle time, in hundredths, that each node drills in (`compute.drill_pct`)
+    #[arg(long, default_value_t = 0, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    drill_pct: u8,
     /// Print the profile as JSON once ready, instead of text
     #[arg(long)]
     json: bool,
@@ -236,6 +239,7 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
     // Short, so that one sees epochs close and claims grow.
     config.accounts.epoch_secs = DEV_EPOCH_SECS;
     config.accounts.challenge_secs = 0;
+    config.compute.drill_pct = args.drill_pct;
     config.disk =
         vec![DiskConfig { path: dir.join("disk0"), reserve_bytes: RESERVE_BYTES, capacity_bytes_max: 0 }];
     Ok(config)

@@ -19,7 +19,9 @@ mod job;
 mod kms;
 mod mount;
 mod node;
+mod payout;
 mod profile;
+mod record;
 mod remote;
 mod replication;
 mod tenants;
@@ -56,6 +58,8 @@ enum Command {
     Why(accounts::WhyArgs),
     Claim(claims::ClaimArgs),
     Ledger(claims::LedgerArgs),
+    Payout(payout::Args),
+    Record(record::Args),
     Bucket(bucket::Args),
     User(users::Args),
     Kms(kms::Args),
@@ -105,6 +109,8 @@ pub fn main() -> ExitCode {
             Command::Why(args) => accounts::why(args).await,
             Command::Claim(args) => claims::claim(args).await,
             Command::Ledger(args) => claims::ledger(args).await,
+            Command::Payout(args) => payout::run(args).await,
+            Command::Record(args) => record::run(args).await,
             Command::Bucket(args) => bucket::run(args).await,
             Command::User(args) => users::run(args).await,
             Command::Kms(args) => kms::run(args).await,

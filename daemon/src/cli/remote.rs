@@ -131,6 +131,12 @@ impl Target {
         Err(last)
     }
 
+    /// Whether one node is meant, by its own configuration.
+    #[must_use]
+    pub fn is_one_node(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// The body of an answer as it is.
     ///
     /// # Errors

@@ -25,9 +25,10 @@
 //! | [`epochs`]    | voters   | epochs sealed, computed and signed                                |
 //! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
 //! | [`billing`]   | leader   | jobs are charged while they run, at the configuration's prices    |
+//! | [`drill`]     | compute, leader | idle processors are measured by work that proves itself     |
 //! | [`usage`]     | gateways | what nodes served here, reported once an epoch                    |
 //! | [`chain`]     | trusted  | signed roots are on the chain, where the ledger is one            |
-//! | [`payout`]    | storage  | this node's earnings have an address                              |
+//! | [`payout`]    | storage, compute | this node's earnings have an address                              |
 
 pub mod agent;
 pub mod audit;
@@ -36,6 +37,7 @@ pub mod cards;
 pub mod chain;
 pub mod compact;
 pub mod displaced;
+pub mod drill;
 pub mod epochs;
 pub mod garbage;
 pub mod health;
@@ -71,6 +73,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accounts::chain::Chain;
+use crate::accounts::drills::Drills;
 use crate::disks::LocalDisks;
 use crate::identity::NodeIdentity;
 use crate::members::Members;
@@ -144,6 +147,7 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         tasks.spawn(sessions::run(shell.clone()));
         tasks.spawn(epochs::run(shell.clone()));
         tasks.spawn(audit::run(shell.clone()));
+        tasks.spawn(drill::verify(shell.clone()));
         tasks.spawn(billing::run(shell.clone()));
     }
     if shell.members.meta().is_some() || shell.config.has_role(makai_config::Role::Gateway) {
@@ -156,7 +160,15 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         tasks.spawn(displaced::run(shell.clone()));
         tasks.spawn(scrub::run(shell.clone()));
         tasks.spawn(compact::run(shell.clone()));
+    }
+    let has_compute = shell.config.has_role(makai_config::Role::Compute);
+    if has_compute || shell.disks.all().next().is_some() {
         tasks.spawn(payout::run(shell.clone()));
+    }
+    if has_compute && shell.config.compute.drill_pct > 0 {
+        let drills = Drills::new(shell.id);
+        shell.members.set_drills(Arc::clone(&drills));
+        tasks.spawn(drill::work(shell.clone(), drills));
     }
     if shell.is_trusted() {
         tasks.spawn(usage::run(shell.clone()));

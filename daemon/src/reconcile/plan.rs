@@ -136,7 +136,7 @@ fn reason(refusal: Refusal) -> &'static str {
         Refusal::NotOpen => "has as many attempts as a node may",
         Refusal::WrongSite => "is of another site",
         Refusal::TooLittleTrust => "is not trusted enough",
-        Refusal::Avoided => "failed it before",
+        Refusal::Avoided => "failed it before, or has given its owner's result",
         Refusal::NoSuchGpu => "has no such GPU",
         Refusal::LevelTooWeak => "has a GPU that is closed, or that does not confine it as demanded",
         Refusal::TooSmall => "is too small even when idle",
@@ -413,7 +413,14 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
     let mut again: Vec<Waiting> = queue.waiting;
     again.retain(|task| left.contains(&task.task) && !task.avoid.is_empty() && task.gang.is_none());
     if !again.is_empty() {
-        again.iter_mut().for_each(|task| task.avoid.clear());
+        let tasks = facts.queue.iter().flat_map(|job| job.tasks.iter().map(|task| (job.job.0, task)));
+        let held: BTreeMap<TaskId, &[NodeId]> = tasks
+            .filter(|(_, task)| !task.barred.is_empty())
+            .map(|(job, task)| (TaskId { job, index: task.index }, &*task.barred))
+            .collect();
+        again.iter_mut().for_each(|task| {
+            task.avoid = barred(facts, &names, held.get(&task.task).copied().unwrap_or_default());
+        });
         cluster.running.extend(started);
         let actions = scheduler::plan(&cluster, &Queue { waiting: again, ..Queue::default() }, facts.now_ms);
         let actions = actions.into_iter().filter(|action| matches!(action, Action::Start { .. }));
@@ -492,10 +499,32 @@ fn waiting(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Waiting> {
             runtime,
             gang: (gang > 0).then_some(job.job.0),
             local_bytes: BTreeMap::new(),
-            avoid: task.last_node.and_then(|node| names.numbers.get(&node).copied()).into_iter().collect(),
+            avoid: {
+                let last = task.last_node.and_then(|node| names.numbers.get(&node).copied());
+                last.into_iter().chain(barred(facts, names, &task.barred)).collect()
+            },
         }));
     }
     waiting
+}
+
+/// Nodes that may not have a task since their owner has tried it: those nodes themselves, and all of the same owners.
+fn barred(facts: &Facts<'_>, names: &Names<'_>, voters: &[NodeId]) -> Vec<NodeNumber> {
+    if voters.is_empty() {
+        return Vec::new();
+    }
+    let is_voter = |node: &&Node| voters.contains(&node.id);
+    let owners: BTreeSet<&str> = facts
+        .map
+        .nodes
+        .iter()
+        .filter(is_voter)
+        .map(|node| node.owner.as_str())
+        .filter(|owner| !owner.is_empty())
+        .collect();
+    let nodes = facts.map.nodes.iter();
+    let is_barred = |node: &&Node| is_voter(node) || owners.contains(node.owner.as_str());
+    nodes.filter(is_barred).filter_map(|node| names.numbers.get(&node.id).copied()).collect()
 }
 
 #[cfg(test)]
@@ -580,7 +609,8 @@ mod tests {
     }
 
     fn job(id: u64, cpu_millis: u32, tasks: u32) -> QueuedJob {
-        let task = |index| QueuedTask { index, not_before: Timestamp(0), last_node: None };
+        let task =
+            |index| QueuedTask { index, not_before: Timestamp(0), last_node: None, barred: Vec::new() };
         QueuedJob {
             job: JobId(id),
             tenant: TenantId(1),
@@ -648,6 +678,23 @@ mod tests {
     }
 
     /// A gang for which there is no room as a whole takes none, and the room goes to who fits.
+    /// Results of a quorum come from different owners: neither where there is no other room, nor by the second choice.
+    #[test]
+    fn a_task_goes_to_no_owner_that_has_voted() {
+        let mut scene = Scene::of(&[4000, 4000, 4000]);
+        for (node, owner) in scene.map.nodes.iter_mut().zip(["ann", "ann", "bob"]) {
+            node.owner = owner.into();
+        }
+        let mut wanted = job(1, 100, 1);
+        wanted.tasks[0].barred = vec![id(1)];
+        assert_eq!(scene.plan(&[wanted.clone()], 1000).assignments[0].node, id(3));
+        scene.map.nodes.pop();
+        assert!(scene.plan(&[wanted.clone()], 1000).assignments.is_empty(), "the second is ann's too");
+        // Whose owner is not known is nobody's but itself.
+        scene.map.nodes.iter_mut().for_each(|node| node.owner.clear());
+        assert_eq!(scene.plan(&[wanted], 1000).assignments[0].node, id(2));
+    }
+
     #[test]
     fn a_gang_starts_whole_or_not_at_all() {
         let scene = Scene::of(&[2000, 1000]);

@@ -189,7 +189,7 @@ pub async fn capacity(
         Err(error) => return Err(error.to_string()),
     };
     let id = JobId(u64::MAX);
-    let task = |index| QueuedTask { index, not_before: Timestamp(0), last_node: None };
+    let task = |index| QueuedTask { index, not_before: Timestamp(0), last_node: None, barred: Vec::new() };
     let queue = [QueuedJob {
         job: id,
         tenant,

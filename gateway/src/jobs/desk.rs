@@ -22,8 +22,8 @@ use makai_erasure::NodeId;
 use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::desk::{Fault, ListedObject, PIECE_BYTES_MAX, Reply, Request, Source, Target};
 use makai_raft::facts::jobs::{
-    AssignedTask, AttemptId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, NewOutput, ObjectPath, Statement,
-    log_bucket, of_task, output_key,
+    AssignedTask, AttemptId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, NewOutput, ObjectPath, Published,
+    Statement, log_bucket, of_task, output_key,
 };
 use makai_raft::facts::object::KEY_BYTES_MAX;
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
@@ -73,12 +73,15 @@ struct Writing {
     pieces: mpsc::Sender<Result<Bytes, crate::objects::BodyError>>,
     stored: JoinHandle<Result<Stored, ObjectsError>>,
     begun: Instant,
+    /// Where results of nodes are compared: what was really written.
+    hasher: Option<Box<blake3::Hasher>>,
 }
 
 /// What an attempt has written whole.
 struct Written {
     begun: Instant,
-    targets: HashMap<Target, Stored>,
+    /// With BLAKE3 of the bytes, where it was taken.
+    targets: HashMap<Target, (Stored, Option<[u8; 32]>)>,
 }
 
 /// Serves nodes. Cheap to clone.
@@ -260,6 +263,9 @@ impl Desk {
             _ => return Err(Fault::NotWritten(format!("nothing up to {offset}"))),
         };
         writing.at += bytes.len() as u64;
+        if let Some(hasher) = &mut writing.hasher {
+            hasher.update(&bytes);
+        }
         // A store that has ended early says why when it is asked for its result.
         let is_open = bytes.is_empty() || writing.pieces.send(Ok(bytes)).await.is_ok();
         if is_open && !is_last {
@@ -271,7 +277,8 @@ impl Desk {
         let mut written = self.lock_written();
         let of_attempt =
             written.entry(place).or_insert_with(|| Written { begun: writing.begun, targets: HashMap::new() });
-        of_attempt.targets.insert(to, stored);
+        let hash = writing.hasher.map(|hasher| *hasher.finalize().as_bytes());
+        of_attempt.targets.insert(to, (stored, hash));
         Ok(Reply::Done)
     }
 
@@ -301,7 +308,8 @@ impl Desk {
         let stored = tokio::spawn(async move {
             objects.store_unseen(&caller(task.tenant), &bucket, upstream, inlining).await
         });
-        Ok(Writing { at: 0, pieces, stored, begun: now() })
+        let hasher = (task.spec.quorum > 1).then(Box::<blake3::Hasher>::default);
+        Ok(Writing { at: 0, pieces, stored, begun: now(), hasher })
     }
 
     async fn finish(&self, statement: Statement, signature: Bytes, has_log: bool) -> Result<Reply, Fault> {
@@ -323,7 +331,8 @@ impl Desk {
             for said in &statement.outputs {
                 let to = ObjectPath { bucket: said.bucket.clone(), key: said.key.clone() };
                 let stored = by_path.get(&to).and_then(&mut take);
-                let stored = stored.ok_or_else(|| Fault::NotWritten(format!("{:?}", said.key)))?;
+                let (stored, hash) = stored.ok_or_else(|| Fault::NotWritten(format!("{:?}", said.key)))?;
+                check_written(said, hash)?;
                 outputs.push(NewOutput { to, new: stored.content.clone() });
                 kept.push(stored);
             }
@@ -331,7 +340,7 @@ impl Desk {
         let mut log = None;
         if has_log {
             let take_log = written.as_mut().and_then(|written| written.targets.remove(&Target::Log));
-            let stored = take_log.ok_or_else(|| Fault::NotWritten("the log".into()))?;
+            let (stored, _) = take_log.ok_or_else(|| Fault::NotWritten("the log".into()))?;
             log = Some(stored.content.clone());
             kept.push(stored);
         }
@@ -353,6 +362,16 @@ impl Desk {
 
     fn lock_written(&self) -> std::sync::MutexGuard<'_, HashMap<Place, Written>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where results of nodes are compared, by their hashes: what is stated is what was written.
+fn check_written(said: &Published, hash: Option<[u8; 32]>) -> Result<(), Fault> {
+    match hash {
+        Some(hash) if hash != said.blake3 => {
+            Err(Fault::Refused(format!("{:?} was written with other bytes than are stated", said.key)))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -387,4 +406,22 @@ fn caller(tenant: TenantId) -> Caller {
 #[expect(clippy::disallowed_methods, reason = "ages what is unfinished; decides nothing that is agreed")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stated_must_be_what_was_written() {
+        let said = Published {
+            bucket: "b".into(),
+            key: "k".into(),
+            size: 3,
+            blake3: *blake3::hash(b"abc").as_bytes(),
+        };
+        assert_eq!(check_written(&said, Some(*blake3::hash(b"abc").as_bytes())), Ok(()));
+        assert!(check_written(&said, Some(*blake3::hash(b"abd").as_bytes())).is_err());
+        assert_eq!(check_written(&said, None), Ok(()), "nothing is compared");
+    }
 }

@@ -98,6 +98,7 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
         after: spec.after.into_iter().map(JobId).collect(),
         is_gang: spec.gang,
         price_max: spec.price_max_micros,
+        quorum: spec.quorum,
     };
     spec.settle_gpu();
     spec.check().map_err(Status::invalid_argument)?;
@@ -157,6 +158,7 @@ fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
         after: spec.after.into_iter().map(|job| job.0).collect(),
         gang: spec.is_gang,
         price_max_micros: spec.price_max,
+        quorum: spec.quorum,
     }
 }
 

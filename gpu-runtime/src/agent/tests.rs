@@ -195,6 +195,7 @@ fn task(attempt: u32) -> AssignedTask {
             after: Vec::new(),
             is_gang: false,
             price_max: 0,
+            quorum: 0,
         },
         gpus: Vec::new(),
     }

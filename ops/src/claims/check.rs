@@ -11,10 +11,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use makai_raft::facts::accounts::{
-    Address, Amount, ClaimSignature, EpochResult, Genesis, Hash, LedgerEntry, LedgerEvent, PURPOSE_PAYOUT,
-    PURPOSE_SIGNER, PayoutBinding, Signer,
+    Address, Amount, ClaimSignature, EpochResult, Genesis, Hash, LedgerEntry, LedgerEvent, PURPOSE_SIGNER,
+    PayoutBinding, Signer,
 };
-use makai_raft::machine::accounts::{entry_hash, move_digest, payout_digest, payout_message, signer_digest};
+use makai_raft::machine::accounts::{entry_hash, is_payout_signed, move_digest, signer_digest};
 use makai_raft::signatures::{is_signed_by_node, recover};
 use serde::Serialize;
 
@@ -319,10 +319,7 @@ fn check_signer(signer: &Signer) -> Result<(), String> {
 }
 
 fn check_binding(binding: &PayoutBinding) -> Result<(), String> {
-    let message = payout_message(&binding.payout, binding.serial);
-    let holds = is_signed_by_node(binding.node, PURPOSE_PAYOUT, &message, &binding.node_signature)
-        && recover(&payout_digest(binding.node, binding.serial), &binding.signature) == Some(binding.payout);
-    if holds {
+    if is_payout_signed(binding) {
         Ok(())
     } else {
         Err(format!("{} and node {} did not sign for each other", binding.payout, binding.node))

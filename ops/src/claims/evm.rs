@@ -165,6 +165,55 @@ pub fn error_name(data: &[u8]) -> Option<&'static str> {
     found.map(|(name, _)| *name)
 }
 
+/// Addresses of the keys that anvil, hardhat and ganache print when they start (`test test .. junk`).
+const DEVELOPMENT_ACCOUNTS: [&str; 10] = [
+    "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266",
+    "0x70997970c51812dc3a010c7d01b50e0d17dc79c8",
+    "0x3c44cdddb6a900fa2b585dd299e03d12fa4293bc",
+    "0x90f79bf6eb2c4f870365e785982e1f101e93b906",
+    "0x15d34aaf54267db7d7c367839aaf71a00a2c6a65",
+    "0x9965507d1a55bcc2695c58ba16fb37d819b0a4dc",
+    "0x976ea74026e726554db657fa54763abd0c3a0aa9",
+    "0x14dc79964da2c08b23698b3d3cc7ca32193d9955",
+    "0x23618e81e3f5cdf7f54c3d65f7fbc0abf5b21e8f",
+    "0xa0ee7a142d267c1f36714e4a8f75612f20a79720",
+];
+
+/// Whether everybody has the key of this address.
+#[must_use]
+pub fn is_development_account(account: &Address) -> bool {
+    let text = account.to_string();
+    DEVELOPMENT_ACCOUNTS.contains(&text.as_str())
+}
+
+/// Whether code on a chain is that of the Distributor which is compiled from `ops/contracts`: equal but for the words that
+/// its constructor filled in, which the compiler leaves as zeros behind a `PUSH32`.
+#[must_use]
+pub fn is_distributor_code(code: &[u8]) -> bool {
+    const ARTEFACT: &str = include_str!("../../contracts/artifacts/Distributor.json");
+    let artefact: Option<serde_json::Value> = serde_json::from_str(ARTEFACT).ok();
+    let made = artefact.and_then(|made| made["deployedBytecode"].as_str().map(str::to_owned));
+    made.and_then(|made| hex::decode(made.trim_start_matches("0x")).ok())
+        .is_some_and(|made| is_code_of(&made, code))
+}
+
+fn is_code_of(made: &[u8], code: &[u8]) -> bool {
+    const PUSH32: u8 = 0x7F;
+    if made.len() != code.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < made.len() {
+        if made[at] != code[at] {
+            return false;
+        }
+        let is_filled = made[at] == PUSH32
+            && made.get(at + 1..at + 1 + WORD).is_some_and(|word| word.iter().all(|byte| *byte == 0));
+        at += if is_filled { 1 + WORD } else { 1 };
+    }
+    true
+}
+
 /// A transaction before it is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transaction {
@@ -267,6 +316,29 @@ mod tests {
         assert_eq!(error_name(&hex::decode("64ab3466").unwrap()), Some("NothingToClaim"));
         assert_eq!(error_name(&hex::decode("79c193d2aa").unwrap()), Some("NotEnoughSignatures"));
         assert_eq!(error_name(&[]), None);
+    }
+
+    #[test]
+    fn code_may_differ_where_the_constructor_writes_and_nowhere_else() {
+        let made = [&[0x60, 0x80, 0x7F][..], &[0; 32], &[0x52, 0x7F], &[9; 32], &[0xF3]].concat();
+        assert!(is_code_of(&made, &made));
+        let mut filled = made.clone();
+        filled[3..35].fill(0xAB);
+        assert!(is_code_of(&made, &filled));
+        for at in (0..3).chain(35..made.len()) {
+            let mut other = filled.clone();
+            other[at] ^= 1;
+            assert!(!is_code_of(&made, &other), "byte {at}");
+        }
+        assert!(!is_code_of(&made, &made[1..]) && !is_distributor_code(&[]));
+    }
+
+    /// The address of the key that anvil prints first.
+    #[test]
+    fn published_keys_are_known() {
+        let key = hex::decode("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80").unwrap();
+        assert!(is_development_account(&ClaimKey::from_bytes(&key).unwrap().address()));
+        assert!(!is_development_account(&ClaimKey::from_bytes(&[7; 32]).unwrap().address()));
     }
 
     #[test]

@@ -6,12 +6,13 @@
 //!
 //! Answers that say nothing of the data (`unknown`) have a pair of their own that forgets faster; silence (`offline`)
 //! does not touch the score: it voids what was not audited yet. Suspending is quick and is undone by audits that pass;
-//! taking anything away for good is slow and not done here.
+//! taking anything away for good is slow: days of failures on several shards
+//! ([`follow_failures`]). Computing has a score of its own.
 
 use makai_raft::facts::accounts::{NodeAccount, NodeUsage, Status};
 
 use crate::rewards::fixed::{PPM, mul_div};
-use crate::rewards::tokenomics::{ReputationRules, Tokenomics};
+use crate::rewards::tokenomics::{ForfeitRules, ReputationRules, Tokenomics};
 
 /// Audits of one kind that one epoch counts; more say nothing new and would cost every voter time.
 const COUNTED_MAX: u32 = 10_000;
@@ -81,6 +82,50 @@ pub fn update(account: &mut NodeAccount, usage: &NodeUsage, table: &Tokenomics, 
         account.status_since = epoch;
     }
     (account.status, account.status_why) = (status, why);
+}
+
+/// Takes what verification of computing found in an epoch into its score. Rights are counted before wrongs.
+pub fn update_computing(account: &mut NodeAccount, usage: &NodeUsage, rules: &ReputationRules) {
+    let extra = &mut account.extra;
+    let (pass, fail) = (usage.computed.pass.min(COUNTED_MAX), usage.computed.fail.min(COUNTED_MAX));
+    if pass + fail > 0 && extra.computing_alpha_ppm == 0 && extra.computing_beta_ppm == 0 {
+        extra.computing_alpha_ppm = rules.alpha_first.saturating_mul(PPM);
+    }
+    for at in 0..pass + fail {
+        let pair = (&mut extra.computing_alpha_ppm, &mut extra.computing_beta_ppm);
+        observe(pair, at < pass, rules.lambda_ppm);
+    }
+}
+
+/// Counts failures, and the shards that they were of, while a node is suspended for them. Returns whether both are as many
+/// as a forfeit needs.
+pub fn follow_failures(
+    account: &mut NodeAccount,
+    usage: &NodeUsage,
+    rules: &ReputationRules,
+    forfeit: &ForfeitRules,
+) -> bool {
+    let score = score_ppm(account.alpha_ppm, account.beta_ppm);
+    let is_failing =
+        account.consecutive_fails >= rules.breaker_consecutive || score < rules.suspend_below_ppm;
+    if account.status != Status::Suspended || !is_failing {
+        account.extra.failures = 0;
+        account.extra.failed_shards.clear();
+        return false;
+    }
+    account.extra.failures = account.extra.failures.saturating_add(usage.audits_fail);
+    // Evidence of silence looks alike: in doubt for the node.
+    if usage.audits_offline == 0 && usage.audits_unknown == 0 {
+        for one in &usage.evidence {
+            let hash = blake3::hash(&[&one.blob.0[..], &[one.shard]].concat());
+            let shard = hash.as_bytes().first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+            let known = &mut account.extra.failed_shards;
+            if known.len() < forfeit.shards as usize && !known.contains(&shard) {
+                known.push(shard);
+            }
+        }
+    }
+    account.extra.failures >= forfeit.failures && account.extra.failed_shards.len() >= forfeit.shards as usize
 }
 
 fn judge(

@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 
 use makai_erasure::NodeId;
 use makai_raft::facts::accounts::{
-    Address, Amount, Component, Leaf, NodeAccount, NodeUsage, Reason, SliceTime, Status,
+    AccountExtra, Address, Amount, Component, Leaf, NodeAccount, NodeUsage, Reason, SliceTime, Status,
 };
 
 use super::fixed::{PPM, blend, exp2_neg, mul_div};
-use super::tokenomics::{MONTH_MS, RULES_LEASES, Tokenomics};
+use super::tokenomics::{BASIS_POINTS, MONTH_MS, RULES_COMPUTING, RULES_LEASES, Tokenomics};
 use crate::reputation::{self, multiplier_ppm, score_ppm};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -83,6 +83,7 @@ pub fn new_account(node: NodeId, table: &Tokenomics, epoch: u64) -> NodeAccount 
         earned_total: Amount(0),
         held: Amount(0),
         unassigned: Amount(0),
+        extra: AccountExtra::default(),
     }
 }
 
@@ -103,6 +104,10 @@ pub fn settle(inputs: &Inputs<'_>) -> Outcome {
             accounts.entry(usage.node).or_insert_with(|| new_account(usage.node, table, inputs.epoch));
         account.payout = usage.payout.or(account.payout);
         reputation::update(account, usage, table, inputs.epoch, inputs.epoch_ms);
+        if inputs.rules >= RULES_COMPUTING {
+            reputation::update_computing(account, usage, &table.reputation);
+            forfeit(account, usage, inputs);
+        }
         for (component, score) in weigh(account, usage, inputs) {
             scores.entry(component).or_default().push((usage.node, score));
         }
@@ -140,11 +145,12 @@ pub fn settle(inputs: &Inputs<'_>) -> Outcome {
 
 /// What a node's verified work weighs, component by component; notes why it is nothing or less.
 fn weigh(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> Vec<(Component, u128)> {
-    let Inputs { table, epoch_ms, .. } = *inputs;
+    let Inputs { table, .. } = *inputs;
     let stored = credit_storage(account, usage);
-    let power = credit_power(account, usage, table, epoch_ms);
+    let power = credit_computing(account, usage, inputs);
     let score = score_ppm(account.alpha_ppm, account.beta_ppm);
-    let trust = multiplier_ppm(&table.reputation, score);
+    let trusts =
+        [score, computing_score(account, inputs.rules)].map(|score| multiplier_ppm(&table.reputation, score));
     let mut weights = Vec::new();
     for component in Component::ALL {
         let served = match component {
@@ -165,6 +171,7 @@ fn weigh(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> V
                 account.reasons.push((component, Reason::NothingServed));
             }
         } else {
+            let trust = trusts[usize::from(component == Component::Compute)];
             if trust < PPM {
                 account.reasons.push((component, Reason::Reputation));
             }
@@ -196,15 +203,57 @@ fn credit_storage(account: &mut NodeAccount, usage: &NodeUsage) -> u128 {
     credited
 }
 
+/// What computing is judged by: by early rules, audits of storage.
+fn computing_score(account: &NodeAccount, rules: u32) -> u64 {
+    match rules {
+        RULES_COMPUTING.. => score_ppm(account.extra.computing_alpha_ppm, account.extra.computing_beta_ppm),
+        _ => score_ppm(account.alpha_ppm, account.beta_ppm),
+    }
+}
+
+/// Computing power that counts in this epoch: of drilling and training, in the parts that the table gives; nothing where a
+/// wrong answer was found, or too many were.
+fn credit_computing(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> u128 {
+    let Inputs { table, epoch_ms, rules, .. } = *inputs;
+    if rules < RULES_COMPUTING {
+        return credit_power(&mut account.power_nut, usage.work_mut, table, epoch_ms);
+    }
+    let is_wrong = usage.computed.fail > 0;
+    let [work_mut, train_mut] = if is_wrong { [0, 0] } else { [usage.work_mut, usage.computed.train_mut] };
+    let drilling = credit_power(&mut account.power_nut, work_mut, table, epoch_ms);
+    let training = credit_power(&mut account.extra.train_nut, train_mut, table, epoch_ms);
+    if is_wrong || computing_score(account, rules) < table.reputation.suspend_below_ppm {
+        account.reasons.push((Component::Compute, Reason::ComputedWrong));
+        return 0;
+    }
+    let [of_drilling, of_training] = table.power_split_bp.unwrap_or([BASIS_POINTS, 0]);
+    (drilling * u128::from(of_drilling) + training * u128::from(of_training)) / u128::from(BASIS_POINTS)
+}
+
+/// Takes what was held back from who has been suspended for days, with failures on several shards.
+fn forfeit(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) {
+    let Some(rules) = &inputs.table.forfeit else { return };
+    if !reputation::follow_failures(account, usage, &inputs.table.reputation, rules) {
+        return;
+    }
+    let since = inputs.epoch.saturating_sub(account.status_since).saturating_mul(inputs.epoch_ms);
+    if since < rules.failed_days.saturating_mul(DAY_MS) || account.held == Amount(0) {
+        return;
+    }
+    account.extra.forfeited = account.extra.forfeited.plus(account.held);
+    account.held = Amount(0);
+    account.reasons.push((Component::Storage, Reason::Forfeited));
+}
+
 /// Effective computing power: an average a day that halves in each half-life without work.
-fn credit_power(account: &mut NodeAccount, usage: &NodeUsage, table: &Tokenomics, epoch_ms: u64) -> u128 {
+fn credit_power(power_nut: &mut u64, work_mut: u64, table: &Tokenomics, epoch_ms: u64) -> u128 {
     let half_life_ms = u128::from(table.power_half_life_days) * u128::from(DAY_MS);
     let kept = exp2_neg(epoch_ms.into(), half_life_ms);
-    let work_nut = u128::from(usage.work_mut) * NUT_PER_MUT;
+    let work_nut = u128::from(work_mut) * NUT_PER_MUT;
     let daily = mul_div(work_nut, DAY_MS.into(), u128::from(epoch_ms.max(1)));
-    let power = blend(account.power_nut.into(), daily, kept);
-    account.power_nut = u64::try_from(power).unwrap_or(u64::MAX);
-    account.power_nut.into()
+    let power = blend((*power_nut).into(), daily, kept);
+    *power_nut = u64::try_from(power).unwrap_or(u64::MAX);
+    (*power_nut).into()
 }
 
 /// Follows what is served with a half-life, by at most a quarter an epoch.
@@ -264,6 +313,8 @@ fn release(
 mod tests {
     use super::*;
     use crate::rewards::tokenomics::RULES;
+    use makai_erasure::BlobId;
+    use makai_raft::facts::accounts::{Computed, Evidence};
     use proptest::prelude::*;
 
     const EPOCH_MS: u64 = 3_600_000;
@@ -366,16 +417,15 @@ mod tests {
     #[test]
     fn power_follows_its_half_life() {
         let table = Tokenomics::profile("makai", DAY_MS).unwrap();
-        let mut account = new_account(NodeId([1; 32]), &table, 1);
-        let worked = NodeUsage { work_mut: 200_000, ..NodeUsage::of(NodeId([1; 32])) };
+        let mut power_nut = 0;
         for _ in 0..60 {
-            credit_power(&mut account, &worked, &table, DAY_MS);
+            credit_power(&mut power_nut, 200_000, &table, DAY_MS);
         }
-        assert!((account.power_nut / 1_000_000).abs_diff(199_474) <= 1, "{}", account.power_nut);
+        assert!((power_nut / 1_000_000).abs_diff(199_474) <= 1, "{power_nut}");
         for _ in 0..7 {
-            credit_power(&mut account, &NodeUsage::of(NodeId([1; 32])), &table, DAY_MS);
+            credit_power(&mut power_nut, 0, &table, DAY_MS);
         }
-        assert!((account.power_nut / 1_000_000).abs_diff(99_737) <= 1, "{}", account.power_nut);
+        assert!((power_nut / 1_000_000).abs_diff(99_737) <= 1, "{power_nut}");
     }
 
     /// A node that held slices for customers earns from the budget of leases; by the first rules it did not.
@@ -410,6 +460,64 @@ mod tests {
         assert!(earned(&now, 1, Component::Lease) * 2 > budget - 2);
         assert!(has_reason(&now, 3, Component::Lease, Reason::NothingServed));
         assert_eq!(earned(&by(1), 1, Component::Lease), 0);
+    }
+
+    /// A wrong answer voids the epoch's computing and no more; training counts by its part, and by early rules neither does.
+    #[test]
+    fn computing_counts_where_it_was_found_right() {
+        let table = table();
+        let of = |id, work_mut, fail, train_mut| NodeUsage {
+            work_mut,
+            computed: Computed { pass: 1, fail, train_mut },
+            ..usage(id, 1 << 40, 1, 0)
+        };
+        let rows = [of(1, 1000, 0, 0), of(2, 1000, 1, 0), of(3, 0, 0, 1000)];
+        let done = run(&table, 1, &rows, None);
+        assert_eq!(earned(&done, 2, Component::Compute), 0);
+        assert!(has_reason(&done, 2, Component::Compute, Reason::ComputedWrong));
+        assert!(earned(&done, 2, Component::Storage) > 0, "storage is another matter");
+        let [drilled, trained] = [1, 3].map(|id| earned(&done, id, Component::Compute));
+        assert!((drilled * 6).abs_diff(trained * 4) < 100, "{drilled} {trained}");
+        let again = run(&table, 2, &[of(1, 1000, 0, 0), of(2, 1000, 0, 0)], Some(&done));
+        assert!(earned(&again, 2, Component::Compute) > 0, "the next epoch counts again");
+        assert!(earned(&again, 2, Component::Compute) < earned(&again, 1, Component::Compute));
+    }
+
+    /// Suspended for three days with failures on three shards: what was held back is gone. With one shard, or a pass in
+    /// between, it is not.
+    #[test]
+    fn what_is_held_back_is_forfeited_slowly() {
+        let table = table();
+        let days = |days: u64| days * DAY_MS / EPOCH_MS;
+        let failing = |epoch: u64, shards: u64| {
+            let evidence = Evidence {
+                blob: BlobId([(epoch % shards) as u8; 16]),
+                shard: 0,
+                leaf: 0,
+                at: makai_raft::facts::Timestamp(0),
+                why: "gone".into(),
+            };
+            NodeUsage { evidence: vec![evidence], ..usage(1, 1 << 40, 0, 1) }
+        };
+        let play = |shards: u64, pass_at: u64| {
+            let mut state = run(&table, 1, &[usage(1, 1 << 40, 1, 0)], None);
+            let held = self::of(&state, 1).held;
+            assert!(held > Amount(0));
+            let mut gone_at = None;
+            for epoch in 2..days(5) {
+                let row = if epoch >= pass_at { usage(1, 1 << 40, 40, 0) } else { failing(epoch, shards) };
+                state = run(&table, epoch, &[row], Some(&state));
+                if gone_at.is_none() && self::of(&state, 1).extra.forfeited >= held {
+                    gone_at = Some(epoch);
+                    assert!(has_reason(&state, 1, Component::Storage, Reason::Forfeited));
+                }
+            }
+            gone_at
+        };
+        let gone_at = play(5, u64::MAX).unwrap();
+        assert!((days(3)..days(3) + 12).contains(&gone_at), "{gone_at}");
+        assert_eq!(play(1, u64::MAX), None, "one bad shard");
+        assert_eq!(play(5, days(2)), None, "mended on the second day");
     }
 
     #[test]
@@ -448,7 +556,7 @@ mod tests {
                 prop_assert!(next.earned <= table.emission().of_epoch(number));
                 prop_assert!(next.total <= table.emission().until(number));
                 let parts = next.accounts.iter().fold(next.total.0, |sum, account| {
-                    sum + account.held.0 + account.unassigned.0
+                    sum + account.held.0 + account.unassigned.0 + account.extra.forfeited.0
                 });
                 let earned = next.accounts.iter().fold(0, |sum, account| sum + account.earned_total.0);
                 prop_assert_eq!(parts, earned);

@@ -6,16 +6,20 @@ use makai_raft::facts::accounts::{Amount, Component, Emission, Hash};
 use serde::{Deserialize, Serialize};
 
 /// Version of the rules in [`super::settle`]; a change of any formula is a new one. Clusters keep those they began with:
-/// with 1, leases earn nothing.
-pub const RULES: u32 = 2;
+/// with 1, leases earn nothing; with 2, training and the score of computing count nothing, and nothing is forfeited.
+pub const RULES: u32 = 3;
 /// The oldest rules that this release computes by.
 pub const RULES_OLDEST: u32 = 1;
 /// The first rules by which leases earn.
 pub const RULES_LEASES: u32 = 2;
+/// The first rules by which computing has a score of its own, training counts, and what was held back can be forfeited.
+pub const RULES_COMPUTING: u32 = 3;
 
 /// Base units of one token.
 pub const UNITS_PER_TOKEN: u128 = 1_000_000_000_000_000_000;
-const BASIS_POINTS: u32 = 10_000;
+pub(super) const BASIS_POINTS: u32 = 10_000;
+/// Shards that an account can remember.
+const FORFEIT_SHARDS_MAX: u32 = 16;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Months of hold-back: thirty days.
 pub const MONTH_MS: u64 = 30 * DAY_MS;
@@ -41,6 +45,23 @@ pub struct Tokenomics {
     pub holdback_pct: Vec<u8>,
     /// Months after which half, then the rest, of what was held back is released.
     pub holdback_release_months: [u32; 2],
+    /// Parts of drilling and training in computing power; sum to 10,000. Absent: drilling alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_split_bp: Option<[u32; 2]>,
+    /// When what was held back goes back to the pool. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forfeit: Option<ForfeitRules>,
+}
+
+/// Slow, so that an unplugged disk costs nobody what it earned: all three must be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForfeitRules {
+    /// Suspended for failed audits for so long without a break.
+    pub failed_days: u64,
+    /// Audits that failed in that time, and shards that they were of.
+    pub failures: u32,
+    pub shards: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +148,8 @@ impl Tokenomics {
             reputation: ReputationRules::default(),
             holdback_pct: vec![75, 75, 75, 50, 50, 50, 25, 25, 25],
             holdback_release_months: [15, 24],
+            power_split_bp: Some([4000, 6000]),
+            forfeit: Some(ForfeitRules { failed_days: 3, failures: 10, shards: 3 }),
         })
     }
 
@@ -151,6 +174,12 @@ impl Tokenomics {
             return fault(
                 "reputation: shares are at most 1000000, and suspend_below_ppm is below full_from_ppm",
             );
+        }
+        if self.power_split_bp.is_some_and(|parts| sum(&mut parts.iter()) != u64::from(BASIS_POINTS)) {
+            return fault("power_split_bp must sum to 10000");
+        }
+        if self.forfeit.is_some_and(|rules| rules.failed_days == 0 || rules.shards > FORFEIT_SHARDS_MAX) {
+            return fault("forfeit: at least a day, and at most 16 shards");
         }
         if self.holdback_pct.iter().any(|pct| *pct > 100) {
             return fault("holdback_pct holds more than 100");

@@ -9,6 +9,7 @@
 //! of it by hash. What a node earns is computed by `makai_ops` on every voter, which signs only what it computed itself.
 
 mod billing;
+mod computing;
 mod values;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use super::tenant::TenantId;
 pub use billing::{
     Balance, CHARGE_EVERY_MS, HOLD_MS, PRICE_MAX, Prices, REFERENCE_BYTES_MAX, SliceTime, UNITS_PER_CREDIT,
 };
+pub use computing::{AccountExtra, Computed};
 pub use values::{Address, Amount, Hash, RecoverableSignature, TextError};
 
 /// Rows in one command.
@@ -183,7 +185,8 @@ pub struct PayoutBinding {
     pub serial: u64,
     /// The node, over address and serial.
     pub node_signature: Bytes,
-    /// The address, over [`payout_digest`](crate::machine::accounts::payout_digest).
+    /// The address, over [`payout_digest`](crate::machine::accounts::payout_digest) or, as wallets sign, over
+    /// [`payout_typed_digest`](crate::machine::accounts::payout_typed_digest).
     pub signature: RecoverableSignature,
 }
 
@@ -210,13 +213,24 @@ pub struct ServedRow {
     pub work_mut: u64,
     pub jobs_ok: u32,
     pub jobs_disputed: u32,
+    /// What verification of its computing found.
+    #[serde(default)]
+    pub computed: Computed,
 }
 
 impl ServedRow {
     /// Nothing yet.
     #[must_use]
     pub fn of(node: NodeId) -> Self {
-        Self { node, egress_bytes: 0, repair_bytes: 0, work_mut: 0, jobs_ok: 0, jobs_disputed: 0 }
+        Self {
+            node,
+            egress_bytes: 0,
+            repair_bytes: 0,
+            work_mut: 0,
+            jobs_ok: 0,
+            jobs_disputed: 0,
+            computed: Computed::default(),
+        }
     }
 }
 
@@ -291,8 +305,9 @@ pub struct Evidence {
     pub why: String,
 }
 
-/// What a node served in one epoch: fixed when the epoch is sealed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a node served in one epoch: fixed when the epoch is sealed. Its encoding ends behind the last field that holds
+/// anything from `lease` on: so that records of releases before keep their hash.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct NodeUsage {
     pub node: NodeId,
     /// Where it wants to be paid, as of the sealing.
@@ -314,10 +329,47 @@ pub struct NodeUsage {
     pub jobs_ok: u32,
     pub jobs_disputed: u32,
     pub evidence: Vec<Evidence>,
-    /// Slices that it held for attempts which ended by their own doing. Absent from the encoding where there is none: so
-    /// that records of a release before keep their hash.
-    #[serde(default, skip_serializing_if = "SliceTime::is_none")]
+    /// Slices that it held for attempts which ended by their own doing.
+    #[serde(default)]
     pub lease: SliceTime,
+    /// What verification of its computing found.
+    #[serde(default)]
+    pub computed: Computed,
+}
+
+impl Serialize for NodeUsage {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct as _;
+        const ALWAYS: usize = 17;
+        let has_computed = self.computed != Computed::default();
+        let has_lease = has_computed || !self.lease.is_none();
+        let fields = ALWAYS + usize::from(has_lease) + usize::from(has_computed);
+        let mut record = to.serialize_struct("NodeUsage", fields)?;
+        record.serialize_field("node", &self.node)?;
+        record.serialize_field("payout", &self.payout)?;
+        record.serialize_field("owner", &self.owner)?;
+        record.serialize_field("joined_at", &self.joined_at)?;
+        record.serialize_field("stored_bytes", &self.stored_bytes)?;
+        record.serialize_field("storage_byte_ms", &self.storage_byte_ms)?;
+        record.serialize_field("egress_bytes", &self.egress_bytes)?;
+        record.serialize_field("repair_bytes", &self.repair_bytes)?;
+        record.serialize_field("audit_bytes", &self.audit_bytes)?;
+        record.serialize_field("audits_pass", &self.audits_pass)?;
+        record.serialize_field("audits_fail", &self.audits_fail)?;
+        record.serialize_field("audits_unknown", &self.audits_unknown)?;
+        record.serialize_field("audits_offline", &self.audits_offline)?;
+        record.serialize_field("work_mut", &self.work_mut)?;
+        record.serialize_field("jobs_ok", &self.jobs_ok)?;
+        record.serialize_field("jobs_disputed", &self.jobs_disputed)?;
+        record.serialize_field("evidence", &self.evidence)?;
+        if has_lease {
+            record.serialize_field("lease", &self.lease)?;
+        }
+        if has_computed {
+            record.serialize_field("computed", &self.computed)?;
+        }
+        record.end()
+    }
 }
 
 impl NodeUsage {
@@ -343,6 +395,7 @@ impl NodeUsage {
             jobs_disputed: 0,
             evidence: Vec::new(),
             lease: SliceTime::default(),
+            computed: Computed::default(),
         }
     }
 }
@@ -387,6 +440,10 @@ pub enum Reason {
     NoPayout,
     /// Less was served than the difficulty expects: the rest of the budget stays in the pool.
     BelowDifficulty,
+    /// What it computed was found wrong: its computing of that epoch earns nothing.
+    ComputedWrong,
+    /// Suspended for days with failures on several shards: what was held back went back to the pool.
+    Forfeited,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -427,6 +484,9 @@ pub struct NodeAccount {
     pub earned_total: Amount,
     pub held: Amount,
     pub unassigned: Amount,
+    /// What later rules keep; absent from the encoding under earlier ones, so that their records keep their hash.
+    #[serde(default, skip_serializing_if = "AccountExtra::is_none")]
+    pub extra: AccountExtra,
 }
 
 /// What an address may claim: all that was ever released to it.

@@ -54,6 +54,10 @@ pub const OPEN_JOBS_MAX: u64 = 10_000;
 pub const AFTER_MAX: usize = 256;
 /// Tasks that may start together.
 pub const GANG_TASKS_MAX: u32 = 256;
+/// Nodes whose results of a task are compared.
+pub const QUORUM_MAX: u32 = 5;
+/// Nodes asked beyond the quorum where results differ.
+pub const QUORUM_EXTRA: u32 = 2;
 /// Stands for a task's index in keys of inputs and prefixes of outputs.
 pub const INDEX_MARK: &str = "{index}";
 
@@ -254,6 +258,10 @@ pub struct JobSpec {
     /// minute, and no attempt is begun whose first minutes go beyond.
     #[serde(default)]
     pub price_max: u64,
+    /// Nodes of different owners of which more than half must come to the same outputs before they are published; 0 or 1: one
+    /// node's result counts. Nodes that agreed often are mostly believed alone.
+    #[serde(default)]
+    pub quorum: u32,
 }
 
 /// A text of the specification, as it is for one task.
@@ -323,6 +331,10 @@ impl JobSpec {
         within("tasks", self.tasks.into(), 1, TASKS_MAX.into())?;
         if self.is_gang {
             within("tasks of a gang", self.tasks.into(), 1, GANG_TASKS_MAX.into())?;
+        }
+        within("quorum", self.quorum.into(), 0, QUORUM_MAX.into())?;
+        if self.quorum > 1 && (self.is_gang || self.outputs.is_empty()) {
+            return Err("quorum: outputs of single tasks are compared; give outputs, and no gang".into());
         }
         bound("after: jobs", self.after.len(), AFTER_MAX)?;
         if self.after.iter().enumerate().any(|(at, job)| self.after[..at].contains(job)) {
@@ -813,6 +825,9 @@ pub struct QueuedTask {
     pub not_before: Timestamp,
     /// Where it was lost or failed last.
     pub last_node: Option<NodeId>,
+    /// Nodes whose results wait for others to agree: neither they nor other nodes of their owners get it.
+    #[serde(default)]
+    pub barred: Vec<NodeId>,
 }
 
 /// An attempt under way and what it holds.

@@ -87,6 +87,9 @@ pub struct SpecArgs {
     /// Start all tasks together or none
     #[arg(long)]
     gang: bool,
+    /// Publish outputs only where more than half of N nodes of different owners come to the same ones; each run is charged
+    #[arg(long, value_name = "N")]
+    quorum: Option<u32>,
     /// The command and its words, after `--`
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -122,6 +125,7 @@ struct File {
     site: String,
     after: Vec<After>,
     gang: bool,
+    quorum: u32,
     stages: Vec<File>,
 }
 
@@ -274,6 +278,7 @@ impl SpecArgs {
         }
         file.after.extend(self.after.iter().map(|job| After::Job(*job)));
         file.gang |= self.gang;
+        file.quorum = self.quorum.unwrap_or(file.quorum);
         Ok(())
     }
 }
@@ -382,6 +387,7 @@ impl File {
             after: file.after.iter().filter_map(After::job).collect(),
             gang: file.gang,
             price_max_micros,
+            quorum: file.quorum,
             work: Some(work),
         })
     }

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::{invalid, keys, ledger, standing, stop};
 use crate::facts::Timestamp;
 use crate::facts::accounts::{
-    AccountsRefusal, AccountsReply, Amount, Balance, HOLD_MS, LedgerEvent, NodeUsage, PRICE_MAX, Prices,
-    REFERENCE_BYTES_MAX, SliceTime, TenantRow,
+    AccountsRefusal, AccountsReply, Amount, Balance, Computed, HOLD_MS, LedgerEvent, NodeUsage, PRICE_MAX,
+    Prices, REFERENCE_BYTES_MAX, SliceTime, TenantRow,
 };
 use crate::facts::jobs::{Job, JobId, Resources};
 use crate::facts::tenant::{Tenant, TenantId};
@@ -57,6 +57,8 @@ struct Leased {
     node: NodeId,
     slices: SliceTime,
     attempts: u32,
+    #[serde(default)]
+    computed: Computed,
 }
 
 /// How an attempt ended, for whoever pays.
@@ -68,6 +70,8 @@ pub enum Ended {
     Cancelled,
     /// Its node or the pool failed it: nothing is charged.
     Lost,
+    /// Its result waits for others to agree, or none ever will: it is charged, and earned where it is found right.
+    Undecided,
 }
 
 pub fn prices(view: &dyn View) -> Outcome<Prices> {
@@ -311,14 +315,35 @@ pub fn ended(draft: &mut Draft<'_>, job: JobId, index: u32, how: Ended) -> Resul
     // What a customer ends who does not pay is nobody's earning: it would be work for nothing but the reward.
     let is_earned = how == Ended::ByItself || (how == Ended::Cancelled && is_paid);
     if is_earned {
-        let place = keys::leased(&bill.node);
-        let none = Leased { node: bill.node, slices: SliceTime::default(), attempts: 0 };
-        let mut sum: Leased = read(draft, &place)?.unwrap_or(none);
-        sum.slices = sum.slices.plus(bill.counted);
-        sum.attempts = sum.attempts.saturating_add(1);
-        draft.write(place, &sum)?;
+        credit_node(draft, bill.node, Some(bill.counted), Computed::default())?;
     }
     Ok(())
+}
+
+/// What a current attempt has held of its node until now.
+pub fn slices_until_now(view: &Draft<'_>, job: JobId, index: u32) -> Result<SliceTime, KvError> {
+    let bill: Option<Bill> = read(view, &keys::bill(job, index))?;
+    Ok(bill.map_or_else(SliceTime::default, |bill| {
+        bill.counted.plus(SliceTime::of(&bill.resources, view.now.millis_since(bill.charged_to)))
+    }))
+}
+
+/// Counts what a node did for jobs: slices of an attempt, and what comparing its results found.
+pub fn credit_node(
+    draft: &mut Draft<'_>,
+    node: NodeId,
+    slices: Option<SliceTime>,
+    computed: Computed,
+) -> Result<(), KvError> {
+    let place = keys::leased(&node);
+    let none = Leased { node, slices: SliceTime::default(), attempts: 0, computed: Computed::default() };
+    let mut sum: Leased = read(draft, &place)?.unwrap_or(none);
+    if let Some(slices) = slices {
+        sum.slices = sum.slices.plus(slices);
+        sum.attempts = sum.attempts.saturating_add(1);
+    }
+    sum.computed = sum.computed.plus(computed);
+    draft.write(place, &sum)
 }
 
 /// Charges every attempt until now. Tenants that cannot pay the next minutes of all that they run have the jobs that they
@@ -378,6 +403,8 @@ pub fn seal(
         if let Some(record) = usage.get_mut(&leased.node) {
             record.lease = leased.slices;
             record.jobs_ok = record.jobs_ok.saturating_add(leased.attempts);
+            record.jobs_disputed = record.jobs_disputed.saturating_add(leased.computed.fail);
+            record.computed = record.computed.plus(leased.computed);
         }
         draft.delete(keys::leased(&leased.node));
     }

@@ -31,6 +31,35 @@ pub fn payout_digest(node: NodeId, serial: u64) -> Hash {
     keccak256(&[b"MAKAI payout 1".as_slice(), &node.0, &serial.to_be_bytes()].concat())
 }
 
+/// The same as [`payout_digest`] in the form that wallets show and sign: EIP-712 typed data, `Payout(bytes32 node,uint64
+/// serial)` in the domain "MAKAI payout", version "1".
+#[must_use]
+pub fn payout_typed_digest(node: NodeId, serial: u64) -> Hash {
+    let mut number = [0; 32];
+    number[24..].copy_from_slice(&serial.to_be_bytes());
+    let domain = keccak256(
+        &[
+            keccak256(b"EIP712Domain(string name,string version)").0,
+            keccak256(b"MAKAI payout").0,
+            keccak256(b"1").0,
+        ]
+        .concat(),
+    );
+    let message = keccak256(&[keccak256(b"Payout(bytes32 node,uint64 serial)").0, node.0, number].concat());
+    keccak256(&[b"\x19\x01".as_slice(), &domain.0, &message.0].concat())
+}
+
+/// Whether node and address have signed for each other. Any bytes may be given.
+#[must_use]
+pub fn is_payout_signed(binding: &PayoutBinding) -> bool {
+    let PayoutBinding { node, payout, serial, node_signature, signature } = binding;
+    let is_of_address = [payout_digest(*node, *serial), payout_typed_digest(*node, *serial)]
+        .iter()
+        .any(|digest| recover(digest, signature) == Some(*payout));
+    is_of_address
+        && is_signed_by_node(*node, PURPOSE_PAYOUT, &payout_message(payout, *serial), node_signature)
+}
+
 /// What a signer signs to take back the root with this digest.
 #[must_use]
 pub fn dispute_digest(digest: &Hash, reason: &str) -> Hash {
@@ -123,10 +152,7 @@ pub fn bind_payout(draft: &mut Draft<'_>, binding: &PayoutBinding) -> Outcome<Ac
     if read::<Node>(draft, &facts::node(&binding.node))?.is_none() {
         return Err(Refusal::NotFound(format!("node {}", binding.node)).into());
     }
-    let message = payout_message(&binding.payout, binding.serial);
-    let holds = is_signed_by_node(binding.node, PURPOSE_PAYOUT, &message, &binding.node_signature)
-        && recover(&payout_digest(binding.node, binding.serial), &binding.signature) == Some(binding.payout);
-    if !holds {
+    if !is_payout_signed(binding) {
         return refused(AccountsRefusal::BadSignature("node and address must sign for each other".into()));
     }
     let place = keys::payout(&binding.node);

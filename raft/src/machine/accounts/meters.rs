@@ -203,6 +203,7 @@ fn credit_reports(
             record.work_mut = record.work_mut.saturating_add(row.work_mut);
             record.jobs_ok = record.jobs_ok.saturating_add(row.jobs_ok);
             record.jobs_disputed = record.jobs_disputed.saturating_add(row.jobs_disputed);
+            record.computed = record.computed.plus(row.computed);
         }
         for row in report.tenants {
             let sum = tenants.entry(row.tenant).or_insert_with(|| TenantRow::of(row.tenant));

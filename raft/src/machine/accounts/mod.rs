@@ -55,7 +55,9 @@ use super::kv::View;
 use crate::facts::accounts::{AccountsCommand, AccountsRefusal, AccountsReply, Amount, Genesis, LedgerHead};
 use crate::facts::command::{Refusal, Reply};
 
-pub use self::claims::{dispute_digest, payout_digest, payout_message, signer_digest};
+pub use self::claims::{
+    dispute_digest, is_payout_signed, payout_digest, payout_message, payout_typed_digest, signer_digest,
+};
 pub use self::epochs::KEPT_EPOCHS;
 pub use self::ledger::entry_hash;
 pub use self::meters::{blob_came, blob_went};

@@ -10,6 +10,7 @@ use super::super::draft::{Draft, Outcome, all, expect, read, shift};
 use super::super::keys::Counter;
 use super::super::kv::{KvError, View};
 use super::super::{buckets, objects};
+use super::quorum::{self, Decision};
 use super::{Active, Waiting, find, keys, settle_job, twins};
 use crate::facts::Timestamp;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
@@ -75,7 +76,7 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         let queued = keys::queued(job.spec.priority, *id, *index);
         let is_waiting =
             draft.get(&queued)?.is_some() || (*index == state.next_index && *index < job.spec.tasks);
-        if !is_waiting {
+        if !is_waiting || quorum::is_barred(draft, *id, *index, *node)? {
             continue;
         }
         // Its first minutes are set aside of what its tenant paid in; where that is too little it waits.
@@ -244,7 +245,11 @@ pub fn finish(
     let is_success = end.verdict() == Verdict::Success;
     check_statement(statement, signature, outputs, is_success)?;
     let (job, mut state) = find(draft, attempt.job)?;
-    for NewOutput { to, new } in outputs {
+    let decision = match is_success && job.spec.quorum > 1 {
+        true => quorum::take(draft, &job, statement)?,
+        false => Decision::Accepted,
+    };
+    for NewOutput { to, new } in outputs.iter().filter(|_| decision == Decision::Accepted) {
         let (headers, any) = (ObjectHeaders::default(), Precondition::default());
         objects::put(draft, &to.bucket, &to.key, &headers, new, &any)?;
     }
@@ -274,9 +279,18 @@ pub fn finish(
     draft.write(keys::receipt(receipt.sequence), &receipt)?;
     task.receipt = receipt.sequence;
     let Usage { wall_ms, cpu_ms, memory_peak_bytes, gpu_busy_ns, gpu_level, .. } = statement.usage;
-    let used = PastUse { wall_ms, cpu_ms, memory_peak_bytes, gpu_busy_ns, gpu_level };
-    if !twins::settle(draft, &job, &mut task, attempt.attempt, end, Some(used))? {
-        end_attempt(draft, &job, &mut state, task, end.clone(), Some(used))?;
+    let used = Some(PastUse { wall_ms, cpu_ms, memory_peak_bytes, gpu_busy_ns, gpu_level });
+    match decision {
+        Decision::Waits => wait_for_others(draft, &job, &mut state, task, used)?,
+        Decision::Undecided => {
+            let why = "nodes came to different outputs, and no majority to one".to_owned();
+            end_attempt(draft, &job, &mut state, task, End::Refused { why }, used)?;
+        }
+        Decision::Accepted => {
+            if !twins::settle(draft, &job, &mut task, attempt.attempt, end, used)? {
+                end_attempt(draft, &job, &mut state, task, end.clone(), used)?;
+            }
+        }
     }
     if !is_success && job.spec.is_gang {
         end_gang(draft, &job, &mut state, attempt.index)?;
@@ -336,6 +350,43 @@ pub fn lose(draft: &mut Draft<'_>, attempts: &[(AttemptId, String)]) -> Outcome<
     Ok(Reply::Done)
 }
 
+/// The current attempt is over and its result waits for others': the task waits for a node of another owner.
+fn wait_for_others(
+    draft: &mut Draft<'_>,
+    job: &Job,
+    state: &mut JobState,
+    mut task: Task,
+    used: Option<PastUse>,
+) -> Result<(), KvError> {
+    let node = task.node.unwrap_or(NodeId([0; 32]));
+    draft.delete(keys::active_task(&node, job.id, task.index));
+    billing::ended(draft, job.id, task.index, Ended::Undecided)?;
+    state.counts.active =
+        u32::try_from(shift(state.counts.active.into(), 0, 1, "active tasks")?).unwrap_or(0);
+    state.counts.pending += 1;
+    task.phase = TaskPhase::Pending;
+    let waiting = Waiting { not_before: draft.now, last_node: None };
+    draft.write(keys::queued(job.spec.priority, job.id, task.index), &waiting)?;
+    remember(draft, &mut task, node, End::Exited { code: 0 }, used);
+    draft.write(keys::task(job.id, task.index), &task)
+}
+
+/// Adds an end to what a task remembers.
+fn remember(draft: &Draft<'_>, task: &mut Task, node: NodeId, end: End, used: Option<PastUse>) {
+    task.changed_at = draft.now;
+    if task.history.len() == HISTORY_MAX {
+        task.history.remove(0);
+    }
+    task.history.push(PastAttempt {
+        attempt: task.attempt,
+        node,
+        assigned_at: task.assigned_at,
+        ended_at: draft.now,
+        end,
+        used,
+    });
+}
+
 /// The current attempt is over: the task has ended with it, or waits for another.
 fn end_attempt(
     draft: &mut Draft<'_>,
@@ -347,7 +398,12 @@ fn end_attempt(
 ) -> Result<(), KvError> {
     let node = task.node.unwrap_or(NodeId([0; 32]));
     draft.delete(keys::active_task(&node, job.id, task.index));
-    let how = if end.verdict() == Verdict::Loss { Ended::Lost } else { Ended::ByItself };
+    let how = match end.verdict() {
+        Verdict::Loss => Ended::Lost,
+        // Outputs that nobody agreed with are nobody's earning.
+        Verdict::Hopeless if job.spec.quorum > 1 => Ended::Undecided,
+        _ => Ended::ByItself,
+    };
     billing::ended(draft, job.id, task.index, how)?;
     let counts = &mut state.counts;
     counts.active = u32::try_from(shift(counts.active.into(), 0, 1, "active tasks")?).unwrap_or(0);
@@ -378,18 +434,7 @@ fn end_attempt(
             state.reason = format!("task {}: {end}", task.index);
         }
     }
-    task.changed_at = draft.now;
-    if task.history.len() == HISTORY_MAX {
-        task.history.remove(0);
-    }
-    task.history.push(PastAttempt {
-        attempt: task.attempt,
-        node,
-        assigned_at: task.assigned_at,
-        ended_at: draft.now,
-        end,
-        used,
-    });
+    remember(draft, &mut task, node, end, used);
     draft.write(keys::task(job.id, task.index), &task)
 }
 

@@ -16,6 +16,8 @@
 //! | `7A`  | tenant (8)                                | how many of its jobs are not over                 |
 //! | `7B`  | job (8)                                   | how many jobs it waits for                        |
 //! | `7C`  | job (8), job (8)                          | nothing: the second waits for the first           |
+//! | `7E`  | job (8), index (4)                        | results that wait for others to agree             |
+//! | `7F`  | node (32)                                 | how often in a row it agreed with others          |
 
 use makai_erasure::NodeId;
 
@@ -131,4 +133,16 @@ pub fn followers(of: JobId) -> Vec<u8> {
 
 pub fn follower(of: JobId, job: JobId) -> Vec<u8> {
     join(0x7C, &[&of.0.to_be_bytes(), &job.0.to_be_bytes()])
+}
+
+pub fn votes_of(job: JobId) -> Vec<u8> {
+    join(0x7E, &[&job.0.to_be_bytes()])
+}
+
+pub fn votes(job: JobId, index: u32) -> Vec<u8> {
+    join(0x7E, &[&job.0.to_be_bytes(), &index.to_be_bytes()])
+}
+
+pub fn agreements(node: &NodeId) -> Vec<u8> {
+    join(0x7F, &[&node.0])
 }

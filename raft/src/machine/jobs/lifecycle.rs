@@ -243,6 +243,7 @@ pub fn forget(draft: &mut Draft<'_>, before_ms: u64) -> Outcome<Reply> {
         if !is_all {
             return Ok(Reply::Jobs(JobsReply::Forgotten(forgotten + 1)));
         }
+        draft.delete_all(&keys::votes_of(id))?;
         draft.delete(keys::job(id));
         draft.delete(keys::state(id));
         billing::forget(draft, id);

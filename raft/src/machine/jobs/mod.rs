@@ -11,6 +11,7 @@
 //! | `lifecycle` | submission, cancellation, the end of jobs, their forgetting |
 //! | `attempts`  | assignment, start, result, loss                             |
 //! | `twins`     | a second attempt beside one that takes too long             |
+//! | `quorum`    | results that count only where nodes agree                   |
 //! | `queries`   | what can be asked                                           |
 //!
 //! Always: a job's counts are its tasks, counted; exactly the tasks that are active have an entry under their node; a task
@@ -21,6 +22,7 @@ mod attempts;
 mod keys;
 mod lifecycle;
 mod queries;
+mod quorum;
 mod twins;
 
 #[cfg(test)]

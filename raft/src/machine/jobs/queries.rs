@@ -9,7 +9,7 @@ use super::super::draft::{Outcome, encode, expect, keys_in, read, scan_records};
 use super::super::keys::{after, end_of};
 use super::super::kv::{KvError, View};
 use super::super::page;
-use super::{Active, Waiting, find, keys};
+use super::{Active, Waiting, find, keys, quorum};
 use crate::facts::Timestamp;
 use crate::facts::command::Refusal;
 use crate::facts::jobs::{
@@ -229,6 +229,7 @@ fn queue(view: &dyn View, max: usize) -> Outcome<Vec<QueuedJob>> {
                     index,
                     not_before: Timestamp(0),
                     last_node: None,
+                    barred: Vec::new(),
                 }));
                 left -= queued.tasks.len() - before;
             } else {
@@ -236,6 +237,7 @@ fn queue(view: &dyn View, max: usize) -> Outcome<Vec<QueuedJob>> {
                     index,
                     not_before: waiting.not_before,
                     last_node: waiting.last_node,
+                    barred: quorum::voters(view, id, index)?,
                 });
                 left -= 1;
             }

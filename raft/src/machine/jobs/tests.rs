@@ -17,6 +17,8 @@ use crate::facts::jobs::{
 use crate::facts::query::{Answer, Query};
 use crate::facts::tenant::TenantId;
 
+mod quorum;
+
 const TENANT: TenantId = TenantId(1);
 
 struct World {
@@ -154,6 +156,7 @@ fn spec(tasks: u32) -> JobSpec {
         after: Vec::new(),
         is_gang: false,
         price_max: 0,
+        quorum: 0,
     }
 }
 

@@ -20,7 +20,11 @@ pub fn begin(draft: &mut Draft<'_>, wanted: &Assignment) -> Outcome<Option<Attem
     let Some(mut task): Option<Task> = read(draft, &keys::task(id, index))? else { return Ok(None) };
     let (job, _) = find(draft, id)?;
     let is_open = task.phase == TaskPhase::Running && task.twin.is_none() && task.node != Some(node);
-    if !is_open || job.spec.is_gang || draft.get(&keys::active_task(&node, id, index))?.is_some() {
+    if !is_open
+        || job.spec.is_gang
+        || job.spec.quorum > 1
+        || draft.get(&keys::active_task(&node, id, index))?.is_some()
+    {
         return Ok(None);
     }
     let attempt = task.next_attempt();

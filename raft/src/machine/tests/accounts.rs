@@ -430,6 +430,31 @@ fn a_signer_may_take_a_root_back_before_it_is_active() {
 }
 
 /// A thief with the node's key alone cannot redirect anything; with both, the old address earns through the cool-down.
+/// Digest and signature made with ethers 6 (`TypedDataEncoder.hash`, `Wallet.signTypedData`): what a wallet signs counts.
+#[test]
+fn a_wallet_can_sign_for_a_payout() {
+    use crate::machine::accounts::{is_payout_signed, payout_typed_digest};
+    let node = NodeId([0xaa; 32]);
+    let digest = payout_typed_digest(node, 5);
+    assert_eq!(digest.to_string(), "0x11981adf11716ad1d22b285111b235acd8a0af21c853e6eb5e705219ff64326f");
+    let wallet = Keys::new(7);
+    assert_eq!(
+        wallet.sign(&digest).to_string(),
+        "0x883551c9dd9bee301a584497f4b415b0849eb2fe24b175b243ec6780856b28bc\
+         05618364b327ae6acb0eb1b391cba76a52f3ac0c09614ef84e43ee2bbd65a7011c"
+    );
+    let node = Keys::new(1);
+    let mut binding = node.binding(&wallet, 5);
+    binding.signature = wallet.sign(&payout_typed_digest(node.id(), 5));
+    assert!(is_payout_signed(&binding));
+    assert!(!is_payout_signed(&PayoutBinding { serial: 6, ..binding.clone() }), "another serial");
+    assert!(
+        !is_payout_signed(&PayoutBinding { payout: Address([1; 20]), ..binding.clone() }),
+        "another address"
+    );
+    assert!(!is_payout_signed(&PayoutBinding { node: Keys::new(2).id(), ..binding }), "another node");
+}
+
 #[test]
 fn a_payout_address_needs_both_keys_and_time() {
     let (mut world, voters) = opened(0);

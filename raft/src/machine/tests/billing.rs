@@ -60,6 +60,7 @@ fn submit_with(
         after: Vec::new(),
         is_gang: false,
         price_max: 0,
+        quorum: 0,
     };
     change(&mut spec);
     let (access_key_id, client_token) = ("KEY".to_owned(), String::new());
