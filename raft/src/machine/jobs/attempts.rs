@@ -236,9 +236,9 @@ pub fn finish(
         // A repeat of a report that counted is answered as the first was.
         let task: Option<Task> = read(draft, &keys::task(attempt.job, attempt.index))?;
         let has_counted = task.is_some_and(|task| {
-            task.history
-                .iter()
-                .any(|past| past.attempt == attempt.attempt && past.node == *node && past.end == *end)
+            task.history.iter().any(|past| {
+                past.attempt == attempt.attempt && past.node == *node && is_end_of(&past.end, end)
+            })
         });
         return if has_counted { Ok(Reply::Done) } else { Err(Refusal::StaleAttempt(*attempt).into()) };
     };
@@ -297,6 +297,11 @@ pub fn finish(
     }
     settle_job(draft, &job, state)?;
     Ok(Reply::Done)
+}
+
+/// Whether what is remembered of an attempt came of this end. A success with which nobody agreed is remembered as refused.
+fn is_end_of(remembered: &End, said: &End) -> bool {
+    remembered == said || (said.verdict() == Verdict::Success && matches!(remembered, End::Refused { .. }))
 }
 
 fn check_statement(
