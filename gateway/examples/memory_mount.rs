@@ -2,7 +2,6 @@
 //!
 //! `cargo run -p makai-gateway --example memory_mount -- DIR` serves until DIR is unmounted or Ctrl-C.
 
-#[expect(dead_code, reason = "tests use more of it")]
 #[path = "../tests/files_in_memory/mod.rs"]
 mod files_in_memory;
 
@@ -26,6 +25,8 @@ async fn main() -> std::io::Result<()> {
         durable_close: false,
         unsent_bytes_max: UNSENT_BYTES_MAX,
         cache_bytes_max: CACHE_BYTES_MAX,
+        disk_cache: None,
+        decides_alone: true,
         now: files_in_memory::now,
     };
     let (forgets, forgotten) = tokio::sync::mpsc::channel(FORGETS_MAX);

@@ -161,7 +161,13 @@ impl Mount {
         operations: Vec<operation::What>,
     ) -> Vec<Result<Done, String>> {
         let operations = operations.into_iter().map(|what| Operation { what: Some(what) }).collect();
-        let request = ApplyRequest { bucket: BUCKET.into(), session: self.session, request_id, operations };
+        let request = ApplyRequest {
+            bucket: BUCKET.into(),
+            session: self.session,
+            request_id,
+            operations,
+            brief: false,
+        };
         let reply = self.client.apply(request).await.unwrap().into_inner();
         let outcome = |result: makai_gateway::grpc::proto::file::v1::Result| match result.outcome.unwrap() {
             result::Outcome::Done(done) => Ok(done),
@@ -667,8 +673,73 @@ async fn a_users_policies_say_what_its_mounts_may() {
         session: opened.session,
         request_id: 1,
         operations: vec![Operation { what: Some(operation::What::Make(make(root, "new", Kind::File))) }],
+        brief: false,
     };
     let refused = reader.apply(change).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     assert_eq!(world.keys().await, ["seen"]);
+}
+
+/// What others want to change in a directory that one mount has alone waits until it is given back, S3 too; and the holder
+/// is told that it is wanted.
+#[tokio::test]
+async fn a_directory_that_one_mount_has_alone_is_given_back_when_another_wants_it() {
+    let world = World::start().await;
+    let (mut one, mut two) = (world.mount().await, world.mount().await);
+    let (root, session) = (one.root, one.session);
+    let directory = Make { leased: true, ..make(root, "d", Kind::Directory) };
+    let directory = one.one(operation::What::Make(directory)).await.unwrap().attributes.unwrap().inode;
+    let lease = |wanted| operation::What::SetLease(SetLease { directory, wanted });
+    assert_eq!(two.one(lease(true)).await, Err("EAGAIN".into()));
+    one.make(directory, "mine", Kind::File).await;
+
+    let watch = WatchRequest { bucket: BUCKET.into(), session, after_sequence: one.opened.sequence };
+    let mut told = one.client.watch(watch).await.unwrap().into_inner();
+    let recalled = async {
+        loop {
+            let reply = told.message().await.unwrap().unwrap();
+            if reply.events.iter().any(|event| event.what == Some(event::What::Recalled(directory))) {
+                return;
+            }
+        }
+    };
+    let (theirs, ()) = tokio::join!(two.make(directory, "theirs", Kind::File), async {
+        recalled.await;
+        one.one(lease(false)).await.unwrap();
+    });
+    assert_eq!(two.lookup(&["d", "theirs"]).await.unwrap().inode, theirs.inode);
+
+    one.one(lease(true)).await.unwrap();
+    let ((), ()) = tokio::join!(world.put("d/put", vec![1; 10]), async {
+        one.make(directory, "before", Kind::File).await;
+        one.one(lease(false)).await.unwrap();
+    });
+    assert_eq!(world.keys().await, ["d/", "d/before", "d/mine", "d/put", "d/theirs"]);
+}
+
+/// Small contents of one request stand in one blob where they are many: what is read is what was written.
+#[tokio::test]
+async fn many_small_files_are_born_with_their_content_and_times() {
+    let world = World::start().await;
+    let mut mount = world.mount().await;
+    let at = |seconds| Some(Time { seconds, nanos: 5 });
+    let now = mount.opened.root.clone().unwrap().modified_at.unwrap().seconds;
+    let content = |number: usize| pattern(1 + number * 37 % 4096, number as u64);
+    let born = |number: usize| {
+        operation::What::Make(Make {
+            data: content(number).into(),
+            made_at: at(now - 2),
+            modified_at: at(1000 + number as i64),
+            ..make(mount.root, &format!("f{number:03}"), Kind::File)
+        })
+    };
+    let makes: Vec<_> = (0..300).map(born).collect();
+    let made = mount.apply(makes).await;
+    for (number, made) in made.into_iter().enumerate() {
+        let attributes = made.unwrap().attributes.unwrap();
+        assert_eq!(attributes.modified_at, at(1000 + number as i64));
+        assert_eq!((attributes.created_at, attributes.changed_at), (at(now - 2), at(now - 2)));
+        assert_eq!(mount.read(file(&attributes), 0, 10_000).await.unwrap(), content(number));
+        assert_eq!(world.get(&format!("f{number:03}")).await, content(number));
+    }
 }

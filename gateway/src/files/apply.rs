@@ -22,6 +22,7 @@ use super::errors::Failure;
 use super::{Does, Files, convert, mismatch, named, tokens};
 use crate::grpc::proto::file::v1 as proto;
 use crate::identity::Caller;
+use crate::objects::LeaseWait;
 use proto::change::What as ChangeWhat;
 use proto::operation::What;
 
@@ -32,10 +33,23 @@ const TARGET_BYTES_MAX: usize = 4095;
 /// Inline contents that one request edits.
 const INLINE_EDITS_MAX: usize = OPS_MAX + 5;
 
+/// Bytes of one request that are kept in the metadata; where it has more, its contents are packed.
+const INLINE_BYTES_PER_REQUEST_MAX: usize = 64 * 1024;
+
+/// Who asks, and how.
+#[derive(Clone, Copy)]
+struct Asked {
+    session: u64,
+    request: u64,
+    is_brief: bool,
+}
+
 /// What the operations of a request name.
 struct Data {
     key: hmac::Key,
     bucket: u64,
+    /// Larger contents are packed.
+    inline_bytes_max: u64,
     /// Bytes on their way into one blob.
     packed: BytesMut,
     blobs: HashMap<BlobId, NewBlob>,
@@ -83,7 +97,16 @@ impl Files {
         let does = if request.operations.iter().all(is_lock) { Does::Look } else { Does::Change };
         let bucket = self.bucket(caller, &request.bucket, does).await?;
         let key = self.objects.voucher(caller).await?;
-        let mut data = Data { key, bucket: bucket.id, packed: BytesMut::new(), blobs: HashMap::new() };
+        // Every voter keeps what is inline: of much, the disks keep one packed blob instead.
+        let is_much =
+            request.operations.iter().map(small_bytes).sum::<usize>() > INLINE_BYTES_PER_REQUEST_MAX;
+        let mut data = Data {
+            key,
+            bucket: bucket.id,
+            inline_bytes_max: if is_much { 0 } else { INLINE_BYTES_MAX },
+            packed: BytesMut::new(),
+            blobs: HashMap::new(),
+        };
         // An operation that cannot be understood has its own error, and the others go on.
         let mut results: Vec<Option<proto::Result>> = Vec::with_capacity(request.operations.len());
         let mut ops = Vec::with_capacity(request.operations.len());
@@ -103,8 +126,8 @@ impl Files {
         }
         self.store_packed(caller, &bucket, &mut ops, &mut data).await?;
         let blobs: Vec<NewBlob> = data.blobs.into_values().collect();
-        let done = self.carry_out(caller, &bucket, request.session, request.request_id, ops, blobs).await?;
-        self.changes.ring();
+        let asked = Asked { session: request.session, request: request.request_id, is_brief: request.brief };
+        let done = self.carry_out(caller, &bucket, asked, ops, blobs).await?;
         for (at, done) in places.into_iter().zip(done) {
             results[at] = Some(match done {
                 Ok(done) => succeeded(&done),
@@ -116,21 +139,23 @@ impl Files {
         Ok(proto::ApplyReply { results })
     }
 
-    /// Proposes the operations, and again what is left after each that edits inline content.
+    /// Proposes the operations, and again what is left after each that edits inline content or waits for a directory that
+    /// another mount has alone.
     async fn carry_out(
         &self,
         caller: &Caller,
         bucket: &Bucket,
-        session: u64,
-        request: u64,
+        asked: Asked,
         mut ops: Vec<FileOp>,
         blobs: Vec<NewBlob>,
     ) -> Result<Vec<Result<FileDone, Refusal>>, Failure> {
+        let Asked { session, request, is_brief } = asked;
         let mut results = Vec::with_capacity(ops.len());
-        for round in 0..INLINE_EDITS_MAX {
-            if ops.is_empty() {
-                break;
-            }
+        let mut waiting = LeaseWait::default();
+        let mut round = 0;
+        let mut is_first = true;
+        while (is_first || !ops.is_empty()) && round < INLINE_EDITS_MAX {
+            is_first = false;
             let request = if request == 0 { 0 } else { request_of_round(request, round as u64) };
             let command = FileCommand::Apply {
                 bucket: named(bucket),
@@ -138,19 +163,38 @@ impl Files {
                 request,
                 ops: ops.clone(),
                 blobs: blobs.clone(),
+                is_brief,
             };
-            let FileReply::Applied(done) = self.tell(&bucket.name, command).await? else {
+            let FileReply::Applied(mut done) = self.tell(&bucket.name, command).await? else {
                 return Err(mismatch());
             };
-            let is_stopped = matches!(done.last(), Some(Err(Refusal::File(FileRefusal::IsInline))));
-            if done.len() > ops.len() || (done.len() < ops.len() && !is_stopped) {
+            let stopped = done.pop_if(|last| {
+                matches!(last, Err(Refusal::File(FileRefusal::IsInline | FileRefusal::Leased { .. })))
+            });
+            if done.len() > ops.len() || (done.len() < ops.len() && stopped.is_none()) {
                 return Err(mismatch());
             }
-            let carried_out = done.len() - usize::from(is_stopped);
-            results.extend(done.into_iter().take(carried_out));
-            ops.drain(..carried_out);
-            if is_stopped && let Some(op) = ops.first_mut() {
-                self.unfold_inline(caller, bucket, session, op).await?;
+            // What was refused whole for a lease's sake is not remembered, and comes again as it was.
+            let is_same =
+                done.is_empty() && matches!(&stopped, Some(Err(Refusal::File(FileRefusal::Leased { .. }))));
+            round += usize::from(!is_same);
+            ops.drain(..done.len());
+            results.extend(done);
+            match stopped {
+                Some(Err(Refusal::File(FileRefusal::Leased { bucket: named, directory }))) => {
+                    if !self.objects.await_lease(&mut waiting, &named, directory).await? {
+                        // Who has it does not let go, again and again: this one is told so, the others go on.
+                        results.push(Err(FileRefusal::Leased { bucket: named, directory }.into()));
+                        ops.drain(..1);
+                        round += 1;
+                    }
+                }
+                Some(_) => {
+                    if let Some(op) = ops.first_mut() {
+                        self.unfold_inline(caller, bucket, session, op).await?;
+                    }
+                }
+                None => {}
             }
         }
         if ops.is_empty() {
@@ -193,6 +237,7 @@ impl Files {
             request: 0,
             ops: vec![edit],
             blobs: stored.blobs,
+            is_brief: false,
         };
         let FileReply::Applied(done) = self.tell(&bucket.name, command).await? else {
             return Err(mismatch());
@@ -298,6 +343,7 @@ impl Files {
                     (false, false) => XattrHow::Any,
                 },
             },
+            What::SetLease(set) => FileOp::SetLease { directory: set.directory, is_wanted: set.wanted },
             What::SetLock(set) => {
                 FileOp::SetLock { file: convert::file_ref(set.file)?, lock: convert::lock_of(set.lock)? }
             }
@@ -320,9 +366,9 @@ impl Files {
                     let why = format!("a target has 1 to {TARGET_BYTES_MAX} bytes and no NUL");
                     return Err(Failure::invalid(why));
                 }
-                self.whole(caller, bucket, make.target, data).await?
+                self.whole(caller, bucket, make.target, INLINE_BYTES_MAX, data).await?
             }
-            FileKind::File => self.whole(caller, bucket, make.data, data).await?,
+            FileKind::File => self.whole(caller, bucket, make.data, data.inline_bytes_max, data).await?,
             _ => Whole::empty(),
         };
         Ok(Make {
@@ -337,6 +383,10 @@ impl Files {
             is_exclusive: make.exclusive,
             xattrs: make.xattrs.into_iter().map(|xattr| (xattr.name, xattr.value)).collect(),
             content,
+            made_at: convert::time_of(make.made_at),
+            modified_at: convert::time_of(make.modified_at),
+            accessed_at: convert::time_of(make.accessed_at),
+            is_leased: make.leased,
         })
     }
 
@@ -346,13 +396,14 @@ impl Files {
         caller: &Caller,
         bucket: &Bucket,
         bytes: Bytes,
+        inline_bytes_max: u64,
         data: &mut Data,
     ) -> Result<Whole, Failure> {
         let size = bytes.len() as u64;
         if size == 0 {
             return Ok(Whole::empty());
         }
-        if size > INLINE_BYTES_MAX {
+        if size > inline_bytes_max {
             return Ok(Whole { size, etag: None, content: Content::Extents(vec![data.pack(&bytes)]) });
         }
         let sealed = self.objects.seal_inline(caller, bucket, bytes).await?;
@@ -368,7 +419,7 @@ impl Files {
     ) -> Result<Edit, Failure> {
         Ok(match change.what.ok_or_else(|| Failure::invalid("a change is missing"))? {
             ChangeWhat::Replace(bytes) if bytes.pieces.is_empty() => {
-                Edit::Replace(self.whole(caller, bucket, bytes.data, data).await?)
+                Edit::Replace(self.whole(caller, bucket, bytes.data, data.inline_bytes_max, data).await?)
             }
             ChangeWhat::Replace(bytes) => {
                 let extents = data.extents(Some(bytes))?;
@@ -390,6 +441,23 @@ impl Files {
             },
         })
     }
+}
+
+/// Bytes of an operation that could be inline.
+fn small_bytes(operation: &proto::Operation) -> usize {
+    let bytes = match &operation.what {
+        Some(What::Make(make)) => make.data.len(),
+        Some(What::Edit(edit)) => edit
+            .changes
+            .iter()
+            .map(|change| match &change.what {
+                Some(ChangeWhat::Replace(bytes)) => bytes.data.len(),
+                _ => 0,
+            })
+            .sum(),
+        _ => 0,
+    };
+    if bytes as u64 <= INLINE_BYTES_MAX { bytes } else { 0 }
 }
 
 /// What is left of a request is known again by its round. Clients count their requests: those of rounds lie elsewhere.

@@ -119,7 +119,8 @@ pub fn lock(lock: Lock) -> proto::Lock {
     proto::Lock { r#type: kind.into(), owner, is_flock, start, end, pid }
 }
 
-pub fn event(event: &FileEvent) -> proto::Event {
+/// As the session is told; `None`: it is another's affair.
+pub fn event(event: &FileEvent, to: u64) -> Option<proto::Event> {
     use proto::event::What;
     let what = match event {
         FileEvent::Inode(inode) => What::Inode(*inode),
@@ -128,6 +129,8 @@ pub fn event(event: &FileEvent) -> proto::Event {
         }
         FileEvent::Orphaned(inode) => What::Orphaned(*inode),
         FileEvent::Unlocked(inode) => What::Unlocked(*inode),
+        FileEvent::Recalled { directory, session } if *session == to => What::Recalled(*directory),
+        FileEvent::Recalled { .. } => return None,
     };
-    proto::Event { what: Some(what) }
+    Some(proto::Event { what: Some(what) })
 }

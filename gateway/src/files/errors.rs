@@ -107,6 +107,7 @@ impl From<FileRefusal> for Failure {
             FileRefusal::NotSupported(_) => Errno::Eopnotsupp,
             FileRefusal::Invalid(_) => Errno::Einval,
             FileRefusal::IsInline => Errno::Eio,
+            FileRefusal::Leased { .. } => Errno::Ebusy,
         };
         Self::new(errno, refusal.to_string())
     }

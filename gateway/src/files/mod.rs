@@ -35,7 +35,6 @@ use makai_raft::facts::files::{BucketRef, FileAnswer, FileCommand, FileQuery, Fi
 
 use self::errors::Failure;
 use self::names::{Meant, meant, shown};
-use self::watch::Changes;
 use crate::grpc::{Gate, GrpcDoor};
 use crate::identity::Caller;
 use crate::objects::{Objects, ObjectsError};
@@ -52,7 +51,6 @@ pub struct Files {
     objects: Objects,
     gate: Gate,
     rights: Rights,
-    changes: Changes,
 }
 
 /// What a call does with a bucket.
@@ -66,7 +64,7 @@ impl Files {
     #[must_use]
     pub fn new(objects: Objects, gate: Gate) -> Self {
         let rights = Rights::new(gate.identity().clone(), objects.clone());
-        Self { objects, gate, rights, changes: Changes::default() }
+        Self { objects, gate, rights }
     }
 
     /// Adds the service to a door.

@@ -2,7 +2,7 @@
 
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::files::{
-    FileAnswer, FileCommand, FileQuery, FileReply, LEASE_MS, Name, OPS_MAX, SessionGrant,
+    DIRECTORY_LEASE_MS, FileAnswer, FileCommand, FileQuery, FileReply, LEASE_MS, Name, OPS_MAX, SessionGrant,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -66,7 +66,6 @@ impl files_server::Files for Files {
         let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
         let command = FileCommand::CloseSession { bucket: named(&bucket), session: request.session };
         self.tell(&bucket.name, command).await?;
-        self.changes.ring();
         Ok(Response::new(proto::CloseSessionReply {}))
     }
 
@@ -238,6 +237,7 @@ impl Files {
             cache_ms: CACHE_MS,
             sequence: grant.sequence,
             inodes: Some(range(&grant)),
+            directory_lease_ms: u32::try_from(DIRECTORY_LEASE_MS).unwrap_or(u32::MAX),
         })
     }
 

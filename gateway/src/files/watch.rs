@@ -1,12 +1,12 @@
 //! What others changed, as it comes.
 //!
-//! A stream asks the facts for events: at once when this gateway made a change, else every [`LOOK_EVERY`].
+//! A stream asks the facts for events, and the voter that answers waits until there are some, for [`WAIT_MS`] at most: a
+//! change is told once that voter has applied it, and a mount of which nothing is to be told costs two questions a second.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use makai_raft::facts::files::{FileAnswer, FileQuery};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -15,25 +15,14 @@ use super::{Does, Files, convert, mismatch, named};
 use crate::grpc::Admitted;
 use crate::grpc::proto::file::v1 as proto;
 
-/// How late a change made through another gateway is noticed.
-const LOOK_EVERY: Duration = Duration::from_millis(15);
-/// How often a stream says that nothing has changed.
-const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// How long a voter waits with an answer that tells nothing; so often a stream says that nothing has changed. A client misses
+/// a stream after 3 s: another voter can be asked within that.
+const WAIT_MS: u32 = 500;
+/// Pause after an answer that tells nothing and did not wait.
+const LOOK_AFTER_MIN: Duration = Duration::from_millis(15);
 /// Messages that wait for a slow client; it then reads them from the facts later.
 const WAITING_MAX: usize = 4;
 const EVENTS_PER_MESSAGE: u32 = 1000;
-
-/// Rings when this gateway has changed something.
-#[derive(Clone, Default)]
-pub struct Changes {
-    bell: Arc<Notify>,
-}
-
-impl Changes {
-    pub fn ring(&self) {
-        self.bell.notify_waiters();
-    }
-}
 
 pub type WatchStream = ReceiverStream<Result<proto::WatchReply, Status>>;
 
@@ -49,21 +38,31 @@ impl Files {
         tokio::spawn(async move {
             let _admitted = admitted;
             let mut after = request.after_sequence;
-            let mut silent = Duration::ZERO;
             let stopping = files.gate.stopping().clone();
             let mut is_first = true;
             loop {
-                let rung = files.changes.bell.notified();
+                let asked_at = timer();
                 let query = FileQuery::Events {
                     bucket: bucket.clone(),
                     session: request.session,
                     after,
                     entries_max: EVENTS_PER_MESSAGE,
+                    // The first answer says that the stream is open.
+                    wait_ms: if is_first { 0 } else { WAIT_MS },
                 };
-                let reply = match files.ask(query).await {
+                let answer = tokio::select! {
+                    answer = files.ask(query) => answer,
+                    () = stopping.cancelled() => {
+                        let status = Status::unavailable("this gateway closes; connect to another");
+                        return drop(sender.send(Err(status)).await);
+                    }
+                    () = sender.closed() => return,
+                };
+                let reply = match answer {
                     Ok(FileAnswer::Events { sequence, events, is_lost }) => {
                         after = sequence;
-                        let mut events: Vec<_> = events.iter().map(convert::event).collect();
+                        let told = events.iter().filter_map(|event| convert::event(event, request.session));
+                        let mut events: Vec<_> = told.collect();
                         if is_lost {
                             events = vec![proto::Event { what: Some(proto::event::What::All(true)) }];
                         }
@@ -72,27 +71,23 @@ impl Files {
                     Ok(_) => return drop(sender.send(Err(mismatch().into())).await),
                     Err(failure) => return drop(sender.send(Err(failure.into())).await),
                 };
-                let is_full = reply.events.len() >= EVENTS_PER_MESSAGE as usize;
-                if is_first || !reply.events.is_empty() || silent >= SILENCE_MAX {
-                    (is_first, silent) = (false, Duration::ZERO);
-                    if sender.send(Ok(reply)).await.is_err() {
-                        return;
-                    }
+                let is_empty = reply.events.is_empty();
+                if sender.send(Ok(reply)).await.is_err() {
+                    return;
                 }
-                if is_full {
-                    continue;
+                let waited = timer().duration_since(asked_at);
+                if is_empty && !is_first && waited < LOOK_AFTER_MIN {
+                    tokio::time::sleep(LOOK_AFTER_MIN - waited).await;
                 }
-                tokio::select! {
-                    () = rung => {}
-                    () = tokio::time::sleep(LOOK_EVERY) => silent += LOOK_EVERY,
-                    () = stopping.cancelled() => {
-                        let status = Status::unavailable("this gateway closes; connect to another");
-                        return drop(sender.send(Err(status)).await);
-                    }
-                    () = sender.closed() => return,
-                }
+                is_first = false;
             }
         });
         Ok(ReceiverStream::new(stream))
     }
+}
+
+/// The runtime's clock: it only tells whether an answer was waited for.
+#[expect(clippy::disallowed_methods, reason = "a pause is measured on the runtime's clock")]
+fn timer() -> tokio::time::Instant {
+    tokio::time::Instant::now()
 }

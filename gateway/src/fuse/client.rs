@@ -8,24 +8,26 @@
 //! told before is believed, and locks are taken again. What a gateway may have done in the old session and did not
 //! answer is repeated where doing it twice is the same as once, else it is `EIO`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
+use super::messages::{attr, done, errno_of, refusal, wire_file, wire_lock, wire_operation};
 use super::nodes::lock;
 use super::service::{
-    Attr, AttrChange, Change, Done, Edit, Entry, Errno, FileRef, FileService, Ino, Kind, Lock, LockKind,
-    Operation, Page, Payload, Place, Read, RenameMode, Result, SeekTo, SetTime, Space, XattrMode,
+    Attr, Change, Done, Edit, Entry, Errno, FileRef, FileService, Ino, Lock, LockKind, Operation, Page,
+    Payload, Place, Read, Result, SeekTo, Space, XattrMode,
 };
 use crate::grpc::proto::file::v1 as wire;
 use crate::grpc::token;
@@ -51,6 +53,10 @@ const CHANGES_MAX: usize = 1024;
 const ENTRIES_MAX: u32 = 1000;
 /// Open files named in one renewal.
 const HELD_MAX: usize = 65_536;
+/// Inode numbers asked for at once, as soon as half as many are left.
+const NUMBERS_WANTED: u32 = 65_536;
+/// Of the time that a gateway promises, what is relied upon: clocks of two machines do not run alike.
+const ALONE_SHARE: f64 = 0.6;
 /// Sessions that one change outlives.
 const SESSIONS_TRIED_MAX: usize = 3;
 
@@ -114,6 +120,41 @@ pub enum ConnectError {
     Refused { endpoint: String, bucket: String, why: String },
 }
 
+/// Inode numbers that a session may give to what it makes.
+#[derive(Debug, Default)]
+struct Numbers {
+    session: u64,
+    ranges: VecDeque<Range<u64>>,
+}
+
+impl Numbers {
+    fn of(session: u64, granted: Option<wire::InodeRange>) -> Self {
+        let mut numbers = Self { session, ranges: VecDeque::new() };
+        numbers.take(session, granted);
+        numbers
+    }
+
+    fn take(&mut self, session: u64, granted: Option<wire::InodeRange>) {
+        if let Some(granted) = granted.filter(|granted| granted.count > 0 && session == self.session) {
+            self.ranges.push_back(granted.first..granted.first.saturating_add(granted.count.into()));
+        }
+    }
+
+    fn next(&mut self) -> Option<u64> {
+        while let Some(range) = self.ranges.front_mut() {
+            if let Some(number) = range.next() {
+                return Some(number);
+            }
+            self.ranges.pop_front();
+        }
+        None
+    }
+
+    fn are_few(&self) -> bool {
+        self.ranges.iter().map(|range| range.end - range.start).sum::<u64>() < u64::from(NUMBERS_WANTED / 2)
+    }
+}
+
 /// Changes of one owner's locks on a file, in order: done again, they are its locks.
 type LockSteps = Vec<(FileRef, Lock)>;
 
@@ -129,6 +170,12 @@ pub struct FileClient {
     cache: Duration,
     requests: AtomicU64,
     open: Mutex<HashSet<Ino>>,
+    /// Numbers of the session that are not given yet.
+    numbers: Mutex<Numbers>,
+    is_number_wanted: Notify,
+    /// How long a directory stays this mount's alone after a change, and until when those do that are.
+    alone_for: Duration,
+    alone_until: Mutex<Option<Instant>>,
     locks: Mutex<HashMap<(Ino, u64), LockSteps>>,
     heard_at: Mutex<Option<Instant>>,
     seen: AtomicU64,
@@ -201,6 +248,10 @@ impl FileClient {
             cache: Duration::from_millis(opened.cache_ms.into()),
             requests: AtomicU64::new(1),
             open: Mutex::default(),
+            numbers: Mutex::new(Numbers::of(opened.session, opened.inodes)),
+            is_number_wanted: Notify::new(),
+            alone_for: Duration::from_millis(opened.directory_lease_ms.into()).mul_f64(ALONE_SHARE),
+            alone_until: Mutex::new(None),
             locks: Mutex::default(),
             heard_at: Mutex::new(None),
             seen: AtomicU64::new(opened.sequence),
@@ -244,6 +295,8 @@ impl FileClient {
             return Err(Errno::STALE);
         }
         *lock(&self.heard_at) = None;
+        *lock(&self.alone_until) = None;
+        *lock(&self.numbers) = Numbers::of(opened.session, opened.inodes);
         self.seen.store(opened.sequence, Ordering::Release);
         self.session.store(opened.session, Ordering::Release);
         tracing::warn!("the mount's session had ended, as the pool was out of reach; a new one has begun");
@@ -258,7 +311,9 @@ impl FileClient {
             let mut kept = Vec::with_capacity(steps.len());
             for (file, step) in steps {
                 let operation = wire_operation(Operation::Lock { file: file.clone(), lock: step });
-                match self.apply_in(session, &[operation], &AtomicBool::new(false)).await.as_deref() {
+                let operations = [operation];
+                let told = self.apply_in(session, &operations, &AtomicBool::new(false), false).await;
+                match told.as_deref() {
                     Ok([Ok(_)]) => kept.push((file, step)),
                     _ => tracing::error!(inode = ino.0, owner, "a lock is lost: another took it meanwhile"),
                 }
@@ -287,7 +342,10 @@ impl FileClient {
         let mut beat = tokio::time::interval(every);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            beat.tick().await;
+            tokio::select! {
+                _ = beat.tick() => {}
+                () = self.is_number_wanted.notified() => {}
+            }
             // All that is open: which of them have lost their names, the gateway knows.
             let held = lock(&self.open).iter().map(|ino| ino.0).take(HELD_MAX).collect();
             let session = self.session();
@@ -296,11 +354,11 @@ impl FileClient {
                 session,
                 seen_sequence: self.seen.load(Ordering::Acquire),
                 held,
-                inodes_wanted: 0,
+                inodes_wanted: if lock(&self.numbers).are_few() { NUMBERS_WANTED } else { 0 },
             };
             let renewed = self.ask(async |mut stub: Stub| stub.renew_session(request.clone()).await).await;
             match renewed {
-                Ok(_) => {}
+                Ok(renewed) => lock(&self.numbers).take(session, renewed.inodes),
                 Err(Errno::STALE) => _ = self.begin_anew(session).await,
                 Err(errno) => tracing::warn!(%errno, "the mount's session is not renewed; trying again"),
             }
@@ -366,6 +424,7 @@ impl FileClient {
             }
             wire::event::What::Unlocked(ino) => Change::Unlocked(Ino(ino)),
             wire::event::What::All(_) => Change::All,
+            wire::event::What::Recalled(ino) => Change::Recalled(Ino(ino)),
         })
     }
 
@@ -414,19 +473,64 @@ impl FileClient {
         session: u64,
         operations: &[wire::Operation],
         is_doubtful: &AtomicBool,
+        brief: bool,
     ) -> Result<Vec<Result<Done>>> {
+        let asked_at = timer();
         let request = wire::ApplyRequest {
             bucket: self.bucket(),
             session,
             request_id: self.requests.fetch_add(1, Ordering::Relaxed),
             operations: operations.to_vec(),
+            brief,
         };
         let call = async |mut stub: Stub| stub.apply(request.clone()).await;
         let reply = self.ask_noting(call, is_doubtful).await?;
         if reply.results.len() != operations.len() {
             return Err(Errno::IO);
         }
+        if self.session() == session {
+            let mut alone_until = lock(&self.alone_until);
+            *alone_until = (*alone_until).max(Some(asked_at + self.alone_for));
+        }
         Ok(reply.results.into_iter().map(done).collect())
+    }
+
+    /// Changes in one session, or in the next where doing them twice is the same as once.
+    async fn carry_out(&self, operations: Vec<Operation>, is_brief: bool) -> Result<Vec<Result<Done>>> {
+        let locks: Vec<_> = operations
+            .iter()
+            .enumerate()
+            .filter_map(|(at, operation)| match operation {
+                Operation::Lock { file, lock } => Some((at, file.clone(), *lock)),
+                _ => None,
+            })
+            .collect();
+        let is_repeatable = operations.iter().all(is_repeatable);
+        let is_of_session = operations.iter().any(is_of_session);
+        let operations: Vec<_> = operations.into_iter().map(wire_operation).collect();
+        let is_doubtful = AtomicBool::new(false);
+        for _ in 0..SESSIONS_TRIED_MAX {
+            let session = self.session();
+            match self.apply_in(session, &operations, &is_doubtful, is_brief).await {
+                Err(Errno::STALE) => {
+                    self.begin_anew(session).await?;
+                    if is_of_session || (is_doubtful.load(Ordering::Acquire) && !is_repeatable) {
+                        tracing::error!("whether a change was made before the session ended is not known");
+                        return Err(Errno::IO);
+                    }
+                }
+                Err(errno) => return Err(errno),
+                Ok(results) => {
+                    for (at, file, lock) in locks {
+                        if results[at].is_ok() {
+                            self.keep_lock(file, lock);
+                        }
+                    }
+                    return Ok(results);
+                }
+            }
+        }
+        Err(Errno::IO)
     }
 
     fn bucket(&self) -> String {
@@ -491,7 +595,17 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::Link { .. }
         | Operation::Unlink { .. }
         | Operation::RemoveDirectory { .. }
-        | Operation::Rename { .. } => false,
+        | Operation::Rename { .. }
+        | Operation::Lease { .. } => false,
+    }
+}
+
+/// Whether it means nothing in another session than the one it was made in.
+fn is_of_session(operation: &Operation) -> bool {
+    match operation {
+        Operation::Make { birth, .. } => birth.ino.is_some(),
+        Operation::Lease { .. } => true,
+        _ => false,
     }
 }
 
@@ -506,264 +620,6 @@ fn is_passing(status: &Status) -> bool {
         Code::Unavailable | Code::DeadlineExceeded => true,
         Code::ResourceExhausted => busy || status.metadata().get("makai-errno").is_none(),
         _ => false,
-    }
-}
-
-/// Names of refusals that this mount passes on; any other is `EIO`.
-fn errno_named(name: &str) -> Option<Errno> {
-    const NAMES: [(&str, Errno); 24] = [
-        ("EACCES", Errno::ACCES),
-        ("EAGAIN", Errno::AGAIN),
-        ("EBADF", Errno::BADF),
-        ("EDQUOT", Errno::DQUOT),
-        ("EEXIST", Errno::EXIST),
-        ("EFBIG", Errno::FBIG),
-        ("EINTR", Errno::INTR),
-        ("EINVAL", Errno::INVAL),
-        ("EIO", Errno::IO),
-        ("EISDIR", Errno::ISDIR),
-        ("EMLINK", Errno(libc::EMLINK)),
-        ("ENAMETOOLONG", Errno::NAMETOOLONG),
-        ("ENODATA", Errno::NODATA),
-        ("ENOENT", Errno::NOENT),
-        ("ENOSPC", Errno::NOSPC),
-        ("ENOTDIR", Errno::NOTDIR),
-        ("ENOTEMPTY", Errno::NOTEMPTY),
-        ("ENXIO", Errno::NXIO),
-        ("EOPNOTSUPP", Errno::OPNOTSUPP),
-        ("EPERM", Errno::PERM),
-        ("ERANGE", Errno::RANGE),
-        ("EROFS", Errno::ROFS),
-        ("ESTALE", Errno::STALE),
-        ("EXDEV", Errno::XDEV),
-    ];
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, errno)| *errno)
-}
-
-fn errno_of(status: &Status) -> Errno {
-    let name = status.metadata().get("makai-errno").and_then(|name| name.to_str().ok());
-    name.and_then(errno_named).unwrap_or_else(|| match status.code() {
-        Code::PermissionDenied | Code::Unauthenticated => Errno::ACCES,
-        Code::NotFound => Errno::NOENT,
-        Code::ResourceExhausted => Errno::NOSPC,
-        _ => {
-            tracing::warn!(%status, "a gateway's answer is passed on as an I/O error");
-            Errno::IO
-        }
-    })
-}
-
-fn refusal(error: &wire::FileError) -> Errno {
-    errno_named(&error.name).unwrap_or(Errno::IO)
-}
-
-/// Seconds from 1970 that a file's time may lie away: 34,000 years.
-const TIME_SECONDS_MAX: u64 = 1 << 40;
-
-fn time(time: Option<wire::Time>) -> SystemTime {
-    let is_sane = |time: &wire::Time| time.seconds.unsigned_abs() <= TIME_SECONDS_MAX;
-    let Some(time) = time.filter(is_sane) else { return UNIX_EPOCH };
-    let nanos = Duration::from_nanos(time.nanos.min(999_999_999).into());
-    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
-    let whole = match time.seconds < 0 {
-        true => UNIX_EPOCH.checked_sub(seconds),
-        false => UNIX_EPOCH.checked_add(seconds),
-    };
-    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
-}
-
-fn wire_time(time: SystemTime) -> wire::Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => wire::Time { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() },
-        Err(before) => {
-            let before = before.duration();
-            let is_part = before.subsec_nanos() > 0;
-            let nanos = if is_part { 1_000_000_000 - before.subsec_nanos() } else { 0 };
-            wire::Time { seconds: -(before.as_secs() as i64) - i64::from(is_part), nanos }
-        }
-    }
-}
-
-fn kind(kind: i32) -> Option<Kind> {
-    Some(match wire::Kind::try_from(kind).ok()? {
-        wire::Kind::Unspecified => return None,
-        wire::Kind::File => Kind::File,
-        wire::Kind::Directory => Kind::Directory,
-        wire::Kind::Symlink => Kind::Symlink,
-        wire::Kind::Fifo => Kind::Fifo,
-        wire::Kind::Socket => Kind::Socket,
-        wire::Kind::CharDevice => Kind::CharDevice,
-        wire::Kind::BlockDevice => Kind::BlockDevice,
-    })
-}
-
-fn wire_kind(kind: Kind) -> i32 {
-    let kind = match kind {
-        Kind::File => wire::Kind::File,
-        Kind::Directory => wire::Kind::Directory,
-        Kind::Symlink => wire::Kind::Symlink,
-        Kind::Fifo => wire::Kind::Fifo,
-        Kind::Socket => wire::Kind::Socket,
-        Kind::CharDevice => wire::Kind::CharDevice,
-        Kind::BlockDevice => wire::Kind::BlockDevice,
-    };
-    kind.into()
-}
-
-fn attr(told: wire::Attributes) -> Option<Attr> {
-    Some(Attr {
-        ino: Ino(told.inode),
-        kind: kind(told.kind)?,
-        mode: told.mode & 0o7777,
-        uid: told.uid,
-        gid: told.gid,
-        nlink: told.links,
-        rdev: told.rdev,
-        size: told.size.min(i64::MAX as u64),
-        blocks: told.blocks,
-        atime: time(told.accessed_at),
-        mtime: time(told.modified_at),
-        ctime: time(told.changed_at),
-        btime: time(told.created_at),
-        data_version: told.data_version,
-        has_no_xattrs: told.has_no_xattrs,
-    })
-}
-
-fn wire_file(file: &FileRef) -> Option<wire::FileRef> {
-    let (parent, name) =
-        file.place.as_ref().map_or((0, Bytes::new()), |place| (place.parent.0, place.name.clone()));
-    Some(wire::FileRef { inode: file.ino.0, parent, name })
-}
-
-fn wire_set_time(time: SetTime) -> wire::TimeToSet {
-    let to = match time {
-        SetTime::Now => wire::time_to_set::To::Now(true),
-        SetTime::At(time) => wire::time_to_set::To::At(wire_time(time)),
-    };
-    wire::TimeToSet { to: Some(to) }
-}
-
-fn wire_bytes(payload: Payload) -> wire::Bytes {
-    match payload {
-        Payload::Inline(data) => wire::Bytes { data, pieces: Vec::new() },
-        Payload::Stored { token, length } => {
-            wire::Bytes { data: Bytes::new(), pieces: vec![wire::Piece { token, offset: 0, length }] }
-        }
-    }
-}
-
-fn wire_edit(edit: Edit) -> wire::Change {
-    use wire::change::What;
-    let what = match edit {
-        Edit::Replace { data, .. } => What::Replace(wire_bytes(Payload::Inline(data))),
-        Edit::Write { offset, data } => What::Write(wire::Write { offset, bytes: Some(wire_bytes(data)) }),
-        Edit::Append(data) => What::Append(wire_bytes(data)),
-        Edit::Punch { offset, length } => What::Punch(wire::Range { offset, length }),
-        Edit::Extend(size) => What::Extend(size),
-        Edit::Copy { from, from_offset, offset, length } => {
-            What::Copy(wire::CopyRange { from: wire_file(&from), from_offset, offset, length })
-        }
-    };
-    wire::Change { what: Some(what) }
-}
-
-fn wire_lock(lock: Lock) -> wire::Lock {
-    let kind = match lock.kind {
-        LockKind::Read => wire::LockType::Read,
-        LockKind::Write => wire::LockType::Write,
-        LockKind::Unlock => wire::LockType::Unlock,
-    };
-    let Lock { start, end, owner, pid, .. } = lock;
-    wire::Lock { r#type: kind.into(), owner, is_flock: false, start, end, pid }
-}
-
-fn wire_change(file: &FileRef, change: AttrChange) -> wire::SetAttributes {
-    wire::SetAttributes {
-        file: wire_file(file),
-        mode: change.mode,
-        uid: change.uid,
-        gid: change.gid,
-        accessed_at: change.atime.map(wire_set_time),
-        modified_at: change.mtime.map(wire_set_time),
-        size: change.size,
-    }
-}
-
-fn wire_operation(operation: Operation) -> wire::Operation {
-    use wire::operation::What;
-    let what = match operation {
-        Operation::Make { place, node } => What::Make(wire::Make {
-            parent: place.parent.0,
-            name: place.name,
-            kind: wire_kind(node.kind),
-            inode: 0,
-            mode: node.mode,
-            uid: node.uid,
-            gid: node.gid,
-            rdev: node.rdev,
-            target: node.target,
-            exclusive: true,
-            xattrs: node.xattrs.into_iter().map(|(name, value)| wire::Xattr { name, value }).collect(),
-            data: Bytes::new(),
-        }),
-        Operation::SetAttributes { file, change } => What::SetAttributes(wire_change(&file, change)),
-        Operation::Link { file, to } => {
-            What::Link(wire::Link { file: wire_file(&file), parent: to.parent.0, name: to.name })
-        }
-        Operation::Unlink { place, is_held } => {
-            What::Unlink(wire::Unlink { parent: place.parent.0, name: place.name, is_held })
-        }
-        Operation::RemoveDirectory { place } => {
-            What::RemoveDirectory(wire::RemoveDirectory { parent: place.parent.0, name: place.name })
-        }
-        Operation::Rename { from, to, mode, is_replaced_held } => {
-            let how = match mode {
-                RenameMode::Replace => wire::RenameHow::Replace,
-                RenameMode::NoReplace => wire::RenameHow::NoReplace,
-                RenameMode::Exchange => wire::RenameHow::Exchange,
-            };
-            What::Rename(wire::Rename {
-                from_parent: from.parent.0,
-                from_name: from.name,
-                to_parent: to.parent.0,
-                to_name: to.name,
-                how: how.into(),
-                is_replaced_held,
-            })
-        }
-        Operation::Edit { file, edits, mtime } => What::Edit(wire::Edit {
-            file: wire_file(&file),
-            if_data_version: edits.iter().find_map(|edit| match edit {
-                Edit::Replace { version, .. } => Some(*version),
-                _ => None,
-            }),
-            changes: edits.into_iter().map(wire_edit).collect(),
-            modified_at: mtime.map(wire_time),
-        }),
-        Operation::SetXattr { file, name, value, mode } => What::SetXattr(wire::SetXattr {
-            file: wire_file(&file),
-            name,
-            value,
-            create_only: mode == XattrMode::Create,
-            replace_only: mode == XattrMode::Replace,
-        }),
-        Operation::Lock { file, lock } => {
-            What::SetLock(wire::SetLock { file: wire_file(&file), lock: Some(wire_lock(lock)) })
-        }
-    };
-    wire::Operation { what: Some(what) }
-}
-
-fn done(result: wire::Result) -> Result<Done> {
-    match result.outcome {
-        Some(wire::result::Outcome::Done(done)) => Ok(Done {
-            attr: done.attributes.and_then(attr),
-            directories: done.directories.into_iter().filter_map(attr).collect(),
-            offset: done.offset,
-        }),
-        Some(wire::result::Outcome::Error(error)) => Err(refusal(&error)),
-        None => Err(Errno::IO),
     }
 }
 
@@ -903,39 +759,25 @@ impl FileService for FileClient {
     }
 
     async fn apply(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
-        let locks: Vec<_> = operations
-            .iter()
-            .enumerate()
-            .filter_map(|(at, operation)| match operation {
-                Operation::Lock { file, lock } => Some((at, file.clone(), *lock)),
-                _ => None,
-            })
-            .collect();
-        let is_repeatable = operations.iter().all(is_repeatable);
-        let operations: Vec<_> = operations.into_iter().map(wire_operation).collect();
-        let is_doubtful = AtomicBool::new(false);
-        for _ in 0..SESSIONS_TRIED_MAX {
-            let session = self.session();
-            match self.apply_in(session, &operations, &is_doubtful).await {
-                Err(Errno::STALE) => {
-                    self.begin_anew(session).await?;
-                    if is_doubtful.load(Ordering::Acquire) && !is_repeatable {
-                        tracing::error!("whether a change was made before the session ended is not known");
-                        return Err(Errno::IO);
-                    }
-                }
-                Err(errno) => return Err(errno),
-                Ok(results) => {
-                    for (at, file, lock) in locks {
-                        if results[at].is_ok() {
-                            self.keep_lock(file, lock);
-                        }
-                    }
-                    return Ok(results);
-                }
-            }
+        self.carry_out(operations, false).await
+    }
+
+    async fn tell(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
+        self.carry_out(operations, true).await
+    }
+
+    fn number(&self) -> Option<Ino> {
+        let mut numbers = lock(&self.numbers);
+        let number = numbers.next();
+        if numbers.are_few() {
+            self.is_number_wanted.notify_one();
         }
-        Err(Errno::IO)
+        number.map(Ino)
+    }
+
+    fn alone_for(&self) -> Duration {
+        let until = *lock(&self.alone_until);
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(timer()))
     }
 
     fn hold(&self, ino: Ino) {
@@ -965,33 +807,5 @@ impl FileService for FileClient {
         if let Err(errno) = self.ask(async |mut stub: Stub| stub.close_session(request.clone()).await).await {
             tracing::warn!(%errno, "the mount's session ends by itself when its lease is over");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn times_come_back_before_and_after_1970(seconds in -4_000_000_000i64..4_000_000_000, nanos in 0u32..1_000_000_000) {
-            let told = wire::Time { seconds, nanos };
-            prop_assert_eq!(wire_time(time(Some(told))), told);
-        }
-    }
-
-    #[test]
-    fn what_a_gateway_gets_wrong_is_no_file() {
-        assert_eq!(attr(wire::Attributes { kind: 99, ..wire::Attributes::default() }), None);
-        let huge =
-            wire::Attributes { kind: 1, size: u64::MAX, mode: u32::MAX, ..wire::Attributes::default() };
-        let huge = attr(huge).unwrap();
-        assert_eq!((huge.size, huge.mode), (i64::MAX as u64, 0o7777));
-        assert_eq!(time(Some(wire::Time { seconds: i64::MAX, nanos: u32::MAX })), UNIX_EPOCH);
-        assert_eq!(done(wire::Result { outcome: None }), Err(Errno::IO));
-        let odd = wire::FileError { name: "EWHAT".into(), ..wire::FileError::default() };
-        assert_eq!(refusal(&odd), Errno::IO);
     }
 }

@@ -66,7 +66,7 @@ impl Mount {
     }
 
     /// Whether the pool may have no room for so many bytes more: it has to say so itself.
-    fn is_pool_nearly_full(&self, bytes: usize) -> bool {
+    pub(super) fn is_pool_nearly_full(&self, bytes: usize) -> bool {
         let unsent = *lock(&self.unsent) + bytes;
         self.pool_room.load(Ordering::Relaxed) < unsent as u64
     }
@@ -170,6 +170,7 @@ impl Mount {
     /// # Errors
     /// It is lost: the pool refuses it, or was away for too long. Open files report it too.
     pub async fn send(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        self.tell_of_node(node).await;
         if !lock(&node.state).is_dirty() {
             return Ok(());
         }
@@ -186,6 +187,7 @@ impl Mount {
         node: &Arc<Node>,
         operations: Vec<Operation>,
     ) -> Result<Done> {
+        self.tell_of_node(node).await;
         let _turn = node.turn.lock().await;
         self.send_in_turn(node, operations).await
     }
@@ -278,7 +280,7 @@ impl Mount {
         Ok(edits)
     }
 
-    fn has_landed(
+    pub(super) fn has_landed(
         &self,
         node: &Node,
         unsent: &Unsent,
@@ -315,7 +317,7 @@ impl Mount {
         self.has_sent(bytes);
     }
 
-    fn has_failed(&self, node: &Node, bytes: usize, errno: Errno) {
+    pub(super) fn has_failed(&self, node: &Node, bytes: usize, errno: Errno) {
         tracing::error!(inode = node.ino.0, bytes, %errno, "written bytes could not be stored and are lost");
         let mut state = lock(&node.state);
         state.changes += 1;
@@ -355,11 +357,18 @@ impl Mount {
     /// Sends what has waited long enough, for ever.
     pub async fn send_by_age(self: Arc<Self>) {
         let room = tokio::spawn(self.clone().look_for_room());
-        let _ends_with_this = tokio_util::task::AbortOnDropHandle::new(room);
+        let teller = tokio::spawn(self.clone().tell_later());
+        let _end_with_this = [room, teller].map(tokio_util::task::AbortOnDropHandle::new);
+        let mut sign: Option<tokio::task::JoinHandle<()>> = None;
         let mut look = tokio::time::interval(AGE_LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let now = look.tick().await;
+            if self.keep_alone() && sign.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                let mount = self.clone();
+                // Where it fails, the promise runs out.
+                sign = Some(tokio::spawn(async move { drop(mount.service.tell(Vec::new()).await) }));
+            }
             if *lock(&self.unsent) == 0 {
                 continue;
             }
@@ -368,6 +377,7 @@ impl Mount {
             for node in nodes {
                 let state = lock(&node.state);
                 let is_due = state.sending.is_empty()
+                    && state.making.is_none()
                     && state.unsent_since.is_some_and(|since| now.duration_since(since) >= UNSENT_AGE_MAX);
                 drop(state);
                 if is_due {
@@ -387,11 +397,29 @@ impl Mount {
         self.unlock_all(node, owner).await?;
         if self.options.durable_close {
             let _ = self.send(node).await; // Reported below, once.
+        } else if self.is_closed_unborn(node) {
+            self.later.wake.notify_one();
         } else if lock(&node.state).unsent_bytes() > 0 && lock(&node.state).attr.nlink > 0 {
             let (mount, node) = (self.clone(), node.clone());
             tokio::spawn(async move { mount.send(&node).await });
         }
         file.report_failure()
+    }
+
+    /// Whether the pool is to be told of the file, with the bytes that were written by now.
+    fn is_closed_unborn(&self, node: &Node) -> bool {
+        let mut state = lock(&node.state);
+        let is_whole = fits_a_birth(&state);
+        if let Some(making) = state.making.as_mut() {
+            making.is_closed = true;
+        }
+        is_whole && state.making.is_some()
+    }
+
+    /// Whether a file has bytes that do not travel with its making.
+    pub(super) fn is_to_be_sent(&self, node: &Node) -> bool {
+        let state = lock(&node.state);
+        state.making.is_none() && (state.untold == 0 || state.unsent_bytes() > 0)
     }
 
     /// Gives back all locks of an owner, if it has any.
@@ -519,6 +547,9 @@ impl Mount {
 
     async fn fetch(&self, node: &Node, range: Range<u64>, generation: u64) -> Result<Vec<(u64, Bytes)>> {
         let _permit = self.fetches.acquire().await.map_err(|_| Errno::IO)?;
+        if let Some(kept) = self.kept(node, range.clone(), generation).await {
+            return Ok(kept);
+        }
         let changes = lock(&node.state).changes;
         let asked = self.asking(Some(node));
         let length = (range.end - range.start) * BLOCK_BYTES;
@@ -536,6 +567,11 @@ impl Mount {
             let part = data.split_to(data.len().min(BLOCK_BYTES as usize));
             blocks.push((block, part));
         }
+        if let Some(disk) = &self.options.disk_cache {
+            for (block, part) in &blocks {
+                disk.put(node.ino, read.attr.data_version, *block, part);
+            }
+        }
         let state = lock(&node.state);
         if state.changes == changes && state.generation == generation {
             let mut cache = lock(&self.blocks);
@@ -544,6 +580,32 @@ impl Mount {
             }
         }
         Ok(blocks)
+    }
+
+    /// Blocks from this machine's disk, if it has all of them as the file is now.
+    async fn kept(&self, node: &Node, range: Range<u64>, generation: u64) -> Option<Vec<(u64, Bytes)>> {
+        let disk = self.options.disk_cache.clone()?;
+        let (changes, version) = {
+            let state = lock(&node.state);
+            (state.changes, state.attr.data_version)
+        };
+        if !self.is_fresh(node) {
+            return None;
+        }
+        let ino = node.ino;
+        let read = move || {
+            range.map(|block| Some((block, disk.get(ino, version, block)?))).collect::<Option<Vec<_>>>()
+        };
+        let blocks = tokio::task::spawn_blocking(read).await.ok()??;
+        let state = lock(&node.state);
+        if state.changes != changes || state.generation != generation {
+            return None;
+        }
+        let mut cache = lock(&self.blocks);
+        for (block, part) in &blocks {
+            cache.put(ino, *block, generation, part.clone());
+        }
+        Some(blocks)
     }
 
     /// Changes the bytes of a range, after all that was written before.
@@ -609,13 +671,16 @@ impl Mount {
     /// `ENXIO` behind the end.
     pub async fn seek(self: &Arc<Self>, file: &OpenFile, offset: u64, to: SeekTo) -> Result<u64> {
         self.sync(file).await?;
+        self.tell_of_node(&file.node).await;
         self.service.seek(&file.node.file_ref(), offset, to).await
     }
 
     /// # Errors
     /// As the pool says.
     pub async fn lock_conflict(&self, ino: Ino, lock: Lock) -> Result<Option<Lock>> {
-        self.service.lock_conflict(&self.reference(ino)?, lock).await
+        let node = self.node(ino)?;
+        self.tell_of_node(&node).await;
+        self.service.lock_conflict(&node.file_ref(), lock).await
     }
 
     /// Takes or gives back a lock. One that may wait does until it has the lock or `is_killed` says that nobody waits.
@@ -630,6 +695,7 @@ impl Mount {
         is_killed: impl Fn() -> bool,
     ) -> Result<()> {
         let node = self.node(ino)?;
+        self.tell_of_node(&node).await;
         let mut pause = LOCK_RETRY_MIN;
         loop {
             let operation = Operation::Lock { file: node.file_ref(), lock: request };
@@ -659,6 +725,17 @@ impl Mount {
             AttrChange { size: Some(0), mtime: Some(super::service::SetTime::Now), ..AttrChange::default() };
         self.set_attributes(ino, change).await.map(drop)
     }
+}
+
+/// Whether all that was written to a file is one content from its first byte on, small enough to travel with its making.
+pub(super) fn fits_a_birth(state: &super::nodes::State) -> bool {
+    let unsent = &state.unsent;
+    let is_small = state.unsent_bytes() <= INLINE_BYTES_MAX && state.sending.is_empty();
+    let is_whole = match &state.appended {
+        None => unsent.is_empty() || (unsent.piece_count() == 1 && unsent.end() == unsent.bytes() as u64),
+        Some((start, _)) => unsent.is_empty() && *start == 0,
+    };
+    is_small && is_whole
 }
 
 /// A small file that was written from its first byte to its last.

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::blocks::ReadAhead;
 use super::mount::{Asked, Mount, Seen};
 use super::nodes::{Node, lock};
-use super::service::{Attr, Errno, Ino, Place, Result};
+use super::service::{Attr, Errno, Ino, Page, Place, Result};
 
 /// A file that a program has open.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ struct Listing {
     cursor: Bytes,
     parent: Option<Ino>,
     is_end: bool,
+    /// The next page, on its way while this one is handed over.
+    ahead: Option<AbortOnDropHandle<(Asked, Result<Page>)>>,
 }
 
 /// A directory that a program has open.
@@ -134,7 +137,7 @@ impl Mount {
         if is_last_of_orphan {
             let discarded = lock(&node.state).discard_unsent();
             self.has_sent(discarded);
-        } else {
+        } else if self.is_to_be_sent(node) {
             // A failure is kept for who opens the file next.
             let _ = self.send(node).await;
         }
@@ -167,7 +170,7 @@ impl Mount {
     ///
     /// # Errors
     /// As the pool says.
-    pub async fn list(&self, number: u64, offset: u64) -> Result<ListedPage> {
+    pub async fn list(self: &Arc<Self>, number: u64, offset: u64) -> Result<ListedPage> {
         let directory = lock(&self.handles).directories.get(&number).cloned().ok_or(Errno::BADF)?;
         let mut listing = directory.listing.lock().await;
         if offset == 0 {
@@ -193,9 +196,16 @@ impl Mount {
         Ok(listed)
     }
 
-    async fn list_more(&self, node: &Node, listing: &mut Listing) -> Result<()> {
-        let asked = self.asking(None);
-        let page = self.service.list(node.ino, listing.cursor.clone()).await?;
+    async fn list_more(self: &Arc<Self>, node: &Node, listing: &mut Listing) -> Result<()> {
+        let (asked, page) = match listing.ahead.take() {
+            Some(ahead) => ahead.await.map_err(|_| Errno::IO)?,
+            None => {
+                self.tell_of_node(node).await;
+                self.tell_of(&[node.ino]).await;
+                (self.asking(None), self.service.list(node.ino, listing.cursor.clone()).await)
+            }
+        };
+        let page = page?;
         let is_stuck = !page.is_end && page.entries.last().is_none_or(|last| last.cursor == listing.cursor);
         for entry in page.entries {
             if entry.name.is_empty() || entry.name.contains(&b'/') || entry.name.contains(&0) {
@@ -206,6 +216,11 @@ impl Mount {
         }
         listing.parent = page.parent.or(listing.parent);
         listing.is_end = page.is_end;
+        if !page.is_end && !is_stuck {
+            let (mount, ino, cursor) = (self.clone(), node.ino, listing.cursor.clone());
+            let ask = async move { (mount.asking(None), mount.service.list(ino, cursor).await) };
+            listing.ahead = Some(AbortOnDropHandle::new(tokio::spawn(ask)));
+        }
         // A page that does not lead on would be asked for for ever.
         if is_stuck { Err(Errno::IO) } else { Ok(()) }
     }

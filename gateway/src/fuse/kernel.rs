@@ -712,9 +712,9 @@ impl fuser::Filesystem for Kernel {
         reply.ok();
     }
 
-    /// Names are durable when they are made.
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let (mount, ino) = (self.mount.clone(), self.view.ino(ino));
+        self.empty(reply, async move { mount.sync_directory(ino).await });
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

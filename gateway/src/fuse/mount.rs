@@ -1,7 +1,7 @@
 //! One mounted bucket: what the kernel asks, answered from what is known here, else by the pool.
 //!
-//! Names and attributes are changed in the pool at once; bytes are kept here for at most a second
-//! ([`data`](super::data)). What the pool told is believed while its stream of changes is open and told nothing else:
+//! Names and attributes are changed in the pool at once, or where a directory is this mount's alone, here and told soon after
+//! ([`alone`](super::alone)); bytes are kept here for at most a second ([`data`](super::data)). What the pool told is believed while its stream of changes is open and told nothing else:
 //! each answer is stamped with the epoch in which it was asked for, and a change told since makes it worthless.
 
 use std::ffi::OsStr;
@@ -15,10 +15,12 @@ use tokio::sync::Notify;
 
 use super::acl;
 use super::blocks::BlockCache;
+use super::disk_cache::DiskCache;
 use super::handles::Handles;
+use super::later::Later;
 use super::nodes::{Node, Table, lock};
 use super::service::{
-    Attr, AttrChange, Change, Done, Errno, FileRef, FileService, Ino, Kind, NewNode, Operation, Place,
+    Attr, AttrChange, Birth, Change, Done, Errno, FileService, Ino, Kind, NewNode, Operation, Place,
     RenameMode, Result, Space, XattrMode,
 };
 
@@ -38,6 +40,10 @@ pub struct Options {
     pub unsent_bytes_max: usize,
     /// Memory for bytes that were read.
     pub cache_bytes_max: usize,
+    /// Keeps what was read beyond memory.
+    pub disk_cache: Option<Arc<DiskCache>>,
+    /// Directories that this mount alone changes are asked for: names in them are then changed without waiting.
+    pub decides_alone: bool,
     /// Reads the wall clock.
     pub now: fn() -> SystemTime,
 }
@@ -70,6 +76,7 @@ pub struct Mount {
     pub(super) pool_room: AtomicU64,
     pub(super) is_written: Notify,
     pub(super) fetches: tokio::sync::Semaphore,
+    pub(super) later: Later,
     epoch: AtomicU64,
     changes: AtomicU64,
     pub(super) forgets: tokio::sync::mpsc::Sender<Forget>,
@@ -109,6 +116,7 @@ impl Mount {
             pool_room: AtomicU64::new(u64::MAX),
             is_written: Notify::new(),
             fetches: tokio::sync::Semaphore::new(FETCHES_MAX),
+            later: Later::default(),
             epoch: AtomicU64::new(1),
             changes: AtomicU64::new(0),
             forgets,
@@ -213,7 +221,7 @@ impl Mount {
         Seen { attr: state.seen(), valid_for: if is_fresh { vouched } else { Duration::ZERO } }
     }
 
-    fn is_fresh(&self, node: &Node) -> bool {
+    pub(super) fn is_fresh(&self, node: &Node) -> bool {
         lock(&node.state).fresh_in == self.epoch() && !self.service.cache_for().is_zero()
     }
 
@@ -221,6 +229,16 @@ impl Mount {
     pub(super) fn refer(&self, node: &Node) -> Seen {
         lock(&node.state).lookups += 1;
         self.seen(node)
+    }
+
+    /// A refusal that says that nothing has changed leaves what is known as it is.
+    fn doubt_unless_plain(&self, errno: Errno, directories: &[Ino]) {
+        const PLAIN: [Errno; 6] =
+            [Errno::EXIST, Errno::NOENT, Errno::NOTDIR, Errno::ISDIR, Errno::INVAL, Errno::NAMETOOLONG];
+        let is_not_empty = errno.0 == libc::ENOTEMPTY;
+        if !is_not_empty && !PLAIN.contains(&errno) {
+            self.doubt_alone(directories);
+        }
     }
 
     pub(super) async fn apply(&self, operation: Operation) -> Result<Done> {
@@ -232,6 +250,9 @@ impl Mount {
     pub async fn lookup(&self, parent: Ino, name: &OsStr) -> std::result::Result<Seen, (Errno, Duration)> {
         let place = Self::place(parent, name).map_err(|errno| (errno, Duration::ZERO))?;
         let asked = self.asking(None);
+        if self.is_missing_alone(&place) {
+            return Err((Errno::NOENT, self.service.cache_for().min(MISSING_CACHE_MAX)));
+        }
         let known = lock(&self.table).named_in(&place, asked.epoch);
         if let Some(node) = known.filter(|node| self.is_fresh(node)) {
             return Ok(self.refer(&node));
@@ -242,6 +263,9 @@ impl Mount {
         }
         let known = lock(&self.table).named(&place);
         let known = known.map(|node| (node.ino, lock(&node.state).changes));
+        if let Ok(directory) = self.node(parent) {
+            self.tell_of_node(&directory).await;
+        }
         match self.service.lookup(&place).await {
             Ok(attr) => {
                 let own = known.filter(|(ino, _)| *ino == attr.ino).map(|(_, own)| own);
@@ -254,6 +278,7 @@ impl Mount {
             }
             Err(Errno::NOENT) => {
                 lock(&self.table).unname(&place);
+                self.doubt_alone(&[parent]);
                 let is_current = self.changes.load(Ordering::Acquire) == asked.changes;
                 Err((Errno::NOENT, if is_current { vouched } else { Duration::ZERO }))
             }
@@ -283,6 +308,7 @@ impl Mount {
     /// Asks for attributes unless they are known.
     pub(super) async fn refresh(&self, node: &Node) -> Result<()> {
         if !self.is_fresh(node) {
+            self.tell_of_node(node).await;
             let asked = self.asking(Some(node));
             let attr = self.service.attributes(&node.file_ref()).await?;
             self.learn(attr, asked);
@@ -294,6 +320,9 @@ impl Mount {
     /// As the pool says; the failure of bytes that had to be sent before.
     pub async fn set_attributes(self: &Arc<Self>, ino: Ino, change: AttrChange) -> Result<Seen> {
         let node = self.node(ino)?;
+        if self.change_unborn(&node, &change) {
+            return Ok(self.seen(&node));
+        }
         let mut operations = vec![Operation::SetAttributes { file: node.file_ref(), change }];
         if let Some(mode) = change.mode {
             let xattrs = self.xattrs(&node).await?;
@@ -332,10 +361,22 @@ impl Mount {
         }
         let inherited = self.xattrs(&directory).await?;
         acl::inherit(&inherited, &mut node, umask);
+        if let Some(made) = self.make_alone(&place, &node) {
+            return made;
+        }
+        self.have_alone(&directory).await;
+        if let Some(made) = self.make_alone(&place, &node) {
+            return made;
+        }
+        let _changing = self.change_in(&[parent]).await;
         let xattrs = node.xattrs.clone();
         let asked = self.asking(None);
-        let done = self.apply(Operation::Make { place: place.clone(), node }).await;
-        let done = done.inspect_err(|_| lock(&self.table).doubt_names_in(parent))?;
+        let birth = Birth { is_leased: self.options.decides_alone, ..Birth::default() };
+        let done = self.apply(Operation::Make { place: place.clone(), node, birth }).await;
+        let done = done.inspect_err(|errno| {
+            lock(&self.table).doubt_names_in(parent);
+            self.doubt_unless_plain(*errno, &[parent]);
+        })?;
         let attr = done.attr.ok_or(Errno::IO)?;
         self.learn_directories(&done, asked);
         let node = self.learn_own(attr, asked);
@@ -344,6 +385,10 @@ impl Mount {
             if attr.kind == Kind::Directory && self.changes.load(Ordering::Acquire) == asked.changes {
                 state.complete_in = asked.epoch; // It is new, and empty.
             }
+        }
+        self.was_named(&place, node.ino);
+        if attr.kind == Kind::Directory && self.epoch() == asked.epoch {
+            self.begin_alone(node.ino);
         }
         lock(&self.table).name(place, &node, asked.epoch);
         lock(&node.state).xattrs = Some(xattrs);
@@ -355,9 +400,12 @@ impl Mount {
     pub async fn link(self: &Arc<Self>, ino: Ino, parent: Ino, name: &OsStr) -> Result<Seen> {
         let (node, place) = (self.node(ino)?, Self::place(parent, name)?);
         let operation = Operation::Link { file: node.file_ref(), to: place.clone() };
+        let _changing = self.change_in(&[parent]).await;
         let asked = self.asking(None);
-        let done = self.change_file(&node, vec![operation]).await?;
+        let done = self.change_file(&node, vec![operation]).await;
+        let done = done.inspect_err(|errno| self.doubt_unless_plain(*errno, &[parent]))?;
         self.learn_directories(&done, asked);
+        self.was_named(&place, ino);
         lock(&self.table).name(place, &node, asked.epoch);
         Ok(self.refer(&node))
     }
@@ -372,6 +420,7 @@ impl Mount {
     /// A name of this file went.
     fn lost_name(&self, place: &Place, node: Option<Arc<Node>>, left: Option<Attr>, asked: Asked) {
         lock(&self.table).unname(place);
+        self.was_unnamed(place);
         let Some(node) = node else { return };
         match left.filter(|left| left.ino == node.ino) {
             Some(left) => {
@@ -394,13 +443,24 @@ impl Mount {
     /// As the pool says.
     pub async fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let place = Self::place(parent, name)?;
+        if let Some(done) = self.unlink_alone(&place) {
+            return done;
+        }
+        if let Ok(directory) = self.node(parent) {
+            self.have_alone(&directory).await;
+        }
+        if let Some(done) = self.unlink_alone(&place) {
+            return done;
+        }
+        let _changing = self.change_in(&[parent]).await;
         let (node, is_held) = self.known(&place);
         let _turn = match &node {
             Some(node) => Some(node.turn.lock().await),
             None => None,
         };
         let asked = self.asking(None);
-        let done = self.apply(Operation::Unlink { place: place.clone(), is_held }).await?;
+        let done = self.apply(Operation::Unlink { place: place.clone(), is_held }).await;
+        let done = done.inspect_err(|errno| self.doubt_unless_plain(*errno, &[parent]))?;
         self.learn_directories(&done, asked);
         self.lost_name(&place, node.clone(), done.attr, asked);
         Ok(())
@@ -410,9 +470,15 @@ impl Mount {
     /// As the pool says.
     pub async fn remove_directory(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let place = Self::place(parent, name)?;
+        if let Some(done) = self.remove_directory_alone(&place) {
+            return done;
+        }
         let (node, _) = self.known(&place);
+        let directories: Vec<Ino> = node.iter().map(|node| node.ino).chain([parent]).collect();
+        let _changing = self.change_in(&directories).await;
         let asked = self.asking(None);
-        let done = self.apply(Operation::RemoveDirectory { place: place.clone() }).await?;
+        let done = self.apply(Operation::RemoveDirectory { place: place.clone() }).await;
+        let done = done.inspect_err(|errno| self.doubt_unless_plain(*errno, &directories))?;
         self.learn_directories(&done, asked);
         self.lost_name(&place, node, None, asked);
         Ok(())
@@ -432,6 +498,22 @@ impl Mount {
         if from == to {
             return Ok(());
         }
+        if let Some(done) = self.rename_alone(&from, &to, mode) {
+            return done;
+        }
+        for parent in [from.parent, to.parent] {
+            if let Ok(directory) = self.node(parent) {
+                self.have_alone(&directory).await;
+            }
+        }
+        if let Some(done) = self.rename_alone(&from, &to, mode) {
+            return done;
+        }
+        let mut directories = vec![from.parent, to.parent];
+        directories.extend(lock(&self.table).named(&to).map(|replaced| replaced.ino));
+        directories.sort_unstable();
+        directories.dedup();
+        let _changing = self.change_in(&directories).await;
         let (moved, _) = self.known(&from);
         let (replaced, is_replaced_held) = self.known(&to);
         if moved.is_none() {
@@ -441,9 +523,10 @@ impl Mount {
         let operation = Operation::Rename { from: from.clone(), to: to.clone(), mode, is_replaced_held };
         let asked = self.asking(None);
         let done = match &moved {
-            Some(moved) => self.change_file(moved, vec![operation]).await?,
-            None => self.apply(operation).await?,
+            Some(moved) => self.change_file(moved, vec![operation]).await,
+            None => self.apply(operation).await,
         };
+        let done = done.inspect_err(|errno| self.doubt_unless_plain(*errno, &directories))?;
         self.learn_directories(&done, asked);
         if is_same {
             return Ok(()); // Two names of one file: both stay.
@@ -453,8 +536,8 @@ impl Mount {
                 let mut table = lock(&self.table);
                 table.unname(&from);
                 table.unname(&to);
-                replaced.inspect(|node| table.name(from, node, 0));
-                moved.inspect(|node| table.name(to, node, 0));
+                replaced.inspect(|node| table.name(from.clone(), node, 0));
+                moved.inspect(|node| table.name(to.clone(), node, 0));
             }
             (_, replaced) => {
                 if let Some(replaced) = replaced {
@@ -472,8 +555,16 @@ impl Mount {
                 }
                 let mut table = lock(&self.table);
                 table.unname(&from);
-                moved.inspect(|node| table.name(to, node, asked.epoch));
+                moved.inspect(|node| table.name(to.clone(), node, asked.epoch));
             }
+        }
+        // Last: what was replaced has lost the name before.
+        match done.attr {
+            Some(attr) if mode != RenameMode::Exchange => {
+                self.was_unnamed(&from);
+                self.was_named(&to, attr.ino);
+            }
+            _ => self.doubt_alone(&directories),
         }
         Ok(())
     }
@@ -481,7 +572,9 @@ impl Mount {
     /// # Errors
     /// As the pool says.
     pub async fn read_link(&self, ino: Ino) -> Result<Bytes> {
-        self.service.read_link(&self.node(ino)?.file_ref()).await
+        let node = self.node(ino)?;
+        self.tell_of_node(&node).await;
+        self.service.read_link(&node.file_ref()).await
     }
 
     pub(super) async fn xattrs(&self, node: &Node) -> Result<Vec<(Bytes, Bytes)>> {
@@ -493,6 +586,7 @@ impl Mount {
         if let Some(known) = known.filter(|_| !self.service.cache_for().is_zero()) {
             return Ok(known);
         }
+        self.tell_of_node(node).await;
         let asked = self.asking(None);
         let xattrs = self.service.xattrs(&node.file_ref()).await?;
         let mut state = lock(&node.state);
@@ -613,7 +707,12 @@ impl Mount {
                 forgets.chain([Forget::Name(place)]).collect()
             }
             Change::Unlocked(_) => Vec::new(),
+            Change::Recalled(directory) => {
+                self.is_recalled(directory);
+                Vec::new()
+            }
             Change::All => {
+                self.leave_all_alone();
                 self.epoch.fetch_add(1, Ordering::AcqRel);
                 let (nodes, places) = {
                     let table = lock(&self.table);
@@ -631,12 +730,9 @@ impl Mount {
     /// # Errors
     /// Bytes that were written are lost.
     pub async fn end(self: &Arc<Self>) -> Result<()> {
+        self.tell_all().await;
         let sent = self.send_all().await;
         self.service.close().await;
-        sent
-    }
-
-    pub(super) fn reference(&self, ino: Ino) -> Result<FileRef> {
-        Ok(self.node(ino)?.file_ref())
+        if self.is_anything_lost() { sent.and(Err(Errno::IO)) } else { sent }
     }
 }

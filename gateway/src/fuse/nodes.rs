@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::buffer::{WriteBuffer, lay_piece_over};
-use super::service::{Attr, Errno, FileRef, Ino, Kind, Place};
+use super::service::{Attr, Birth, Errno, FileRef, Ino, Kind, NewNode, Place};
 
 /// A state stays sound when a thread panics with it in hand: each change of it is one step.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -20,7 +20,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Node {
     pub ino: Ino,
     /// Held while a change of this file is on its way: they reach the pool, and their answers come back, one by one.
-    pub turn: tokio::sync::Mutex<()>,
+    pub turn: Arc<tokio::sync::Mutex<()>>,
     pub state: Mutex<State>,
     /// Told when blocks have come, or will not come.
     pub fetched: tokio::sync::Notify,
@@ -63,6 +63,20 @@ pub struct State {
     /// Of a directory: in which epoch the table had all of its names. A name that is missing there stands for nothing.
     pub complete_in: u64,
     pub lock_owners: HashSet<u64>,
+    /// It was made here, and the pool is not being told yet: what changes of it changes what is told.
+    pub making: Option<Making>,
+    /// Changes of it that the pool is still to be told of, or is being told.
+    pub untold: u32,
+}
+
+/// A node that the pool is to be told of.
+#[derive(Debug)]
+pub struct Making {
+    pub place: Place,
+    pub node: NewNode,
+    pub birth: Birth,
+    /// A program wrote it and closed it.
+    pub is_closed: bool,
 }
 
 /// What is to be sent of a file.
@@ -103,6 +117,8 @@ impl State {
             xattrs: None,
             complete_in: 0,
             lock_owners: HashSet::new(),
+            making: None,
+            untold: 0,
         }
     }
 
@@ -220,7 +236,7 @@ impl Table {
         let node = self.nodes.entry(attr.ino).or_insert_with(|| {
             Arc::new(Node {
                 ino: attr.ino,
-                turn: tokio::sync::Mutex::new(()),
+                turn: Arc::default(),
                 state: Mutex::new(State::new(attr)),
                 fetched: tokio::sync::Notify::new(),
             })
@@ -289,7 +305,8 @@ impl Table {
     pub fn drop_unused(&mut self, ino: Ino) {
         let Some(node) = self.nodes.get(&ino) else { return };
         let state = lock(&node.state);
-        if state.lookups > 0 || state.opens > 0 || state.is_dirty() || state.is_failure_unseen {
+        let is_needed = state.lookups > 0 || state.opens > 0 || state.untold > 0;
+        if is_needed || state.is_dirty() || state.is_failure_unseen {
             return;
         }
         let places = state.places.clone();

@@ -145,6 +145,21 @@ pub struct NewNode {
     pub xattrs: Vec<(Bytes, Bytes)>,
 }
 
+/// How a node is born that was made here before the pool is told of it. By default the pool gives all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Birth {
+    /// Of those that [`FileService::number`] gave.
+    pub ino: Option<Ino>,
+    /// The other times are this one, where they are not given.
+    pub made_at: Option<SystemTime>,
+    pub mtime: Option<SystemTime>,
+    pub atime: Option<SystemTime>,
+    /// A file's content.
+    pub data: Bytes,
+    /// A directory that is this mount's alone from now on, as after [`Operation::Lease`].
+    pub is_leased: bool,
+}
+
 /// How a rename treats the new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenameMode {
@@ -219,6 +234,7 @@ pub enum Operation {
     Make {
         place: Place,
         node: NewNode,
+        birth: Birth,
     },
     SetAttributes {
         file: FileRef,
@@ -258,6 +274,11 @@ pub enum Operation {
     Lock {
         file: FileRef,
         lock: Lock,
+    },
+    /// A directory becomes this mount's alone, or is given back. `EAGAIN`: it is another's.
+    Lease {
+        directory: Ino,
+        is_wanted: bool,
     },
 }
 
@@ -336,6 +357,9 @@ pub enum Change {
     Name(Place),
     /// A lock on the file was released.
     Unlocked(Ino),
+    /// A directory that is this mount's alone is wanted back: no more is to be decided here, and the pool to be told of
+    /// what was.
+    Recalled(Ino),
     /// Everything: changes were lost, or the pool was away.
     All,
 }
@@ -361,6 +385,19 @@ pub trait FileService: Send + Sync + 'static {
     async fn store(&self, data: Bytes) -> Result<Payload>;
     /// Changes in order, durable when it returns; each has its own outcome.
     async fn apply(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>>;
+    /// As [`apply`](Self::apply), of much at once: [`Done::directories`] may be left out.
+    async fn tell(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
+        self.apply(operations).await
+    }
+    /// A number for a node that the pool is told of later; `None`: there is none now.
+    fn number(&self) -> Option<Ino> {
+        None
+    }
+    /// For how long from now on directories that are this mount's alone stay so, whatever happens; each answer of
+    /// [`apply`](Self::apply) and [`tell`](Self::tell) prolongs it. Zero: nothing may be decided here.
+    fn alone_for(&self) -> Duration {
+        Duration::ZERO
+    }
     /// From now on the file is open here: its bytes outlive its last name until [`release`](Self::release).
     fn hold(&self, ino: Ino);
     fn release(&self, ino: Ino);

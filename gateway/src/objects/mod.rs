@@ -12,6 +12,7 @@
 //! | [`download`]  | content into a body                                       |
 //! | `cache`       | windows of blobs that were read lately, in memory         |
 //! | [`documents`] | what decides about access to a bucket, kept for a lease   |
+//! | `leases`      | waiting for a directory that a mount has alone            |
 //! | `pieces`      | what the file service needs: blobs not yet named, ranges of extents |
 //! | [`multipart`] | uploads in parts, copies                                  |
 //! | [`versions`]  | versions that need not be current, object lock, rules of lifecycles |
@@ -22,12 +23,14 @@
 mod cache;
 pub mod documents;
 mod download;
+mod leases;
 mod multipart;
 mod pieces;
 pub mod sealing;
 mod upload;
 mod versions;
 
+pub(crate) use leases::LeaseWait;
 pub(crate) use upload::{Inlining, Stored};
 
 use std::collections::HashMap;
@@ -45,6 +48,7 @@ use makai_ops::metering::{ServedMeter, Traffic};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
+use makai_raft::facts::files::FileRefusal;
 use makai_raft::facts::object::{Checksum, KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
 use makai_raft::facts::tenant::TenantId;
@@ -307,8 +311,23 @@ impl Objects {
         Ok(self.inner.metadata.query(query).await?)
     }
 
+    /// Waits where a mount has the directory alone that the command changes.
     async fn propose(&self, command: Command) -> Result<Reply, ObjectsError> {
-        Ok(self.inner.metadata.propose(command).await?)
+        if let Command::File(_) = command {
+            return Ok(self.inner.metadata.propose(command).await?);
+        }
+        let mut waiting = LeaseWait::default();
+        loop {
+            let refused = match self.inner.metadata.propose(command.clone()).await {
+                Err(MetaError::Refused(refused)) => refused,
+                other => return Ok(other?),
+            };
+            match &refused {
+                Refusal::File(FileRefusal::Leased { bucket, directory })
+                    if self.await_lease(&mut waiting, bucket, *directory).await? => {}
+                _ => return Err(refused.into()),
+            }
+        }
     }
 
     /// Makes a bucket for the caller; `scheme`: `None` leaves it to the cluster.

@@ -5,6 +5,7 @@
 use http::{HeaderMap, HeaderValue, StatusCode};
 use makai_raft::facts::accounts::AccountsRefusal;
 use makai_raft::facts::command::Refusal;
+use makai_raft::facts::files::FileRefusal;
 use makai_raft::facts::version::{VersionId, VersionRefusal};
 use s3s::{S3Error, S3ErrorCode, s3_error};
 
@@ -203,7 +204,8 @@ fn from_refusal(refusal: &Refusal) -> S3Error {
         }
         // The client did nothing wrong: its own retry sends the same again.
         Refusal::SourceChanged => S3ErrorCode::ServiceUnavailable,
-        Refusal::FollowersBehind => S3ErrorCode::SlowDown,
+        // A mount has the directory alone and does not give it back.
+        Refusal::File(FileRefusal::Leased { .. }) | Refusal::FollowersBehind => S3ErrorCode::SlowDown,
         Refusal::BlobTooOld => S3ErrorCode::RequestTimeout,
         Refusal::Version(refusal) => return from_version_refusal(refusal),
         Refusal::StaleAttempt(_) | Refusal::Invalid(_) | Refusal::File(_) => S3ErrorCode::InvalidArgument,

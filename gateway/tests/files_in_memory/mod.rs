@@ -1,6 +1,8 @@
 //! The pool as files, in this process's memory: small, and as strict as POSIX about names, links and times.
+#![allow(dead_code, reason = "each test uses some of it")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +17,8 @@ const PAGE_BYTES: u64 = 4096;
 const ROOT: u64 = 17;
 const LIST_MAX: usize = 100;
 const SPACE_BYTES: u64 = 64 << 30;
+/// A message's way to a pool and back.
+const AWAY: Duration = Duration::from_millis(5);
 const CACHE_FOR: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -25,7 +29,6 @@ struct Node {
     parent: u64,
     target: Bytes,
     xattrs: Vec<(Bytes, Bytes)>,
-    holds: u32,
     locks: Vec<Lock>,
 }
 
@@ -34,14 +37,20 @@ struct Inner {
     nodes: HashMap<u64, Node>,
     last: u64,
     stored: HashMap<Bytes, Bytes>,
+    /// How often each is open.
+    held: HashMap<u64, u32>,
     changes: Vec<Change>,
     fail_edits_with: Option<Errno>,
+    fail_makes_with: Option<Errno>,
+    leased: HashSet<Ino>,
 }
 
 /// See the file's front.
 pub struct FilesInMemory {
     inner: Mutex<Inner>,
     changed: Notify,
+    messages: AtomicU64,
+    reads: AtomicU64,
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test's pool lives in real time")]
@@ -78,7 +87,6 @@ fn new_node(ino: u64, parent: u64, node: NewNode) -> Node {
         parent,
         target: node.target,
         xattrs: node.xattrs,
-        holds: 0,
         locks: Vec::new(),
     }
 }
@@ -149,6 +157,11 @@ impl Node {
 }
 
 impl Inner {
+    fn next_number(&mut self) -> u64 {
+        self.last += 1;
+        ROOT + self.last
+    }
+
     fn node(&mut self, ino: u64) -> Result<&mut Node> {
         self.nodes.get_mut(&ino).ok_or(Errno::STALE)
     }
@@ -196,7 +209,7 @@ impl Inner {
         node.attr.nlink = if node.attr.kind == Kind::Directory { 0 } else { node.attr.nlink - 1 };
         node.touched(false);
         let left = (node.attr.nlink > 0).then_some(node.attr);
-        if node.attr.nlink == 0 && node.holds == 0 {
+        if left.is_none() && !self.held.contains_key(&ino) {
             self.nodes.remove(&ino);
         }
         Ok(left)
@@ -373,13 +386,25 @@ impl Inner {
 
     fn apply(&mut self, operation: Operation) -> Result<Done> {
         match operation {
-            Operation::Make { place, node } => {
+            Operation::Make { place, node, birth } => {
+                if let Some(errno) = self.fail_makes_with {
+                    return Err(errno);
+                }
                 if self.directory(place.parent)?.children.contains_key(&place.name) {
                     return Err(Errno::EXIST);
                 }
-                self.last += 1;
-                let ino = ROOT + self.last;
-                self.nodes.insert(ino, new_node(ino, place.parent.0, node));
+                let ino = birth.ino.map_or_else(|| self.next_number(), |ino| ino.0);
+                let mut node = new_node(ino, place.parent.0, node);
+                node.write(0, &birth.data);
+                node.attr.blocks = node.pages.len() as u64 * (PAGE_BYTES / 512);
+                let made_at = birth.made_at.unwrap_or_else(now);
+                (node.attr.ctime, node.attr.btime) = (made_at, made_at);
+                node.attr.mtime = birth.mtime.unwrap_or(made_at);
+                node.attr.atime = birth.atime.unwrap_or(made_at);
+                if birth.is_leased && node.attr.kind == Kind::Directory {
+                    self.leased.insert(Ino(ino));
+                }
+                self.nodes.insert(ino, node);
                 self.enter(&place, ino)?;
                 let attr = self.node(ino)?.attr;
                 Ok(self.done(Some(attr), &[place.parent]))
@@ -430,6 +455,15 @@ impl Inner {
                 self.set_xattr(file.ino.0, &name, value.as_ref(), mode)
             }
             Operation::Lock { file, lock } => self.lock(file.ino.0, lock),
+            Operation::Lease { directory, is_wanted: true } => {
+                self.directory(directory)?;
+                self.leased.insert(directory);
+                Ok(Done::default())
+            }
+            Operation::Lease { directory, is_wanted: false } => {
+                self.leased.remove(&directory);
+                Ok(Done::default())
+            }
         }
     }
 }
@@ -454,7 +488,12 @@ impl Default for FilesInMemory {
         };
         let mut inner = Inner::default();
         inner.nodes.insert(ROOT, new_node(ROOT, ROOT, root));
-        Self { inner: Mutex::new(inner), changed: Notify::new() }
+        Self {
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+            messages: AtomicU64::default(),
+            reads: AtomicU64::default(),
+        }
     }
 }
 
@@ -466,6 +505,31 @@ impl FilesInMemory {
     /// From now on bytes are refused for this reason.
     pub fn fail_edits_with(&self, errno: Option<Errno>) {
         self.inner().fail_edits_with = errno;
+    }
+
+    /// From now on nothing is made, for this reason.
+    pub fn fail_makes_with(&self, errno: Option<Errno>) {
+        self.inner().fail_makes_with = errno;
+    }
+
+    /// Questions for bytes so far.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Messages that brought changes so far.
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
+    pub fn is_leased(&self, directory: Ino) -> bool {
+        self.inner().leased.contains(&directory)
+    }
+
+    /// Another mount wants a directory.
+    pub fn recall(&self, directory: Ino) {
+        self.inner().changes.push(Change::Recalled(directory));
+        self.changed.notify_one();
     }
 
     /// A change by another's hand: this mount is told of it.
@@ -527,6 +591,7 @@ impl FileService for FilesInMemory {
     }
 
     async fn read(&self, file: &FileRef, offset: u64, length: u64) -> Result<Read> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let mut inner = self.inner();
         let node = inner.node(file.ino.0)?;
         Ok(Read { data: node.read(offset, length).into(), attr: node.attr })
@@ -576,25 +641,40 @@ impl FileService for FilesInMemory {
     }
 
     async fn apply(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
+        self.messages.fetch_add(1, Ordering::Relaxed);
         let mut inner = self.inner();
         let done = operations.into_iter().map(|operation| inner.apply(operation)).collect();
         inner.stored.clear();
         Ok(done)
     }
 
+    async fn tell(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
+        tokio::time::sleep(AWAY).await;
+        self.apply(operations).await
+    }
+
+    fn number(&self) -> Option<Ino> {
+        Some(Ino(self.inner().next_number()))
+    }
+
+    fn alone_for(&self) -> Duration {
+        CACHE_FOR
+    }
+
     fn hold(&self, ino: Ino) {
-        if let Ok(node) = self.inner().node(ino.0) {
-            node.holds += 1;
-        }
+        *self.inner().held.entry(ino.0).or_default() += 1;
     }
 
     fn release(&self, ino: Ino) {
         let mut inner = self.inner();
-        if let Ok(node) = inner.node(ino.0) {
-            node.holds -= 1;
-            if node.holds == 0 && node.attr.nlink == 0 {
-                inner.nodes.remove(&ino.0);
-            }
+        let left = inner.held.get(&ino.0).map_or(0, |count| count - 1);
+        if left > 0 {
+            inner.held.insert(ino.0, left);
+            return;
+        }
+        inner.held.remove(&ino.0);
+        if inner.node(ino.0).is_ok_and(|node| node.attr.nlink == 0) {
+            inner.nodes.remove(&ino.0);
         }
     }
 

@@ -22,6 +22,8 @@ pub const LINKS_MAX: u32 = 65_000;
 pub const LOCKS_MAX: usize = 4096;
 /// A session not renewed for so long has ended.
 pub const LEASE_MS: u64 = 30_000;
+/// A session whose directories are its alone has them for so long after its last change.
+pub const DIRECTORY_LEASE_MS: u64 = 5_000;
 /// Sessions of one bucket at once.
 pub const SESSIONS_MAX: u32 = 1024;
 /// Inode numbers granted at once.
@@ -46,6 +48,14 @@ impl FileTime {
     pub fn from_millis(millis: u64) -> Self {
         let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);
         Self { seconds, nanos: (millis % 1000) as u32 * 1_000_000 }
+    }
+
+    /// This time, or `now` where it lies farther from it than `away_ms_max`, or is none.
+    #[must_use]
+    pub fn within(self, now: Self, away_ms_max: u64) -> Self {
+        let is_time = self.nanos < 1_000_000_000;
+        let away_ms = self.to_millis().abs_diff(now.to_millis());
+        if is_time && away_ms <= away_ms_max { self } else { now }
     }
 
     /// Whole milliseconds since 1970; 0 before.
@@ -210,6 +220,14 @@ pub enum FileCommand {
         request: u64,
         ops: Vec<FileOp>,
         blobs: Vec<NewBlob>,
+        /// The reply leaves out the directories that operations changed.
+        #[serde(default)]
+        is_brief: bool,
+    },
+    /// Asks who has a directory alone to give it back.
+    Recall {
+        bucket: BucketRef,
+        directory: u64,
     },
 }
 
@@ -258,6 +276,12 @@ pub enum FileOp {
         file: FileRef,
         lock: Lock,
     },
+    /// Takes a directory for this session alone, or gives it back: while one session has it, what others change of its
+    /// entries is refused as [`FileRefusal::Leased`].
+    SetLease {
+        directory: u64,
+        is_wanted: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,6 +298,16 @@ pub struct Make {
     pub is_exclusive: bool,
     pub xattrs: Vec<(Bytes, Bytes)>,
     pub content: Whole,
+    /// When its session made it, if that is longer ago than this command; times that are not given are this one.
+    #[serde(default)]
+    pub made_at: Option<FileTime>,
+    #[serde(default)]
+    pub modified_at: Option<FileTime>,
+    #[serde(default)]
+    pub accessed_at: Option<FileTime>,
+    /// A directory that is its session's alone from its birth on.
+    #[serde(default)]
+    pub is_leased: bool,
 }
 
 /// A whole content.
@@ -409,7 +443,15 @@ pub enum FileQuery {
     /// -> `Lock`: the first that stands in the way.
     Lock { bucket: BucketRef, session: u64, file: FileRef, lock: Lock },
     /// -> `Events` after a sequence.
-    Events { bucket: BucketRef, session: u64, after: u64, entries_max: u32 },
+    /// Without any, the answer waits for one, at most `wait_ms`.
+    Events {
+        bucket: BucketRef,
+        session: u64,
+        after: u64,
+        entries_max: u32,
+        #[serde(default)]
+        wait_ms: u32,
+    },
     /// -> `Space`
     Space { bucket: BucketRef },
 }
@@ -469,9 +511,17 @@ pub struct FileContent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileEvent {
     Inode(u64),
-    Entry { parent: u64, name: Name },
+    Entry {
+        parent: u64,
+        name: Name,
+    },
     Orphaned(u64),
     Unlocked(u64),
+    /// Another wants to change a directory that the session has alone.
+    Recalled {
+        directory: u64,
+        session: u64,
+    },
 }
 
 /// Why something could not be done with a file: each has its errno.
@@ -515,4 +565,7 @@ pub enum FileRefusal {
     /// A door rewrites the content as a blob, and edits that.
     #[error("the content is inline, and can only be replaced")]
     IsInline,
+    /// A door has it recalled, and tries again.
+    #[error("a mount has the directory alone")]
+    Leased { bucket: BucketRef, directory: u64 },
 }

@@ -8,6 +8,7 @@ use super::accounts::{AccountsAnswer, AccountsQuery};
 use super::audit::{AuditAnswer, AuditQuery};
 use super::bucket::Bucket;
 use super::cluster::ClusterMap;
+use super::files::{EVENTS_KEPT, FileAnswer, FileQuery};
 use super::identity::{IdentityAnswer, IdentityQuery};
 use super::jobs::{JobsAnswer, JobsQuery};
 use super::journal::{JournalAnswer, JournalQuery};
@@ -137,6 +138,29 @@ pub struct ListObjects {
 pub enum Listed {
     Object(ObjectHead),
     CommonPrefix(String),
+}
+
+impl Query {
+    /// How long its answer may wait for something to tell; `None`: it does not.
+    #[must_use]
+    pub fn wait_ms(&self) -> Option<u32> {
+        match self {
+            Self::File(FileQuery::Events { wait_ms, .. }) if *wait_ms > 0 => Some(*wait_ms),
+            _ => None,
+        }
+    }
+
+    /// Whether the answer tells so little that one who waits is better off waiting on.
+    #[must_use]
+    pub fn is_answered_by_nothing(&self, answer: &Answer) -> bool {
+        match (self, answer) {
+            (
+                Self::File(FileQuery::Events { after, .. }),
+                Answer::File(FileAnswer::Events { sequence, events, is_lost }),
+            ) => events.is_empty() && !is_lost && sequence.saturating_sub(*after) < EVENTS_KEPT / 16,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -355,6 +355,20 @@ impl MetaNode {
         tokio::time::timeout(timeout, ready)
             .await
             .map_err(|_| Trouble::Unavailable("no leader confirmed itself in time".into()))??;
+        let Some(wait_ms) = query.wait_ms() else { return self.look(query).await };
+        let until = super::timer() + timeout.min(Duration::from_millis(wait_ms.into()));
+        loop {
+            let mut told = self.0.store.watch_told();
+            let answer = self.look(query.clone()).await?;
+            let is_empty = answer.as_ref().is_ok_and(|answer| query.is_answered_by_nothing(answer));
+            if !is_empty || !matches!(tokio::time::timeout_at(until, told.changed()).await, Ok(Ok(()))) {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Answers from this node's facts as they are.
+    async fn look(&self, query: Query) -> Result<Result<Answer, Refusal>, Trouble> {
         let store = self.0.store.clone();
         let answered = tokio::task::spawn_blocking(move || store.query(&query)).await;
         answered.map_err(unavailable)?.map_err(unavailable)

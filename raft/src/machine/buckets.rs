@@ -168,6 +168,23 @@ pub struct Flow {
     pub removed: u64,
 }
 
+impl Change {
+    /// Both changes.
+    pub fn add(&mut self, other: Self) {
+        let flows = [
+            (&mut self.objects, other.objects),
+            (&mut self.object_bytes, other.object_bytes),
+            (&mut self.part_bytes, other.part_bytes),
+            (&mut self.noncurrent, other.noncurrent),
+            (&mut self.noncurrent_bytes, other.noncurrent_bytes),
+        ];
+        for (flow, other) in flows {
+            flow.added = flow.added.saturating_add(other.added);
+            flow.removed = flow.removed.saturating_add(other.removed);
+        }
+    }
+}
+
 /// See [`Quota`].
 pub fn set_quota(draft: &mut Draft<'_>, name: &str, quota: Quota) -> Outcome<Reply> {
     let bucket = Bucket { quota, ..get(draft, name)? };

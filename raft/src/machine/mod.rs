@@ -68,6 +68,7 @@
 //! | `43`  | bucket (8), key                    | the number of the version under `42` that has no id    |
 //! | `44`  | bucket (8)                         | rules of its lifecycle                                 |
 //! | `45`  | inode (8), part number (2)         | from that part on, some of the parts a version was completed from |
+//! | `46`  | root (8), directory (8)            | the session that has the directory alone               |
 //! | `48`  | inode (8)                          | a file that mounts know: as an object's entry; its entries then hold `02` and its inode |
 //! | `49`  | directory (8)                      | its bucket's root, the directory above it, its name; of a root, its attributes |
 //! | `4A`  | root (8), session (8)              | a mount's session                                      |
@@ -113,6 +114,8 @@ mod files;
 
 #[cfg(test)]
 mod tests;
+
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -270,6 +273,11 @@ fn carry_out(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> O
             Ok(reply)
         }
     }
+}
+
+/// Whether a batch has something to tell mounts: `has` finds out if it changed any key of a range.
+pub fn tells_mounts(has: impl FnOnce((Bound<&[u8]>, Bound<&[u8]>)) -> bool) -> bool {
+    has((Bound::Included(&[files::keys::EVENT]), Bound::Excluded(&[files::keys::EVENT + 1])))
 }
 
 /// Answers from one consistent view.

@@ -90,6 +90,8 @@ struct Shared {
     current: RwLock<Option<Current>>,
     /// Index after the last applied entry.
     applied: watch::Sender<u64>,
+    /// Changes whenever mounts have something to be told.
+    told: watch::Sender<u64>,
     /// Held by whoever applies or installs.
     writing: Mutex<()>,
     /// Held by whoever changes the database. Taken after `writing` where both are.
@@ -179,6 +181,7 @@ impl MetaStore {
             config,
             current: RwLock::new(Some(current)),
             applied: watch::Sender::new(next),
+            told: watch::Sender::new(0),
             writing: Mutex::new(()),
             folding: Mutex::new(()),
             is_folding: AtomicBool::new(false),
@@ -196,6 +199,12 @@ impl MetaStore {
     #[must_use]
     pub fn watch_applied(&self) -> watch::Receiver<u64> {
         self.0.applied.subscribe()
+    }
+
+    /// Changes whenever mounts may have something to be told.
+    #[must_use]
+    pub fn watch_told(&self) -> watch::Receiver<u64> {
+        self.0.told.subscribe()
     }
 
     /// One consistent view of all that is applied, however long it is held.
@@ -232,6 +241,7 @@ impl MetaStore {
         // The view goes first, so that its layers can be merged where they are.
         let fresh = facts.fresh;
         drop(facts.view);
+        let has_told = machine::tells_mounts(|range| fresh.range::<[u8], _>(range).next().is_some());
         let next = next_index(&position);
         let bytes = self.with_current(|current| {
             let delta = Arc::make_mut(&mut current.delta);
@@ -240,6 +250,9 @@ impl MetaStore {
             delta.bytes()
         })?;
         self.0.applied.send_replace(next);
+        if has_told {
+            self.0.told.send_modify(|count| *count += 1);
+        }
         if bytes >= DELTA_BYTES_MAX {
             self.fold(Durability::None)?;
         } else if bytes >= FOLD_BYTES {
@@ -376,6 +389,7 @@ impl MetaStore {
         *current = Some(Current::begin(installed).map_err(|error| failed(error.0))?);
         drop(current);
         self.0.applied.send_replace(next_index(&position));
+        self.0.told.send_modify(|count| *count += 1);
         Ok(())
     }
 

@@ -10,8 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use makai_gateway::fuse::client::{FileClient, Target};
+use makai_gateway::fuse::disk_cache::DiskCache;
 use makai_gateway::fuse::kernel::{Attach, attach, detach, detach_dead};
 use makai_gateway::fuse::mount::{Mount, Options};
+use makai_gateway::fuse::service::FileService as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::profile::Profile;
@@ -69,12 +71,22 @@ pub struct Args {
     /// Memory for bytes that were read
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     cache_mib: usize,
+    /// Directory on this machine's disk for bytes that were read, shared by its mounts; sealed under the customer's key
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// What that directory may hold
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    cache_size: u64,
     /// Memory for bytes that were written and not sent
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     unsent_mib: usize,
     /// Keep `flock` locks within this machine; otherwise all mounts see them, as locks on the whole file
     #[arg(long)]
     local_flock: bool,
+    /// Decide alone about names in directories that nobody else changes: making, renaming and removing files there does not
+    /// wait, and the pool is told within milliseconds, many names at once. Otherwise each name is durable when the call returns
+    #[arg(long)]
+    alone: bool,
     /// Gateways that do not answer for so long are an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -130,11 +142,26 @@ pub async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         client: format!("{} pid {}", args.directory.display(), std::process::id()),
         timeout: Duration::from_secs(args.timeout.max(1)),
     };
+    let secret = target.secret_access_key.clone();
     let service = FileClient::connect(target).await?;
+    let disk_cache = match &args.cache_dir {
+        None => None,
+        Some(folder) => {
+            let root = service.root().await.context("read the bucket's root")?;
+            // A bucket or cluster made anew may give the same numbers again, but not at the same time.
+            let made_at = root.btime.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+            let scope = format!("{bucket}\n{}\n{made_at}", root.ino.0);
+            let bytes_max = args.cache_size.saturating_mul(MIB as u64);
+            let opened = DiskCache::open(folder, secret.as_bytes(), &scope, bytes_max, now);
+            Some(Arc::new(opened.with_context(|| format!("open the cache {}", folder.display()))?))
+        }
+    };
     let options = Options {
         durable_close: args.durable_close,
         unsent_bytes_max: args.unsent_mib.max(1) * MIB,
         cache_bytes_max: args.cache_mib * MIB,
+        disk_cache,
+        decides_alone: args.alone && !args.read_only,
         now,
     };
     let (forgets, forgotten) = tokio::sync::mpsc::channel(FORGETS_MAX);

@@ -79,6 +79,8 @@ pub fn take(args: &mut Args) -> anyhow::Result<()> {
             "log" => args.log = Some(with_value()?.into()),
             "ro" | "read-only" => args.read_only = true,
             "durable-close" | "sync" => args.durable_close = true,
+            "alone" => args.alone = true,
+            "dirsync" => args.alone = false,
             "local-flock" => args.local_flock = true,
             "private" => args.private = true,
             "trusted" | "suid" | "dev" => args.trusted = true,
@@ -86,6 +88,8 @@ pub fn take(args: &mut Args) -> anyhow::Result<()> {
             "gid" => args.gid = Some(u32::try_from(number()?)?),
             "umask" => args.umask = octal(with_value()?).map_err(anyhow::Error::msg)?,
             "cache-mib" => args.cache_mib = usize::try_from(number()?)?,
+            "cache-dir" => args.cache_dir = Some(with_value()?.into()),
+            "cache-size" => args.cache_size = number()?,
             "unsent-mib" => args.unsent_mib = usize::try_from(number()?)?,
             "timeout" => args.timeout = number()?,
             "" => {}

@@ -42,7 +42,7 @@ pub fn answer(view: &dyn View, query: &FileQuery) -> Outcome<Answer> {
             let bucket = bucket_of(view, bucket)?;
             FileAnswer::Lock(locks::test(view, &bucket, *session, file.inode, lock)?)
         }
-        FileQuery::Events { bucket, session, after, entries_max } => {
+        FileQuery::Events { bucket, session, after, entries_max, wait_ms: _ } => {
             sessions::events(view, &bucket_of(view, bucket)?, *session, *after, *entries_max)?
         }
         FileQuery::Space { bucket } => {

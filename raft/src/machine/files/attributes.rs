@@ -60,10 +60,7 @@ impl Work<'_, '_> {
 
     fn time(&self, to: Option<TimeToSet>) -> Result<Option<FileTime>, FileRefusal> {
         match to {
-            Some(TimeToSet::At(at)) if at.nanos >= NANOS => {
-                Err(FileRefusal::Invalid("a time has at most 999,999,999 nanoseconds".to_owned()))
-            }
-            Some(TimeToSet::At(at)) => Ok(Some(at)),
+            Some(TimeToSet::At(at)) => checked_time(Some(at)),
             Some(TimeToSet::Now) => Ok(Some(self.now)),
             None => Ok(None),
         }
@@ -120,6 +117,15 @@ impl Work<'_, '_> {
             return Err(FileRefusal::XattrsTooLarge.into());
         }
         Ok(())
+    }
+}
+
+pub fn checked_time(at: Option<FileTime>) -> Result<Option<FileTime>, FileRefusal> {
+    match at {
+        Some(at) if at.nanos >= NANOS => {
+            Err(FileRefusal::Invalid("a time has at most 999,999,999 nanoseconds".to_owned()))
+        }
+        at => Ok(at),
     }
 }
 

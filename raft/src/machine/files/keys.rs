@@ -2,12 +2,13 @@
 
 use crate::machine::keys::join;
 
+const LEASE: u8 = 0x46;
 const NODE: u8 = 0x48;
 const DIRECTORY: u8 = 0x49;
 const SESSION: u8 = 0x4A;
 const ORPHAN: u8 = 0x4B;
 const LOCKS: u8 = 0x4C;
-const EVENT: u8 = 0x4D;
+pub const EVENT: u8 = 0x4D;
 const XATTR: u8 = 0x4E;
 const REQUEST: u8 = 0x4F;
 
@@ -25,6 +26,14 @@ pub fn sessions(root: u64) -> Vec<u8> {
 
 pub fn session(root: u64, session: u64) -> Vec<u8> {
     join(SESSION, &[&root.to_be_bytes(), &session.to_be_bytes()])
+}
+
+pub fn leases(root: u64) -> Vec<u8> {
+    join(LEASE, &[&root.to_be_bytes()])
+}
+
+pub fn lease(root: u64, directory: u64) -> Vec<u8> {
+    join(LEASE, &[&root.to_be_bytes(), &directory.to_be_bytes()])
 }
 
 pub fn orphans(root: u64) -> Vec<u8> {

@@ -16,6 +16,7 @@
 //! | `edits`    | changes of content                                                     |
 //! | `splice`   | ranges of extents replaced in place                                    |
 //! | `sessions` | mounts: leases, granted inodes, events, orphans                        |
+//! | `leases`   | directories that one mount has alone                                   |
 //! | `locks`    | advisory locks                                                         |
 //! | `ask`      | queries                                                                |
 //!
@@ -28,6 +29,7 @@ pub mod keys;
 mod ask;
 mod attributes;
 mod edits;
+mod leases;
 mod locks;
 mod names;
 mod node;
@@ -37,13 +39,15 @@ mod tree;
 mod work;
 
 use self::work::Work;
+use super::buckets::{self, Change};
 use super::draft::{Draft, Outcome, Stop, read};
-use super::kv::KvError;
+use super::kv::View;
 use super::names::Place;
-use super::{buckets, kv::View};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{NewBlob, Refusal, Reply};
-use crate::facts::files::{BucketRef, FileCommand, FileEvent, FileOp, FileRefusal, FileReply, Name, OPS_MAX};
+use crate::facts::files::{
+    BucketRef, FileCommand, FileDone, FileEvent, FileOp, FileRefusal, FileReply, Name, OPS_MAX,
+};
 use crate::facts::version::Versioning;
 
 pub use self::ask::answer;
@@ -76,8 +80,12 @@ pub fn run(draft: &mut Draft<'_>, command: &FileCommand) -> Outcome<Reply> {
             sessions::expire(draft, bucket)?;
             FileReply::Done
         }
-        FileCommand::Apply { bucket, session, request, ops, blobs } => {
-            return apply(draft, bucket, *session, *request, ops, blobs);
+        FileCommand::Apply { bucket, session, request, ops, blobs, is_brief } => {
+            return apply(draft, bucket, (*session, *request), ops, blobs, *is_brief);
+        }
+        FileCommand::Recall { bucket, directory } => {
+            leases::recall(draft, &bucket_of(draft, bucket)?, *directory)?;
+            FileReply::Done
         }
     };
     Ok(Reply::File(reply))
@@ -92,14 +100,14 @@ fn check_mountable(bucket: &Bucket) -> Outcome<()> {
 }
 
 /// Each operation leaves all of its changes or none; what it may not do is its own result. Ends early at content that is
-/// inline and is not replaced.
+/// inline and is not replaced, and at a directory that another session has alone.
 fn apply(
     draft: &mut Draft<'_>,
     named: &BucketRef,
-    session: u64,
-    request: u64,
+    (session, request): (u64, u64),
     ops: &[FileOp],
     blobs: &[NewBlob],
+    is_brief: bool,
 ) -> Outcome<Reply> {
     if ops.len() > OPS_MAX {
         let why = format!("{} operations at once; at most {OPS_MAX}", ops.len());
@@ -114,47 +122,104 @@ fn apply(
     {
         return Ok(Reply::File(FileReply::Applied(results)));
     }
-    let mut results = Vec::with_capacity(ops.len());
-    for op in ops {
+    let start = draft.mark();
+    let asked = Request { named, session, ops, blobs, is_brief };
+    // Use is counted once for all operations; only where the quota does not take them all, after each.
+    let (mut results, change) = carry_out(draft, &asked, Counted::Together)?;
+    if change != Change::default() {
+        match buckets::account(draft, bucket, change) {
+            Ok(()) => {}
+            Err(Stop::Refused(_)) => {
+                draft.undo_to(start);
+                (results, _) = carry_out(draft, &asked, Counted::Each)?;
+            }
+            Err(broken) => return Err(broken),
+        }
+    }
+    // A request of which nothing was done for a lease's sake comes again as it was.
+    let is_refused_whole = matches!(&results[..], [Err(Refusal::File(FileRefusal::Leased { .. }))]);
+    if request != 0 && !is_refused_whole {
+        sessions::remember(draft, root, session, request, &results)?;
+    }
+    Ok(Reply::File(FileReply::Applied(results)))
+}
+
+/// What a session asks for.
+struct Request<'r> {
+    named: &'r BucketRef,
+    session: u64,
+    ops: &'r [FileOp],
+    blobs: &'r [NewBlob],
+    is_brief: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Each,
+    Together,
+}
+
+/// Carries operations out; how use changes that is not counted yet.
+fn carry_out(
+    draft: &mut Draft<'_>,
+    request: &Request<'_>,
+    counted: Counted,
+) -> Outcome<(Vec<Result<FileDone, Refusal>>, Change)> {
+    let mut results = Vec::with_capacity(request.ops.len());
+    let mut total = Change::default();
+    let mut bucket = bucket_of(draft, request.named)?;
+    for op in request.ops {
         let mark = draft.mark();
-        let bucket = bucket_of(draft, named)?;
-        let mut work = Work::new(draft, bucket, session, blobs);
-        match work.run(op).and_then(|done| work.finish().map(|()| done)) {
-            Ok(done) => results.push(Ok(done)),
+        if counted == Counted::Each {
+            bucket = bucket_of(draft, request.named)?;
+        }
+        let mut work = Work::new(draft, bucket.clone(), request.session, request.blobs);
+        let outcome = work.run(op).and_then(|done| match counted {
+            Counted::Each => work.finish().map(|()| (done, Change::default())),
+            Counted::Together => work.settle().map(|change| (done, change)),
+        });
+        match outcome {
+            Ok((mut done, change)) => {
+                if request.is_brief {
+                    done.directories = Vec::new();
+                }
+                total.add(change);
+                results.push(Ok(done));
+            }
             Err(Stop::Refused(refusal)) => {
                 draft.undo_to(mark);
-                let is_inline = refusal == Refusal::File(FileRefusal::IsInline);
+                // The door sees to what stands in the way and goes on from here: order is kept.
+                let is_to_be_seen_to =
+                    matches!(refusal, Refusal::File(FileRefusal::IsInline | FileRefusal::Leased { .. }));
                 results.push(Err(refusal));
-                // The door writes that content as a blob and goes on from here: order is kept.
-                if is_inline {
+                if is_to_be_seen_to {
                     break;
                 }
             }
             Err(broken) => return Err(broken),
         }
     }
-    if request != 0 {
-        sessions::remember(draft, root, session, request, &results)?;
-    }
-    Ok(Reply::File(FileReply::Applied(results)))
+    Ok((results, total))
 }
 
 /// Tells mounts what S3 puts at `place`.
-pub fn note_put(draft: &mut Draft<'_>, bucket: &Bucket, place: &Place) -> Result<(), KvError> {
+pub fn note_put(draft: &mut Draft<'_>, bucket: &Bucket, place: &Place) -> Outcome<()> {
     if bucket.mounts == 0 {
         return Ok(());
     }
     let (parent, name) = place.appearing();
+    leases::check(draft, bucket, 0, parent)?;
     let name = entry_name(name);
-    sessions::note(draft, bucket, 0, FileEvent::Entry { parent, name })
+    Ok(sessions::note(draft, bucket, 0, FileEvent::Entry { parent, name })?)
 }
 
 /// Tells mounts what S3 removes from `place`.
-pub fn note_removal(draft: &mut Draft<'_>, bucket: &Bucket, place: &Place) -> Result<(), KvError> {
+pub fn note_removal(draft: &mut Draft<'_>, bucket: &Bucket, place: &Place) -> Outcome<()> {
     if bucket.mounts == 0 {
         return Ok(());
     }
     for (parent, name) in place.vanishing() {
+        leases::check(draft, bucket, 0, parent)?;
         let name = entry_name(name);
         sessions::note(draft, bucket, 0, FileEvent::Entry { parent, name })?;
     }

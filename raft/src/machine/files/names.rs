@@ -1,10 +1,12 @@
 //! Make, link, unlink, rename.
 
+use super::attributes::checked_time;
 use super::keys;
 use super::node::{self, File, Found};
 use super::sessions;
 use super::tree::{self, Child, Dir, check_name, directory_name};
 use super::work::Work;
+use crate::facts::Timestamp;
 use crate::facts::files::{
     DirectoryAttributes, FileAttributes, FileDone, FileEvent, FileKind, FileRef, FileRefusal, LINKS_MAX,
     MODE_BITS, Make, Name, RenameHow,
@@ -17,10 +19,17 @@ use crate::machine::kv::View;
 use crate::machine::names::Directory;
 use crate::machine::objects::Meta;
 
+/// A mount tells of what it made within seconds; a clock that is farther off than this is not believed.
+const MADE_BEFORE_MS_MAX: u64 = 60_000;
+
 impl Work<'_, '_> {
     pub fn make(&mut self, make: &Make) -> Outcome<FileDone> {
         let mut parent = self.open_directory(make.parent)?;
         check_name(&make.name)?;
+        self.check_lease(parent.inode)?;
+        if let Some(at) = make.made_at {
+            self.now = at.within(self.now, MADE_BEFORE_MS_MAX);
+        }
         if let Some(child) = self.child(&parent, &make.name)? {
             return self.made_before(make, child);
         }
@@ -40,6 +49,9 @@ impl Work<'_, '_> {
         for (name, value) in &make.xattrs {
             self.put_xattr(inode, name, value)?;
         }
+        if is_directory && make.is_leased {
+            self.lease(inode)?;
+        }
         parent.added(self.draft, is_directory)?;
         self.change.objects.added += 1;
         self.note_entry(parent.inode, &make.name)?;
@@ -53,7 +65,16 @@ impl Work<'_, '_> {
     }
 
     fn made_before(&self, make: &Make, child: Child) -> Outcome<FileDone> {
+        // Its own number: the same request came before, and its answer was lost.
+        let is_own = match &child {
+            Child::Directory(directory) => directory.inode == make.inode,
+            Child::File { record, .. } => node::linked(record) == Some(make.inode),
+        };
         match child {
+            _ if is_own && make.inode != 0 => {
+                let made = self.find(&FileRef { inode: make.inode, place: None })?;
+                Ok(FileDone { stat: Some(made.stat()), is_new: true, ..FileDone::default() })
+            }
             _ if make.is_exclusive || make.kind != FileKind::File => Err(FileRefusal::Exists.into()),
             Child::Directory(_) => Err(FileRefusal::IsDirectory.into()),
             Child::File { entry, record } => {
@@ -112,8 +133,8 @@ impl Work<'_, '_> {
             gid: make.gid,
             rdev: make.rdev,
             links: 1,
-            accessed_at: self.now,
-            modified_at: self.now,
+            accessed_at: checked_time(make.accessed_at)?.unwrap_or(self.now),
+            modified_at: checked_time(make.modified_at)?.unwrap_or(self.now),
             changed_at: self.now,
             created_at: self.now,
             hole_bytes: 0,
@@ -122,7 +143,7 @@ impl Work<'_, '_> {
         let meta = Meta {
             version: 0,
             inode,
-            modified_at: self.draft.now,
+            modified_at: Timestamp(attributes.modified_at.to_millis()),
             size: 0,
             etag: node::EMPTY_MD5.to_owned(),
             headers: ObjectHeaders::default(),
@@ -147,6 +168,7 @@ impl Work<'_, '_> {
     pub fn link(&mut self, file: &FileRef, parent: u64, name: &Name) -> Outcome<FileDone> {
         let mut parent = self.open_directory(parent)?;
         check_name(name)?;
+        self.check_lease(parent.inode)?;
         if self.child(&parent, name)?.is_some() {
             return Err(FileRefusal::Exists.into());
         }
@@ -177,6 +199,7 @@ impl Work<'_, '_> {
 
     pub fn unlink(&mut self, parent: u64, name: &Name, is_held: bool) -> Outcome<FileDone> {
         let mut parent = self.open_directory(parent)?;
+        self.check_lease(parent.inode)?;
         let (entry, record) = match self.child(&parent, name)? {
             Some(Child::File { entry, record }) => (entry, record),
             Some(Child::Directory(_)) => return Err(FileRefusal::IsDirectory.into()),
@@ -191,6 +214,7 @@ impl Work<'_, '_> {
 
     pub fn remove_directory(&mut self, parent: u64, name: &Name) -> Outcome<FileDone> {
         let mut parent = self.open_directory(parent)?;
+        self.check_lease(parent.inode)?;
         let directory = match self.child(&parent, name)? {
             Some(Child::Directory(directory)) => directory,
             Some(Child::File { .. }) => return Err(FileRefusal::NotDirectory.into()),
@@ -205,6 +229,8 @@ impl Work<'_, '_> {
 
     /// Lets go of an empty directory; its entry is the caller's to remove.
     fn drop_directory(&mut self, directory: &Dir) -> Outcome<()> {
+        self.check_lease(directory.inode)?;
+        self.draft.delete(keys::lease(self.bucket.root, directory.inode));
         if directory.check_empty(self.draft)? {
             self.draft.delete(store_keys::entry(directory.inode, b""));
             self.change.objects.removed += 1;
@@ -223,6 +249,8 @@ impl Work<'_, '_> {
         let from_dir = self.open_directory(from_parent)?;
         let to_dir = self.open_directory(to_parent)?;
         check_name(to_name)?;
+        self.check_lease(from_parent)?;
+        self.check_lease(to_parent)?;
         let Some(from) = self.child(&from_dir, from_name)? else { return Err(FileRefusal::NotFound.into()) };
         let to = self.child(&to_dir, to_name)?;
         let is_same = (from_parent, entry_of(&from)) == (to_parent, to.as_ref().map_or(&[][..], entry_of));

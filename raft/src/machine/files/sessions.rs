@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::node::{self, free};
 use super::tree::{Child, Dir};
-use super::{keys, locks};
+use super::{keys, leases, locks};
 use crate::facts::Timestamp;
 use crate::facts::bucket::Bucket;
 use crate::facts::command::Refusal;
@@ -44,6 +44,9 @@ struct Session {
     grants: Vec<(u64, u32)>,
     /// The last requests, oldest first.
     requests: Vec<u64>,
+    /// Until when the directories that it leased are its alone; moves with each change that it makes.
+    #[serde(default)]
+    leased_until: Option<Timestamp>,
 }
 
 impl Session {
@@ -104,6 +107,7 @@ pub fn open(
         renewed_at: draft.now,
         grants: Vec::new(),
         requests: Vec::new(),
+        leased_until: None,
     };
     // The root's times are kept from the first mount on.
     if root.seat.is_none() && draft.get(&keys::directory(bucket.root))?.is_none() {
@@ -229,6 +233,7 @@ fn end(draft: &mut Draft<'_>, bucket: &Bucket, session: u64) -> Outcome<()> {
     draft.delete(keys::session(root, session));
     draft.delete_all(&keys::requests(root, session))?;
     locks::release_session(draft, bucket, session)?;
+    leases::release_session(draft, root, session)?;
     loop {
         let before =
             keys_in(draft, &keys::orphans(root), &store_keys::end_of(&keys::orphans(root)), usize::MAX)?;
@@ -275,6 +280,19 @@ fn all(view: &dyn View, root: u64) -> Result<Vec<(u64, Session)>, KvError> {
         ControlFlow::Continue(())
     })?;
     Ok(sessions)
+}
+
+/// Until when a session's leases of directories stand.
+pub fn leased_until(draft: &Draft<'_>, root: u64, session: u64) -> Result<Option<Timestamp>, KvError> {
+    let record: Option<Session> = read(draft, &keys::session(root, session))?;
+    Ok(record.and_then(|record| record.leased_until))
+}
+
+/// The session leases directories from now on.
+pub fn lease(draft: &mut Draft<'_>, root: u64, session: u64) -> Outcome<()> {
+    let mut record = of(draft, root, session)?;
+    record.leased_until = Some(leases::until(draft));
+    Ok(draft.write(keys::session(root, session), &record)?)
 }
 
 /// Whose lease stands.
@@ -361,6 +379,7 @@ pub fn remember(
     let mut record = of(draft, root, session)?;
     draft.write(keys::request(root, session, request), results)?;
     record.requests.push(request);
+    record.leased_until = record.leased_until.map(|_| leases::until(draft));
     if record.requests.len() > REQUESTS_KEPT {
         let oldest = record.requests.remove(0);
         draft.delete(keys::request(root, session, oldest));

@@ -48,7 +48,14 @@ impl<'a, 'd> Work<'a, 'd> {
             }
             FileOp::SetXattr { file, name, value, how } => self.set_xattr(file, name, value.as_ref(), *how),
             FileOp::SetLock { file, lock } => self.set_lock(file, lock),
+            FileOp::SetLease { directory, is_wanted } => self.set_lease(*directory, *is_wanted),
         }
+    }
+
+    /// Settles what it refers to; how use changes is the caller's to count.
+    pub fn settle(self) -> Outcome<Change> {
+        self.ledger.settle(self.draft)?;
+        Ok(self.change)
     }
 
     /// Counts what has changed. Refused where the tenant's use would grow beyond its quota.

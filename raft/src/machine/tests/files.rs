@@ -474,7 +474,8 @@ impl Both {
 
     fn apply(&mut self, session: u64, op: FileOp, blobs: Vec<NewBlob>) -> Result<FileDone, FileRefusal> {
         let bucket = self.bucket.clone();
-        let command = FileCommand::Apply { bucket, session, request: 0, ops: vec![op], blobs };
+        let command =
+            FileCommand::Apply { bucket, session, request: 0, ops: vec![op], blobs, is_brief: false };
         let reply = self.world.run(Command::File(command));
         let Ok(Reply::File(FileReply::Applied(mut results))) = reply else { panic!("{reply:?}") };
         match results.remove(0) {
@@ -606,6 +607,10 @@ impl Both {
                     is_exclusive: *is_exclusive,
                     xattrs: vec![(Bytes::from_static(b"user.x"), Bytes::from_static(b"y"))],
                     content: Whole::empty(),
+                    made_at: None,
+                    modified_at: None,
+                    accessed_at: None,
+                    is_leased: false,
                 };
                 let made = self.apply(session, FileOp::Make(make), Vec::new());
                 prop_assert_eq!(made.map(|done| done.is_new), expected);

@@ -7,6 +7,7 @@ mod cluster;
 mod damage;
 mod identity;
 mod journal;
+mod leases;
 mod listing;
 mod model;
 mod oracle;
