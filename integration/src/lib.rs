@@ -12,6 +12,7 @@
 //! | [`ports`]   | ports that nobody else takes while a test holds them               | sockets, lock files |
 //! | [`s3`]      | an S3 client that hides nothing: no retries, every error seen      | network            |
 //! | [`load`]    | many clients at once, and the model of what must be there          | network            |
+//! | [`mounts`]  | buckets mounted by the program itself                              | the kernel         |
 //! | [`wait`]    | conditions with deadlines                                          | the clock          |
 //!
 //! In every room: a test waits for what it needs, never for a time; what it started it ends, also when it fails; when
@@ -19,6 +20,7 @@
 
 pub mod cluster;
 pub mod load;
+pub mod mounts;
 pub mod ports;
 pub mod s3;
 pub mod wait;

@@ -8,116 +8,30 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use makai_integration::cluster::{Cluster, ClusterOptions, program};
+use makai_integration::cluster::{Cluster, ClusterOptions};
 use makai_integration::load::seed;
+use makai_integration::mounts::{Mounted, may_mount, write_profile};
 use makai_integration::s3::Content;
 use makai_integration::wait;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::fs::{FlockOperation, flock};
-use serde_json::json;
 
 const BUCKET: &str = "files";
 /// Changes are pushed within milliseconds; the deadline only ends a test that fails.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 /// A lease of 30 s, and time to notice.
 const LOCK_FREE_WITHIN: Duration = Duration::from_secs(60);
-const DETACHED_WITHIN: Duration = Duration::from_secs(20);
 /// Longest that one file may take while a node dies: a busy machine elects in seconds.
 const STALL_MAX: Duration = Duration::from_secs(20);
 /// Written while a node dies.
 const FILES_PER_ROUND: u64 = 60;
-
-/// A mounted bucket: its process, and where it is attached.
-struct Mounted {
-    path: PathBuf,
-    child: Child,
-}
-
-impl Mounted {
-    /// `None`: this machine does not mount.
-    fn start(profile: &Path, path: PathBuf, options: &[&str]) -> anyhow::Result<Option<Self>> {
-        // It is there already, and cannot be looked at, where a mount died.
-        let _ = fs::create_dir_all(&path);
-        let mut child = Command::new(program()?)
-            .args(["mount", "--profile"])
-            .arg(profile)
-            .args(options)
-            .arg(BUCKET)
-            .arg(&path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-        if line.is_empty() {
-            let status = child.wait()?;
-            ensure!(!may_mount(), "the mount ended at once: {status}");
-            return Ok(None);
-        }
-        Ok(Some(Self { path, child }))
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-
-    /// kill -9; the mount point is left as it is.
-    fn kill(&mut self) -> anyhow::Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    /// `umount`, and waits until the process has sent all and ended.
-    async fn unmount(mut self) -> anyhow::Result<()> {
-        let done = Command::new("umount").arg(&self.path).output()?;
-        ensure!(done.status.success(), "umount: {}", String::from_utf8_lossy(&done.stderr));
-        let status = wait::until("the mount's process ends", DETACHED_WITHIN, || {
-            let status = self.child.try_wait();
-            async move { status?.context("it runs") }
-        })
-        .await?;
-        ensure!(status.success(), "the mount ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = self.kill();
-        let _ = Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status();
-    }
-}
-
-fn may_mount() -> bool {
-    rustix::process::geteuid().is_root() && OpenOptions::new().read(true).open("/dev/fuse").is_ok()
-}
-
-/// What `makai dev` writes for its users.
-fn write_profile(cluster: &Cluster) -> anyhow::Result<PathBuf> {
-    let mut doors = Vec::new();
-    for node in &cluster.nodes {
-        doors.push(format!("http://{}", node.config.grpc.listen.context("no gRPC door")?));
-    }
-    let profile = json!({
-        "s3": {
-            "access_key_id": cluster.credentials.access_key,
-            "secret_access_key": cluster.credentials.secret_key,
-        },
-        "grpc": { "endpoint": doors[0] },
-        "nodes": doors.iter().map(|door| json!({ "grpc": door })).collect::<Vec<_>>(),
-    });
-    let path = cluster.dir().join("profile.json");
-    fs::write(&path, serde_json::to_vec(&profile)?)?;
-    Ok(path)
-}
 
 /// Looks at a file of a mount until it holds this.
 async fn eventually(path: &Path, expected: &[u8]) -> anyhow::Result<()> {
@@ -146,8 +60,8 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
     let profile = write_profile(&cluster)?;
     let mounts = cluster.dir().join("mounts");
     let (one, other) = (
-        Mounted::start(&profile, mounts.join("one"), &[])?,
-        Mounted::start(&profile, mounts.join("other"), &["-o", "durable-close"])?,
+        Mounted::start(&profile, BUCKET, mounts.join("one"), &[])?,
+        Mounted::start(&profile, BUCKET, mounts.join("other"), &["-o", "durable-close"])?,
     );
     let (Some(mut one), Some(other)) = (one, other) else {
         println!("skipped: this machine does not mount");
@@ -156,7 +70,8 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
 
     s3_and_back(&cluster, &one, &other).await.context("S3 and back")?;
     two_mounts(&one, &other).await.context("two mounts")?;
-    let trusted = Mounted::start(&profile, mounts.join("trusted"), &["--trusted"])?.context("mounted")?;
+    let trusted =
+        Mounted::start(&profile, BUCKET, mounts.join("trusted"), &["--trusted"])?.context("mounted")?;
     suites(&trusted).context("other people's suites")?;
     trusted.unmount().await?;
 
@@ -177,7 +92,8 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
         fs::read(other.at("synced"))? == Content::new("synced", 300_000).bytes(),
         "synced bytes are lost"
     );
-    let one = Mounted::start(&profile, mounts.join("one"), &[])?.context("a dead mount is taken off")?;
+    let one =
+        Mounted::start(&profile, BUCKET, mounts.join("one"), &[])?.context("a dead mount is taken off")?;
     eventually(&one.at("synced"), &Content::new("synced", 300_000).bytes()).await?;
 
     let mut written = nodes_die(&mut cluster, &other).await.context("nodes die")?;
@@ -199,7 +115,8 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
     drop((one, other));
     cluster.restart(&all).await?;
     cluster.wait_formed().await?;
-    let again = Mounted::start(&profile, mounts.join("again"), &["--read-only"])?.context("mounted again")?;
+    let again =
+        Mounted::start(&profile, BUCKET, mounts.join("again"), &["--read-only"])?.context("mounted again")?;
     for (name, content) in &written {
         let found = fs::read(again.at(name)).with_context(|| format!("read {name}"))?;
         ensure!(found == content.bytes(), "{name} was synced, and is another after the end of all processes");
