@@ -52,6 +52,7 @@ async fn the_facts_survive_their_voters() -> anyhow::Result<()> {
     let shown = run(&["backup", "show", text(&backup)?])?;
     ensure!(String::from_utf8_lossy(&shown.stdout).contains("up to change"), "{shown:?}");
     a_damaged_file_is_refused(&backup)?;
+    a_backup_lies_in_another_store(&cluster, &backup).await.context("a backup in S3")?;
     let mut all = Model::default();
     put(cluster.s3(0), &mut all, "early").await?;
     put(cluster.s3(0), &mut all, "late").await?;
@@ -70,6 +71,44 @@ fn a_damaged_file_is_refused(backup: &Path) -> anyhow::Result<()> {
     fs::write(&damaged, bytes)?;
     let out = makai(&["backup", "show", text(&damaged)?])?;
     ensure!(out.status.code() == Some(1), "{out:?}");
+    Ok(())
+}
+
+/// Straight to an S3 endpoint, and back from it into a machine of its own; the cluster's own door stands for another store.
+async fn a_backup_lies_in_another_store(cluster: &Cluster, backup: &Path) -> anyhow::Result<()> {
+    let door = cluster.nodes[0].config.s3.listen.context("a gateway")?;
+    let profile = cluster.dir().join("store.json");
+    let s3 = serde_json::json!({
+        "endpoint": format!("http://{door}"),
+        "region": cluster.credentials.region,
+        "access_key_id": cluster.credentials.access_key,
+        "secret_access_key": cluster.credentials.secret_key,
+    });
+    fs::write(&profile, serde_json::json!({ "s3": s3 }).to_string())?;
+    cluster.s3(0).create_bucket("backups", None).await?;
+    let place = "s3://backups/daily/facts 1".to_owned();
+    let at = ["--s3-profile", text(&profile)?];
+    let voter = text(&cluster.nodes[1].config_path)?;
+    let nowhere = makai(&["backup", "create", &place, "--config", voter])?;
+    ensure!(String::from_utf8_lossy(&nowhere.stderr).contains("which S3 endpoint"), "{nowhere:?}");
+    let told = run(&["backup", "create", &place, at[0], at[1], "--config", voter])?;
+    ensure!(String::from_utf8_lossy(&told.stdout).contains(&place), "{told:?}");
+    let shown = run(&["backup", "show", &place, at[0], at[1], "--json"])?;
+    let of_file = run(&["backup", "show", text(backup)?, "--json"])?;
+    let id = |out: &Output| {
+        serde_json::from_slice(&out.stdout).map(|told: serde_json::Value| told["cluster_id"].clone())
+    };
+    ensure!(id(&shown)? == id(&of_file)? && id(&shown)?.is_string(), "{shown:?}, {of_file:?}");
+    let second = Node::new(cluster.dir(), "second", &[Role::Voter], |_| {})?;
+    let config = text(&second.config_path)?;
+    let keyless = makai(&["backup", "restore", &place, at[0], at[1], "--config", config])?;
+    ensure!(String::from_utf8_lossy(&keyless.stderr).contains("--key"), "{keyless:?}");
+    let key = backup.with_extension("backup.key");
+    run(&["backup", "restore", &place, at[0], at[1], "--key", text(&key)?, "--config", config])?;
+    let file = second.dir.join("data/meta");
+    ensure!(file.is_dir(), "no facts in {file:?}");
+    let missing = makai(&["backup", "show", &format!("{place}-none"), at[0], at[1]])?;
+    ensure!(missing.status.code() == Some(1), "{missing:?}");
     Ok(())
 }
 

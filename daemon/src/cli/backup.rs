@@ -1,7 +1,9 @@
-//! `makai backup`: the cluster's facts in a file, and a cluster that goes on from one.
+//! `makai backup`: the cluster's facts in a file or in another S3 store, and a cluster that goes on from them.
 //!
 //! A file is a snapshot of the facts: names, places and wrapped keys of everything stored, and no customer's byte. The cluster's
 //! key, without which no object can be read, is kept beside it in `FILE.key`, so that the two can be kept apart.
+
+mod place;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +20,7 @@ use crate::files::{self, FolderLock};
 use crate::identity::NodeIdentity;
 use crate::node::{self, advertised};
 use crate::state::{self, ClusterState, KnownPeer};
+use place::{EndpointArgs, Place};
 
 /// Keep the cluster's facts in a file, and go on from one when voters are lost
 #[derive(Debug, clap::Args)]
@@ -28,22 +31,35 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum BackupCommand {
-    /// Write the facts of the running cluster to FILE, and the cluster's key to FILE.key where this machine has it
+    /// Write the facts of the running cluster to FILE or to s3://BUCKET/KEY of another store, and the cluster's key to FILE.key
+    /// where this machine has it. The key never goes to S3
     Create {
-        file: PathBuf,
+        #[arg(value_name = "FILE|s3://BUCKET/KEY")]
+        place: Place,
+        /// Where the cluster's key goes; FILE.key where the facts go to a file
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        #[command(flatten)]
+        endpoint: EndpointArgs,
         #[command(flatten)]
         target: Target,
     },
-    /// Check a file and say what it is of
+    /// Check a backup and say what it is of
     Show {
-        file: PathBuf,
+        #[arg(value_name = "FILE|s3://BUCKET/KEY")]
+        place: Place,
+        #[command(flatten)]
+        endpoint: EndpointArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Make this machine, whose node.dir has no facts yet, the only voter of the cluster that FILE is of
+    /// Make this machine, whose node.dir has no facts yet, the only voter of the cluster that the backup is of
     Restore {
-        file: PathBuf,
+        #[arg(value_name = "FILE|s3://BUCKET/KEY")]
+        place: Place,
+        #[command(flatten)]
+        endpoint: EndpointArgs,
         /// Configuration of this node
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
@@ -71,30 +87,41 @@ enum BackupCommand {
 /// What a command came to.
 #[derive(Debug, Serialize)]
 struct Summary {
-    file: PathBuf,
+    place: String,
     bytes: u64,
     cluster_id: String,
     /// The last change in it.
     log_index: Option<u64>,
     /// When that was, in milliseconds of Unix time.
     stamp_ms: u64,
-    has_key: bool,
+    /// Where the cluster's key is, if it was found.
+    key: Option<PathBuf>,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
-        BackupCommand::Create { file, target } => create(&file, &target).await?,
-        BackupCommand::Show { file, json } => print_summary(&summary(&file)?, json)?,
-        BackupCommand::Restore { file, config, key, json } => {
+        BackupCommand::Create { place, key, endpoint, target } => {
+            create(&place, key, &endpoint, &target).await?;
+        }
+        BackupCommand::Show { place, endpoint, json } => {
+            let held = Held::take(&place, &endpoint).await?;
+            print_summary(&summary(&held.file, &place, default_key(&place).as_deref())?, json)?;
+        }
+        BackupCommand::Restore { place, endpoint, config, key, json } => {
             let config = NodeConfig::load(&config)?;
-            let key = key.unwrap_or_else(|| key_path(&file));
+            let key = key.or_else(|| default_key(&place));
+            let key =
+                key.context("give the cluster's key with --key FILE: it does not lie beside an object")?;
+            let held = Held::take(&place, &endpoint).await?;
+            let file = &held.file;
+            let key_file = key.clone();
             let key = state::read_key(&key)?.with_context(|| {
                 format!("{key:?} is missing: without the cluster's key no object can be read; copy cluster.key from any voter or gateway")
             })?;
             let lock = lock_node(&config)?;
-            restore(&config, &file, Some(key))?;
+            restore(&config, file, Some(key))?;
             drop(lock);
-            print_summary(&summary(&file)?, json)?;
+            print_summary(&summary(file, &place, Some(&key_file))?, json)?;
             say_next(json);
         }
         BackupCommand::Recover { config, others_are_lost, json } => {
@@ -106,7 +133,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             let config = NodeConfig::load(&config)?;
             let file = recover(&config).await?;
-            print_summary(&summary(&file)?, json)?;
+            print_summary(&summary(&file, &Place::File(file.clone()), None)?, json)?;
             say_next(json);
         }
     }
@@ -127,10 +154,83 @@ fn key_path(file: &Path) -> PathBuf {
     name.into()
 }
 
-async fn create(file: &Path, target: &Target) -> anyhow::Result<()> {
-    if file.exists() {
-        bail!("{file:?} exists; give another name");
+/// Where the key is looked for and put unless it is said: beside a file.
+fn default_key(place: &Place) -> Option<PathBuf> {
+    match place {
+        Place::File(file) => Some(key_path(file)),
+        Place::Object { .. } => None,
     }
+}
+
+/// A backup as a file here; one that was fetched goes with it.
+struct Held {
+    file: PathBuf,
+    is_fetched: bool,
+}
+
+impl Held {
+    /// A name for a file that is here for a while.
+    fn passing() -> Self {
+        let name = format!("makai-backup-{}", hex::encode(rand::random::<[u8; 8]>()));
+        Self { file: std::env::temp_dir().join(name), is_fetched: true }
+    }
+
+    async fn take(place: &Place, endpoint: &EndpointArgs) -> anyhow::Result<Self> {
+        match place {
+            Place::File(file) => Ok(Self { file: file.clone(), is_fetched: false }),
+            Place::Object { bucket, key } => {
+                let held = Self::passing();
+                endpoint.endpoint()?.get(bucket, key, &held.file).await?;
+                Ok(held)
+            }
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_fetched {
+            _ = std::fs::remove_file(&self.file);
+        }
+    }
+}
+
+async fn create(
+    place: &Place,
+    key: Option<PathBuf>,
+    endpoint: &EndpointArgs,
+    target: &Target,
+) -> anyhow::Result<()> {
+    let held = match place {
+        Place::File(file) => {
+            if file.exists() {
+                bail!("{file:?} exists; give another name");
+            }
+            download(file, target).await?;
+            Held { file: file.clone(), is_fetched: false }
+        }
+        Place::Object { bucket, key } => {
+            let endpoint = endpoint.endpoint()?;
+            let held = Held::passing();
+            download(&held.file, target).await?;
+            endpoint.put(bucket, key, &held.file).await.with_context(|| format!("put {place}"))?;
+            held
+        }
+    };
+    let key = key.or_else(|| default_key(place));
+    if let Some(path) = &key {
+        for dir in target.node_dirs() {
+            if let Ok(Some(key)) = state::load_cluster_key(&dir) {
+                files::replace(path, hex::encode(key).as_bytes())?;
+                break;
+            }
+        }
+    }
+    print_summary(&summary(&held.file, place, key.as_deref())?, target.json)
+}
+
+/// Takes the facts from a voter; the file is whole or not there.
+async fn download(file: &Path, target: &Target) -> anyhow::Result<()> {
     let mut part = file.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
@@ -139,28 +239,22 @@ async fn create(file: &Path, target: &Target) -> anyhow::Result<()> {
         anew::inspect(&part).context("the file did not arrive whole")?;
         std::fs::rename(&part, file).with_context(|| format!("rename {part:?}"))
     };
-    if let Err(error) = taken.await {
+    let taken = taken.await;
+    if taken.is_err() {
         _ = std::fs::remove_file(&part);
-        return Err(error);
     }
-    for dir in target.node_dirs() {
-        if let Ok(Some(key)) = state::load_cluster_key(&dir) {
-            files::replace(&key_path(file), hex::encode(key).as_bytes())?;
-            break;
-        }
-    }
-    print_summary(&summary(file)?, target.json)
+    taken
 }
 
-fn summary(file: &Path) -> anyhow::Result<Summary> {
+fn summary(file: &Path, place: &Place, key: Option<&Path>) -> anyhow::Result<Summary> {
     let head = anew::inspect(file)?;
     Ok(Summary {
-        file: file.into(),
+        place: place.to_string(),
         bytes: std::fs::metadata(file)?.len(),
         cluster_id: head.cluster_id,
         log_index: head.meta.last_log_id.map(|last| last.index),
         stamp_ms: head.stamp.0,
-        has_key: key_path(file).exists(),
+        key: key.filter(|key| key.exists()).map(Path::to_path_buf),
     })
 }
 
@@ -170,13 +264,16 @@ fn print_summary(summary: &Summary, json: bool) -> anyhow::Result<()> {
     }
     println!(
         "{}: {}, cluster {}, up to change {}",
-        summary.file.display(),
+        summary.place,
         human_bytes(summary.bytes),
         summary.cluster_id,
         summary.log_index.unwrap_or(0)
     );
-    if summary.has_key {
-        println!("{}: opens all customers' data; keep it apart, and safe", key_path(&summary.file).display());
+    match &summary.key {
+        Some(key) => println!("{}: opens all customers' data; keep it apart, and safe", key.display()),
+        None => {
+            println!("without the cluster's key (cluster.key of any voter or gateway) no object can be read")
+        }
     }
     Ok(())
 }
