@@ -253,11 +253,14 @@ pub struct DiskConfig {
     pub reserve_bytes: u64,
     /// Never hold more than this; 0: the whole disk, less the reserve.
     pub capacity_bytes_max: u64,
+    /// How quickly it is written, as `makai init` measured: a slow disk takes no more than a tenth of its speed reads back
+    /// in two weeks. 0: not measured, its size alone counts.
+    pub speed_bytes_per_sec: u64,
 }
 
 impl Default for DiskConfig {
     fn default() -> Self {
-        Self { path: PathBuf::new(), reserve_bytes: GIB, capacity_bytes_max: 0 }
+        Self { path: PathBuf::new(), reserve_bytes: GIB, capacity_bytes_max: 0, speed_bytes_per_sec: 0 }
     }
 }
 

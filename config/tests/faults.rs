@@ -182,6 +182,7 @@ fn to_toml_and_parse_are_inverse() {
         path: PathBuf::from("/mnt/x"),
         reserve_bytes: 0,
         capacity_bytes_max: 1 << 40,
+        speed_bytes_per_sec: 123,
     });
     let text = config.to_toml().unwrap();
     assert_eq!(parse(&text).unwrap_or_else(|faults| panic!("{faults:?}\n{text}")), config);

@@ -9,6 +9,8 @@
 //! | `POST /api/v1/join-token`   | [`JoinTokenRequest`] -> [`JoinTokenAnswer`]                     | yes             |
 //! | `POST /api/v1/standing`     | [`StandingRequest`] -> the node                                 | yes             |
 //! | `POST /api/v1/gpu`          | [`CardRequest`] -> [`CardAnswer`]: this machine's cards         | yes             |
+//! | `GET /api/v1/due?node=`     | [`due::DiskDue`] for each of its disks                          | yes             |
+//! | `POST /api/v1/rebalance`    | [`RebalanceRequest`] -> nothing                                 | yes             |
 //! | `GET /api/v1/backup`        | the facts as a snapshot's stream; a voter only                 | yes             |
 //! | `GET /api/v1/tenants`       | tenants                                                        | yes             |
 //! | `POST /api/v1/tenants`      | [`TenantRequest`] -> [`KeyAnswer`]                              | yes             |
@@ -24,6 +26,7 @@
 
 pub mod buckets;
 pub mod customers;
+pub mod due;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -144,6 +147,11 @@ pub struct CardAnswer {
     pub ended: usize,
     /// Until the last of them was gone.
     pub took_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RebalanceRequest {
+    pub is_paused: bool,
 }
 
 /// What a node has repaired since its start, as the leader heard last.
@@ -414,6 +422,13 @@ impl Console {
             (&Method::POST, "/api/v1/join-token") => json(&self.join_token(read(&body)?).await?),
             (&Method::POST, "/api/v1/standing") => json(&self.standing(read(&body)?).await?),
             (&Method::POST, "/api/v1/gpu") => json(&self.cards(read(&body)?).await?),
+            (&Method::GET, "/api/v1/due") => json(&self.due(parameter(query, "node")).await?),
+            (&Method::POST, "/api/v1/rebalance") => {
+                let RebalanceRequest { is_paused } = read(&body)?;
+                self.propose(Command::SetRebalance { is_paused }).await?;
+                self.shell.map_changed.notify_one();
+                json(&())
+            }
             (&Method::GET, "/api/v1/backup") => self.backup().await,
             (&Method::GET, "/api/v1/tenants") => json(&self.tenants().await?),
             (&Method::POST, "/api/v1/tenants") => json(&self.create_tenant(read(&body)?).await?),

@@ -15,6 +15,7 @@
 //! | 7    | wake      | voters, gateways  | nothing: jobs have changed                          |
 //! | 8    | capacity  | voters, gateways  | a job's specification -> where it could run         |
 //! | 9    | why       | voters, gateways  | a job -> why its tasks stand where they do, in lines |
+//! | 10   | speed     | members           | bytes asked for (u32, big-endian), any others -> so many bytes |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //! | 130  | drill     | voters            | [`DrillRequest`] -> [`crate::accounts::drills::DrillReply`] |
@@ -69,12 +70,16 @@ pub const JOB_LOG: u16 = 6;
 pub const WAKE: u16 = 7;
 pub const CAPACITY: u16 = 8;
 pub const WHY: u16 = 9;
+pub const SPEED: u16 = 10;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
 pub const DRILL: u16 = 130;
 
 /// Who is trusted with customers' data.
 const TRUSTED: [Role; 2] = [Role::Voter, Role::Gateway];
+
+/// Bytes of one answer to [`SPEED`].
+pub const SPEED_BYTES_MAX: u32 = 256 << 10;
 
 /// How long a peer may take over a question about facts.
 const FACTS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,7 +125,16 @@ pub struct Heartbeat {
     pub compute: Option<Inventory>,
     #[serde(default)]
     pub line: LineNow,
+    /// The leader does not answer this node: whoever hears it tells the leader.
+    #[serde(default)]
+    pub is_to_pass_on: bool,
+    /// From a voter alone: what others asked it to pass on; at most [`PASSED_ON_MAX`].
+    #[serde(default)]
+    pub of_others: Vec<(NodeId, Heartbeat)>,
 }
+
+/// Heartbeats of others that one carries, and that a voter keeps to pass on.
+pub const PASSED_ON_MAX: usize = 64;
 
 /// Slots that one heartbeat tells of; others are told once these have been switched.
 pub const FILLED_MAX: usize = 256;
@@ -149,6 +163,9 @@ pub struct DiskBeat {
     pub held_bytes: u64,
     #[serde(default)]
     pub set_aside_bytes: u64,
+    /// Of the shards, without headers, checksums and what aligns them.
+    #[serde(default)]
+    pub body_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,6 +203,8 @@ pub struct Members {
     meta: OnceLock<MetaNode>,
     facts: OnceLock<Arc<dyn Metadata>>,
     heard: Mutex<HashMap<NodeId, Heard>>,
+    /// What this node, not leading, was asked to tell the leader.
+    to_pass_on: Mutex<HashMap<NodeId, Heartbeat>>,
     map_epoch: std::sync::atomic::AtomicU64,
     /// Who led when last heard of.
     leader: Mutex<Option<NodeId>>,
@@ -193,6 +212,8 @@ pub struct Members {
     agent: OnceLock<Arc<Agent>>,
     drills: OnceLock<Arc<Drills>>,
     relay: OnceLock<Relay>,
+    /// Told when a node says that slots that move to it are there.
+    pub filled_changed: Notify,
     /// Told when there may be something to schedule.
     pub jobs_changed: Notify,
     /// On the leader: why tasks stand where they do.
@@ -213,12 +234,14 @@ impl Members {
             meta: OnceLock::new(),
             facts: OnceLock::new(),
             heard: Mutex::default(),
+            to_pass_on: Mutex::default(),
             map_epoch: std::sync::atomic::AtomicU64::new(0),
             leader: Mutex::default(),
             desk: OnceLock::new(),
             agent: OnceLock::new(),
             drills: OnceLock::new(),
             relay: OnceLock::new(),
+            filled_changed: Notify::new(),
             jobs_changed: Notify::new(),
             explained: Explained::default(),
             history: Arc::default(),
@@ -383,10 +406,39 @@ impl Members {
 
     /// Takes a heartbeat, a peer's or this node's own.
     pub fn hear(&self, from: NodeId, beat: Heartbeat) {
-        let Heartbeat { disks, repair, mut filled, compute, line } = beat;
+        let Heartbeat { disks, repair, mut filled, compute, line, .. } = beat;
         filled.truncate(FILLED_MAX);
         let heard = Heard { at: clock::instant(), disks, repair, filled, compute, line };
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(from, heard);
+        let mut all = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news =
+            !heard.filled.is_empty() && all.get(&from).is_none_or(|known| known.filled != heard.filled);
+        all.insert(from, heard);
+        if is_news {
+            self.filled_changed.notify_one();
+        }
+    }
+
+    /// Takes a peer's heartbeat, and what it passes on of others.
+    fn hear_peer(&self, from: NodeId, mut beat: Heartbeat) {
+        let others = std::mem::take(&mut beat.of_others);
+        if self.has_role(from, &[Role::Voter]) {
+            let known = others.into_iter().take(PASSED_ON_MAX).filter(|(of, _)| self.has_role(*of, &[]));
+            known.for_each(|(of, beat)| self.hear(of, beat));
+        }
+        if beat.is_to_pass_on && self.meta.get().is_some_and(|meta| !meta.is_leader()) {
+            let mut waiting = self.to_pass_on.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.len() < PASSED_ON_MAX || waiting.contains_key(&from) {
+                waiting.insert(from, beat.clone());
+            }
+        }
+        self.hear(from, beat);
+    }
+
+    /// What is to be passed on with this node's next heartbeat.
+    #[must_use]
+    pub fn take_to_pass_on(&self) -> Vec<(NodeId, Heartbeat)> {
+        let mut waiting = self.to_pass_on.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.drain().collect()
     }
 
     pub fn heartbeat_answer(&self) -> HeartbeatAnswer {
@@ -466,10 +518,12 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     rmp_serde::from_slice(body).map_err(|error| format!("the message cannot be read: {error}"))
 }
 
+/// With the names of fields, so that a release that knows fewer of them reads it all the same.
+///
 /// # Errors
 /// The value has no MessagePack form.
 pub fn encode<T: Serialize>(value: &T) -> Result<Bytes, String> {
-    rmp_serde::to_vec(value).map(Bytes::from).map_err(|error| error.to_string())
+    rmp_serde::to_vec_named(value).map(Bytes::from).map_err(|error| error.to_string())
 }
 
 #[async_trait]
@@ -487,7 +541,7 @@ impl PeerHandler for Members {
                 None => Err("this node is no voter, or still starting".into()),
             },
             HEARTBEAT if is_member => {
-                self.hear(from, decode(&body)?);
+                self.hear_peer(from, decode(&body)?);
                 encode(&self.heartbeat_answer())
             }
             FACTS if is_member => encode(&self.answer_facts(decode(&body)?).await?),
@@ -511,14 +565,19 @@ impl PeerHandler for Members {
                 let agent = self.agent.get().ok_or("this node runs no jobs, or still starts")?;
                 encode(&agent.log(attempt, offset).await?)
             }
+            SPEED if is_member => {
+                let asked = body.first_chunk().map_or(0, |asked| u32::from_be_bytes(*asked));
+                // Nothing is gained by bytes that differ: the line is encrypted.
+                Ok(Bytes::from(vec![0; asked.min(SPEED_BYTES_MAX) as usize]))
+            }
             WAKE if self.has_role(from, &TRUSTED) => {
                 self.wake_jobs();
                 Ok(Bytes::new())
             }
             CAPACITY if self.has_role(from, &TRUSTED) => encode(&self.capacity(decode(&body)?).await?),
             WHY if self.has_role(from, &TRUSTED) => encode(&self.explained.why(decode(&body)?)),
-            META | HEARTBEAT | FACTS | AUDIT | BIND_PAYOUT | DRILL | ATTEMPTS | JOB_LOG | WAKE | CAPACITY
-            | WHY => Err(format!("node {from} may not ask this (kind {kind})")),
+            META | HEARTBEAT | FACTS | SPEED | AUDIT | BIND_PAYOUT | DRILL | ATTEMPTS | JOB_LOG | WAKE
+            | CAPACITY | WHY => Err(format!("node {from} may not ask this (kind {kind})")),
             _ => Err(format!("kind {kind} is unknown to this release")),
         }
     }
@@ -582,5 +641,6 @@ pub fn describe(id: NodeId, config: &makai_config::NodeConfig, addresses: Vec<St
         is_up: true,
         changed_at: Timestamp(0),
         version: env!("CARGO_PKG_VERSION").into(),
+        down_ppm: 0,
     }
 }

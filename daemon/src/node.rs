@@ -7,6 +7,7 @@
 //! Always: a node serves nothing before it knows its cluster; a start that fails says what to mend and leaves what was on
 //! disk as it was; a stop drains the doors first and syncs the disks last.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +65,9 @@ const JOIN_PAUSE: Duration = Duration::from_millis(500);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long requests under way may take to end when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// So many looks without a leader are no election any more.
+const LEADERLESS_LOOKS: u32 = 10;
+const LEADERLESS_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The tenant that a new cluster begins with.
 const FIRST_TENANT: &str = "main";
 
@@ -120,7 +124,7 @@ impl Node {
             (None, Some(ticket)) => ticket.cluster_id.clone(),
             (None, None) => hex::encode(rand::random::<[u8; 16]>()),
         };
-        let (disks, formatted) = open_disks(&config, &cluster_id).await?;
+        let (disks, speeds, formatted) = open_disks(&config, &cluster_id).await?;
         let members = Members::new(id, disks.clone());
         let transport = start_transport(&config, &node_key, &members).await?;
         let addresses = advertised(&config, transport.local_addr());
@@ -128,7 +132,7 @@ impl Node {
         if facts_of_me.roles.contains(&Role::Voter) && facts_of_me.addresses.is_empty() {
             bail!("a voter must be reachable: set peers.advertise to the host:port that others can dial");
         }
-        let own_disks = describe_disks(id, &disks);
+        let own_disks = describe_disks(id, &disks, &speeds);
         let told_voters = ticket.as_ref().map(|ticket| ticket.voters.clone()).unwrap_or_default();
         let told = ticket.as_ref().map(|ticket| (ticket.token_id.clone(), ticket.secret.clone()));
 
@@ -216,6 +220,7 @@ impl Node {
             disks,
             map,
             map_changed: Arc::new(Notify::new()),
+            map_renewed: Arc::new(watch::channel(0).0),
             progress: Arc::default(),
             line: Arc::default(),
             jobs: Arc::default(),
@@ -289,12 +294,28 @@ impl Node {
         }
     }
 
+    /// Resolves when this voter has been without a leader for a while: who waits for facts waits in vain.
+    async fn has_no_facts(&self) {
+        let Some(meta) = &self.meta else { return std::future::pending().await };
+        let mut looks = 0;
+        while looks < LEADERLESS_LOOKS {
+            looks = if meta.is_led() { 0 } else { looks + 1 };
+            tokio::time::sleep(LEADERLESS_LOOK_EVERY).await;
+        }
+    }
+
     /// Lets requests end, hands leadership on, syncs the disks.
     pub async fn stop(self) {
         self.stop_doors.cancel();
         self.door_tasks.close();
-        if tokio::time::timeout(DRAIN_MAX, self.door_tasks.wait()).await.is_err() {
-            tracing::warn!("requests were still under way when the node stopped");
+        tokio::select! {
+            () = self.door_tasks.wait() => {}
+            () = tokio::time::sleep(DRAIN_MAX) => {
+                tracing::warn!("requests were still under way when the node stopped");
+            }
+            () = self.has_no_facts() => {
+                tracing::warn!("requests were still under way when the node stopped; no voter leads, so none of them can end");
+            }
         }
         self.shell.stop.cancel();
         self.tasks.close();
@@ -335,9 +356,12 @@ fn check_cluster(
     }
 }
 
-/// Opens the disks; names those that were empty and are formatted now.
-async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<(LocalDisks, Vec<PathBuf>)> {
-    let (mut stores, mut formatted) = (Vec::new(), Vec::new());
+/// Opens the disks; says how quick each is, as configured, and names those that were empty and are formatted now.
+async fn open_disks(
+    config: &NodeConfig,
+    cluster_id: &str,
+) -> anyhow::Result<(LocalDisks, HashMap<DiskId, u64>, Vec<PathBuf>)> {
+    let (mut stores, mut speeds, mut formatted) = (Vec::new(), HashMap::new(), Vec::new());
     for disk in &config.disk {
         let options = StoreOptions {
             reserve_bytes: disk.reserve_bytes,
@@ -363,9 +387,10 @@ async fn open_disks(config: &NodeConfig, cluster_id: &str) -> anyhow::Result<(Lo
         for damage in &report.damaged {
             tracing::warn!(path = ?damage.path, offset = damage.offset, what = %damage.what, "a damaged record is set aside; its shard is rebuilt");
         }
+        speeds.insert(store.disk_id(), disk.speed_bytes_per_sec);
         stores.push(store);
     }
-    Ok((LocalDisks::new(stores), formatted))
+    Ok((LocalDisks::new(stores), speeds, formatted))
 }
 
 /// Takes the format from folders that got it in a start that led nowhere, so that another cluster can have them.
@@ -377,7 +402,7 @@ fn empty(formatted: &[PathBuf]) {
     }
 }
 
-fn describe_disks(node: NodeId, disks: &LocalDisks) -> Vec<Disk> {
+fn describe_disks(node: NodeId, disks: &LocalDisks, speeds: &HashMap<DiskId, u64>) -> Vec<Disk> {
     let describe = |(id, store): (&DiskId, &ShardStore)| Disk {
         id: *id,
         node,
@@ -385,6 +410,7 @@ fn describe_disks(node: NodeId, disks: &LocalDisks) -> Vec<Disk> {
         standing: Standing::Active,
         added_at: Timestamp(0),
         condition: makai_raft::facts::cluster::Condition::Well,
+        speed_bytes_per_sec: speeds.get(id).copied().unwrap_or(0),
     };
     disks.iter().map(describe).collect()
 }

@@ -36,6 +36,20 @@ pub struct Member {
     pub site: String,
     /// Bytes it offers, at least 1.
     pub capacity_bytes: u64,
+    /// Its machine is off for a good part of each day, with others like it: a group has few of them, and each takes little.
+    pub is_part_time: bool,
+}
+
+/// Of its size, a part-time disk takes one part in so many.
+const PART_TIME_PARTS: u64 = 8;
+
+impl Member {
+    /// What it counts as when slots are shared out.
+    fn weight(&self) -> u64 {
+        let weight =
+            if self.is_part_time { self.capacity_bytes / PART_TIME_PARTS } else { self.capacity_bytes };
+        weight.max(1)
+    }
 }
 
 /// A group as it is or as it should be: `disks[i]` holds shard i.
@@ -64,11 +78,12 @@ pub fn default_scheme(nodes: usize, disks: usize) -> Scheme {
     Scheme { data, parity }
 }
 
-/// Disks by number, and what fails together with each: node, owner, site as numbers, 0 for one that is unknown.
+/// Disks by number, and what fails together with each: node, owner, site as numbers, 0 for one that is unknown; last, 1 for
+/// those that are off at night together.
 struct Roster<'m> {
     members: Vec<&'m Member>,
     numbers: HashMap<DiskId, usize>,
-    domains: Vec<[u32; 3]>,
+    domains: Vec<Domains>,
 }
 
 impl<'m> Roster<'m> {
@@ -85,7 +100,7 @@ impl<'m> Roster<'m> {
             let node = number_of(&mut nodes, member.node);
             let owner = if member.owner.is_empty() { 0 } else { number_of(&mut owners, &*member.owner) };
             let site = if member.site.is_empty() { 0 } else { number_of(&mut sites, &*member.site) };
-            roster.domains.push([node, owner, site]);
+            roster.domains.push([node, owner, site, u32::from(member.is_part_time)]);
         }
         roster
     }
@@ -94,6 +109,9 @@ impl<'m> Roster<'m> {
         self.numbers.get(&disk).copied()
     }
 }
+
+const DOMAINS: usize = 4;
+type Domains = [u32; DOMAINS];
 
 /// Numbers names from 1 in the order in which they come.
 fn number_of<K: Eq + std::hash::Hash>(names: &mut HashMap<K, u32>, name: K) -> u32 {
@@ -104,19 +122,19 @@ fn number_of<K: Eq + std::hash::Hash>(names: &mut HashMap<K, u32>, name: K) -> u
 /// What a group's disks are spread over, noted while it is filled.
 #[derive(Default)]
 struct Spread {
-    chosen: Vec<[u32; 3]>,
+    chosen: Vec<Domains>,
 }
 
 impl Spread {
-    fn add(&mut self, domains: [u32; 3]) {
+    fn add(&mut self, domains: Domains) {
         self.chosen.push(domains);
     }
 
     /// How many already chosen fail together with a disk of these domains: node first, then owner, then site.
-    fn shared(&self, domains: [u32; 3]) -> [u32; 3] {
-        let mut shared = [0; 3];
+    fn shared(&self, domains: Domains) -> Domains {
+        let mut shared = [0; DOMAINS];
         for other in &self.chosen {
-            for at in 0..3 {
+            for at in 0..DOMAINS {
                 shared[at] += u32::from(domains[at] != 0 && other[at] == domains[at]);
             }
         }
@@ -157,7 +175,7 @@ impl<'r> Shelf<'r> {
     }
 
     fn place(&self, number: usize) -> (u128, u64, usize) {
-        let capacity = u128::from(self.roster.members[number].capacity_bytes.max(1));
+        let capacity = u128::from(self.roster.members[number].weight());
         let fullness = (u128::from(self.loads[number]) << 64) / capacity;
         (fullness, mix(self.seeds[number] ^ mix(self.loads[number])), number)
     }
@@ -172,14 +190,14 @@ impl<'r> Shelf<'r> {
 
     /// The least laden disk of those that share least with what was chosen; beyond [`LOOKS_MAX`] disks a sample decides.
     fn best(&self, spread: &Spread, taken: &[usize]) -> Option<usize> {
-        let mut best: Option<([u32; 3], usize)> = None;
+        let mut best: Option<(Domains, usize)> = None;
         let free = self.order.iter().map(|(_, _, number)| *number).filter(|number| !taken.contains(number));
         for number in free.take(LOOKS_MAX) {
             let shared = spread.shared(self.roster.domains[number]);
             if best.is_none_or(|(least, _)| shared < least) {
                 best = Some((shared, number));
             }
-            if shared == [0; 3] {
+            if shared == [0; DOMAINS] {
                 break;
             }
         }
@@ -278,6 +296,7 @@ mod tests {
                 owner: String::new(),
                 site: String::new(),
                 capacity_bytes: 1 << 40,
+                is_part_time: false,
             })
             .collect()
     }
@@ -380,6 +399,22 @@ mod tests {
         }
     }
 
+    /// Of machines that are off at night, no group has more than one while there are enough others, and each has little.
+    #[test]
+    fn part_time_machines_take_little_and_apart() {
+        let mut members = cluster(40, 1);
+        members.iter_mut().step_by(4).for_each(|member| member.is_part_time = true);
+        let groups = plan(Scheme::new(6, 4).unwrap(), &members, &[], &[], 1);
+        let is_part_time =
+            |disk: &DiskId| members.iter().any(|member| member.disk == *disk && member.is_part_time);
+        let slots: Vec<usize> =
+            groups.iter().map(|group| group.disks.iter().filter(|disk| is_part_time(disk)).count()).collect();
+        assert!(slots.iter().all(|slots| *slots <= 1), "{slots:?}");
+        let (theirs, all) = (slots.iter().sum::<usize>(), groups.len() * 10);
+        // Ten of forty, at an eighth: 1.25 parts of 31.25.
+        assert!(theirs * 20 >= all / 2 && theirs * 20 <= all * 2, "{theirs} of {all} slots");
+    }
+
     /// Ten thousand nodes: groups are distinct in nodes, even, and each disk meets many others.
     #[test]
     fn large_clusters_are_planned_evenly() {
@@ -395,6 +430,7 @@ mod tests {
                     owner: format!("owner{}", number / 2),
                     site: format!("site{}", number % 500),
                     capacity_bytes: (1 + u64::from(number % 4)) << 40,
+                    is_part_time: false,
                 }
             })
             .collect();
@@ -435,7 +471,14 @@ mod tests {
                 let mut node = [0; 32];
                 node[..4].copy_from_slice(&(number / 2).to_be_bytes());
                 let (owner, site) = (String::new(), String::new());
-                Member { disk: DiskId(disk), node: NodeId(node), owner, site, capacity_bytes: 1 << 40 }
+                Member {
+                    disk: DiskId(disk),
+                    node: NodeId(node),
+                    owner,
+                    site,
+                    capacity_bytes: 1 << 40,
+                    is_part_time: false,
+                }
             })
             .collect();
         let scheme = Scheme::new(2, 2).unwrap();
@@ -452,7 +495,7 @@ mod tests {
             .iter()
             .map(|group| Moving { id: group.id, disks: group.disks.clone(), moves: vec![] })
             .collect();
-        let reasons = Reasons { leaving: &BTreeSet::new(), endangered: &[] };
+        let reasons = Reasons { leaving: &BTreeSet::new(), endangered: &[], evens_out: true };
         let begun = std::time::Instant::now();
         let moves = plan_moves(&members, &members, reasons, &moving, &mut Busy::default());
         println!("{} moves of a settled cluster: {:.2?}", moves.len(), begun.elapsed());

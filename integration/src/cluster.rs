@@ -149,7 +149,7 @@ impl Node {
             config.disk.push(DiskConfig {
                 path: dir.join("disk0"),
                 reserve_bytes: 1 << 20,
-                capacity_bytes_max: 0,
+                ..DiskConfig::default()
             });
         }
         config.storage.segment_bytes = 128 << 20;

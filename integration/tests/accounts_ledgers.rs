@@ -106,6 +106,7 @@ impl Embedded {
             is_up: true,
             changed_at: Timestamp(0),
             version: String::new(),
+            down_ppm: 0,
         };
         self.run(Command::JoinNode { node, disks: vec![], token: Some(proof) }).expect("a member");
     }

@@ -241,7 +241,7 @@ fn node_config(args: &Args, number: u16, name: &str, dir: &Path) -> anyhow::Resu
     config.accounts.challenge_secs = 0;
     config.compute.drill_pct = args.drill_pct;
     config.disk =
-        vec![DiskConfig { path: dir.join("disk0"), reserve_bytes: RESERVE_BYTES, capacity_bytes_max: 0 }];
+        vec![DiskConfig { path: dir.join("disk0"), reserve_bytes: RESERVE_BYTES, ..DiskConfig::default() }];
     Ok(config)
 }
 

@@ -21,6 +21,7 @@ mod mount;
 mod node;
 mod payout;
 mod profile;
+mod rebalance;
 mod record;
 mod remote;
 mod replication;
@@ -49,6 +50,7 @@ enum Command {
     Node(node::Args),
     Group(cluster::GroupArgs),
     Repair(cluster::RepairArgs),
+    Rebalance(rebalance::Args),
     Backup(backup::Args),
     Tenant(tenants::TenantArgs),
     Key(tenants::KeyArgs),
@@ -100,6 +102,7 @@ pub fn main() -> ExitCode {
             Command::Node(args) => node::run(args).await,
             Command::Group(args) => cluster::group(args).await,
             Command::Repair(args) => cluster::repair(args).await,
+            Command::Rebalance(args) => rebalance::run(args).await,
             Command::Backup(args) => backup::run(args).await,
             Command::Tenant(args) => tenants::tenant(args).await,
             Command::Key(args) => tenants::key(args).await,

@@ -7,13 +7,15 @@ use anyhow::bail;
 use clap::Subcommand;
 use http::Method;
 use indicatif::{ProgressBar, ProgressStyle};
-use makai_erasure::DiskId;
+use makai_erasure::{DiskId, NodeId};
 use makai_raft::facts::cluster::{ClusterMap, Condition, Disk, Node, Role, Standing};
 use serde::Serialize;
 
 use super::cluster::fetch;
 use super::remote::Target;
 use super::{human_bytes, print_json};
+use crate::clock;
+use crate::console::due::DiskDue;
 use crate::console::{JoinTokenAnswer, JoinTokenRequest, StandingRequest, Status};
 use crate::members::DiskBeat;
 use crate::reconcile::reach::LineNow;
@@ -159,18 +161,72 @@ fn note(disk: &Disk) -> &'static str {
     }
 }
 
-/// What a disk's files hold, by what it is for: the parts add up to the whole.
-fn print_held(beat: &DiskBeat) {
-    let garbage = beat.held_bytes.saturating_sub(beat.live_bytes + beat.set_aside_bytes);
-    println!(
-        "  disk {}  holds {} = {} of {} shards + {} garbage + {} set aside for shards to come",
-        beat.disk,
-        human_bytes(beat.held_bytes),
-        human_bytes(beat.live_bytes),
-        beat.shard_count,
-        human_bytes(garbage),
-        human_bytes(beat.held_bytes.saturating_sub(beat.live_bytes + garbage)),
-    );
+/// What a disk's files hold, by what it is for, and what the facts say: the parts add up to the whole.
+#[derive(Debug, PartialEq, Serialize)]
+struct Held {
+    disk: DiskId,
+    /// Of the device, by the disk's files.
+    used_bytes: u64,
+    /// The shards' own bytes.
+    live_bytes: u64,
+    shards: u64,
+    /// Headers and checksums of those, and what aligns them.
+    overhead_bytes: u64,
+    /// Of dead shards, not given back yet.
+    garbage_bytes: u64,
+    /// For shards to come.
+    set_aside_bytes: u64,
+    /// What should be there by the facts.
+    due_bytes: u64,
+    due_shards: u64,
+    /// Slots on their way to it, which it holds in part.
+    slots_coming: u64,
+}
+
+impl Held {
+    fn of(beat: &DiskBeat, due: Option<&DiskDue>) -> Self {
+        // The files are measured now and then; shards that came since are counted at once.
+        let used_bytes = beat.held_bytes.max(beat.live_bytes);
+        let overhead_bytes = beat.live_bytes.saturating_sub(beat.body_bytes);
+        let garbage_bytes = used_bytes.saturating_sub(beat.live_bytes + beat.set_aside_bytes);
+        Self {
+            disk: beat.disk,
+            used_bytes,
+            live_bytes: beat.body_bytes,
+            shards: beat.shard_count,
+            overhead_bytes,
+            garbage_bytes,
+            set_aside_bytes: used_bytes.saturating_sub(beat.live_bytes + garbage_bytes),
+            due_bytes: due.map_or(0, |due| due.bytes),
+            due_shards: due.map_or(0, |due| due.shards),
+            slots_coming: due.map_or(0, |due| due.slots_coming),
+        }
+    }
+
+    fn print(&self) {
+        println!(
+            "  disk {}  uses {} = {} of {} shards + {} overhead + {} garbage + {} set aside for shards to come",
+            self.disk,
+            human_bytes(self.used_bytes),
+            human_bytes(self.live_bytes),
+            self.shards,
+            human_bytes(self.overhead_bytes),
+            human_bytes(self.garbage_bytes),
+            human_bytes(self.set_aside_bytes),
+        );
+        let (due, has) = (self.due_shards, self.shards);
+        let difference = match (due.saturating_sub(has), has.saturating_sub(due)) {
+            (0, 0) => "as it is".to_owned(),
+            (missing, 0) => format!("{missing} more than there are: they are made again"),
+            (_, extra) if self.slots_coming > 0 => {
+                format!("{extra} less than there are: {} slots are on their way here", self.slots_coming)
+            }
+            (_, extra) => {
+                format!("{extra} less than there are: of deleted objects and moved slots, to be deleted")
+            }
+        };
+        println!("    by the facts {due} shards of {}, {difference}", human_bytes(self.due_bytes));
+    }
 }
 
 fn print_node(status: &Status, node: &Node) {
@@ -192,14 +248,37 @@ fn print_node(status: &Status, node: &Node) {
         roles.join(","),
         if node.addresses.is_empty() { "dials out only".into() } else { node.addresses.join(" ") }
     );
+    let now = clock::now();
+    let down_ppm = node.downtime_ppm(now);
+    if down_ppm >= 1000 {
+        let part_time =
+            if node.is_part_time(now) { ", part-time: its disks take an eighth of their size" } else { "" };
+        println!("  off   {:.1} % of its time{part_time}", f64::from(down_ppm) / 10_000.0);
+    }
     let line = status.lines.iter().find(|of| of.node == node.id).map(|of| of.line);
-    if let Some(LineNow { up_bytes_per_sec, down_bytes_per_sec, relays, rtt_micros }) = line {
+    if let Some(LineNow {
+        up_bytes_per_sec,
+        down_bytes_per_sec,
+        relays,
+        rtt_micros,
+        tested_up_bytes_per_sec,
+        tested_down_bytes_per_sec,
+    }) = line
+    {
         let through = match relays {
             0 => String::new(),
             relays => format!(", reached over the connections that it keeps open to {relays} nodes"),
         };
+        let tested = match tested_up_bytes_per_sec {
+            0 => "not tested yet".to_owned(),
+            up => format!(
+                "tested {}/s up and {}/s down",
+                human_bytes(up),
+                human_bytes(tested_down_bytes_per_sec)
+            ),
+        };
         println!(
-            "  line  at most {}/s up and {}/s down seen, {:.1} ms to the leader{through}",
+            "  line  {tested}, at most {}/s up and {}/s down seen, {:.1} ms to the leader{through}",
             human_bytes(up_bytes_per_sec),
             human_bytes(down_bytes_per_sec),
             rtt_micros as f64 / 1000.0
@@ -234,16 +313,23 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         NodeCommand::Show { node, target } => {
             let status = fetch(&target).await?;
             let node = find(&status.map, &node)?;
-            if target.json {
-                print_json(node)?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            print_node(&status, node);
             let of_node = |beat: &&DiskBeat| {
                 status.map.disks.iter().any(|disk| disk.id == beat.disk && disk.node == node.id)
             };
+            if target.json {
+                let beats = if status.heard.is_empty() { &status.disks } else { &status.heard };
+                let due = dues(&target, node.id).await?;
+                let of_disk = |beat: &DiskBeat| Held::of(beat, due.iter().find(|due| due.disk == beat.disk));
+                let held = beats.iter().filter(of_node).map(of_disk).collect();
+                print_json(&Shown { node, left: left_on(&status.map, node, None), held })?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            print_node(&status, node);
             let beats = if status.heard.is_empty() { &status.disks } else { &status.heard };
-            beats.iter().filter(of_node).for_each(print_held);
+            let due = dues(&target, node.id).await?;
+            for beat in beats.iter().filter(of_node) {
+                Held::of(beat, due.iter().find(|due| due.disk == beat.disk)).print();
+            }
             let left = left_on(&status.map, node, None);
             println!("  {} slots of groups, {} of them on their way to other disks", left.slots, left.moving);
             Ok(ExitCode::SUCCESS)
@@ -266,6 +352,19 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             remove(&node, disk.as_deref(), lost, &target).await
         }
     }
+}
+
+/// What `makai node show --json` prints: the node's facts, and its disks.
+#[derive(Debug, Serialize)]
+struct Shown<'n> {
+    #[serde(flatten)]
+    node: &'n Node,
+    left: Left,
+    held: Vec<Held>,
+}
+
+async fn dues(target: &Target, node: NodeId) -> anyhow::Result<Vec<DiskDue>> {
+    target.get(&format!("/api/v1/due?node={node}")).await
 }
 
 async fn set_standing(target: &Target, request: &StandingRequest) -> anyhow::Result<()> {
@@ -359,4 +458,36 @@ async fn remove(name: &str, disk: Option<&str>, is_lost: bool, target: &Target) 
         println!("{} is lost; its shards are rebuilt on other disks as far as there are enough", label(node));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever is measured when, the parts are the whole.
+    #[test]
+    fn what_a_disk_uses_adds_up() {
+        let disk = DiskId([1; 16]);
+        for (held_bytes, live_bytes, body_bytes, set_aside_bytes) in [
+            (0, 0, 0, 0),
+            (1000, 600, 550, 100),
+            (1000, 900, 850, 300),
+            (500, 600, 480, 0),
+            (1000, 0, 0, 1000),
+        ] {
+            let beat = DiskBeat {
+                disk,
+                capacity_bytes: 10_000,
+                free_bytes: 1,
+                shard_count: 3,
+                live_bytes,
+                held_bytes,
+                set_aside_bytes,
+                body_bytes,
+            };
+            let held = Held::of(&beat, None);
+            let sum = held.live_bytes + held.overhead_bytes + held.garbage_bytes + held.set_aside_bytes;
+            assert_eq!(sum, held.used_bytes, "{held:?}");
+        }
+    }
 }

@@ -1,51 +1,40 @@
 //! Makes it a fact who is up, which disks are gone and which are nearly full: the leader proposes only transitions, from
 //! heartbeats it heard.
 //!
+//! ```text
+//! node ─ heartbeat ────────────────────────────> leader ─ Judge ─> up, down
+//! node ─ unanswered: heartbeat, to pass on ─> other voters ─ in theirs ─> leader
+//! ```
+//!
+//! A node is down once nobody heard it: a line that is cut between it and the leader alone does not make it so. One that goes
+//! and comes often must be heard for a while without a break before it counts as up again.
+//!
 //! A node names all of its disks in each heartbeat. One that it had and names no longer failed, was replaced, emptied or taken
 //! out of its configuration: it is missing, and what it held is made again elsewhere until it is named again.
+
+mod judge;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use makai_erasure::{DiskId, NodeId};
-use makai_raft::facts::cluster::{Condition, Disk, Node, Standing};
+use makai_raft::facts::cluster::{Condition, Disk, Standing};
 use makai_raft::facts::command::Command;
 
 use super::Shell;
 use crate::clock;
 use crate::members::{DiskBeat, Heard};
 
+pub use judge::Judge;
+use judge::SILENCE_MAX;
+
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A node silent for this long is down. Six heartbeats: one lost datagram or a busy second is no outage.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// What is heard of a disk becomes a fact once it was so all the time for so long: longer than a map takes to come round.
 const HOLDS_FOR: Duration = Duration::from_secs(5);
 /// A disk with less room than this part of its size is nearly full, and is so no more with twice that.
 const FULL_PARTS: u64 = 50;
 /// Of a large disk, less is enough: several of the largest segments.
 const FULL_BYTES_MAX: u64 = 16 << 30;
-
-/// Nodes whose fact differs from what was heard. Pure.
-///
-/// `heard`: when each was last heard; `leading_since`: nobody is down for silence towards an earlier leader.
-fn transitions(
-    nodes: &[Node],
-    heard: &HashMap<NodeId, Instant>,
-    leading_since: Instant,
-    now: Instant,
-) -> Vec<(NodeId, bool)> {
-    let of = |node: &Node| {
-        let last = heard.get(&node.id).copied().unwrap_or(leading_since).max(leading_since);
-        let is_silent = now.duration_since(last) > SILENCE_MAX;
-        let was_heard = heard.get(&node.id).is_some_and(|at| now.duration_since(*at) <= SILENCE_MAX);
-        match (node.is_up, is_silent, was_heard) {
-            (true, true, _) => Some((node.id, false)),
-            (false, _, true) => Some((node.id, true)),
-            _ => None,
-        }
-    };
-    nodes.iter().filter(|node| node.standing != Standing::Lost).filter_map(of).collect()
-}
 
 /// How a disk is that had `before`, by what its node says of it. Pure.
 fn condition(beat: Option<&DiskBeat>, before: Condition) -> Condition {
@@ -101,16 +90,18 @@ async fn note_conditions(shell: &Shell, since: &mut BTreeMap<(DiskId, Condition)
 pub async fn run(shell: Shell) {
     let mut changed_since = BTreeMap::new();
     let mut leading_since = None;
+    let mut judge = Judge::default();
     while shell.pause(LOOK_EVERY).await {
         if !shell.is_leader() {
             leading_since = None;
+            judge = Judge::default();
             changed_since.clear();
             continue;
         }
         note_conditions(&shell, &mut changed_since).await;
         let since = *leading_since.get_or_insert_with(clock::instant);
         let heard = shell.members.heard().into_iter().map(|(id, heard)| (id, heard.at)).collect();
-        for (node, is_up) in transitions(&shell.map.get().map.nodes, &heard, since, clock::instant()) {
+        for (node, is_up) in judge.transitions(&shell.map.get().map.nodes, &heard, since, clock::instant()) {
             tracing::info!(%node, is_up, "a node's reachability changed");
             if let Err(error) = shell.facts.propose(Command::SetNodeUp { node, is_up }).await {
                 tracing::debug!(%node, %error, "its reachability was not noted");
@@ -125,23 +116,6 @@ mod tests {
     use super::*;
     use makai_raft::facts::Timestamp;
 
-    fn node(id: u8, is_up: bool) -> Node {
-        Node {
-            id: NodeId([id; 32]),
-            number: u64::from(id),
-            name: String::new(),
-            owner: String::new(),
-            site: String::new(),
-            roles: vec![],
-            addresses: vec![],
-            standing: Standing::Active,
-            joined_at: Timestamp(0),
-            is_up,
-            changed_at: Timestamp(0),
-            version: String::new(),
-        }
-    }
-
     fn beat(id: u8, free_bytes: u64) -> DiskBeat {
         DiskBeat {
             disk: DiskId([id; 16]),
@@ -151,6 +125,7 @@ mod tests {
             live_bytes: 0,
             held_bytes: 0,
             set_aside_bytes: 0,
+            body_bytes: 0,
         }
     }
 
@@ -164,6 +139,7 @@ mod tests {
             standing,
             added_at: Timestamp(0),
             condition,
+            speed_bytes_per_sec: 0,
         };
         let heard = |at, disks| Heard {
             at,
@@ -199,19 +175,5 @@ mod tests {
             assert_eq!(condition(Some(&beat(1, free)), before), after, "{free} of 1000 free");
         }
         assert_eq!(condition(None, Full), Missing);
-    }
-
-    #[test]
-    fn only_changes_are_told_and_a_new_leader_waits() {
-        let start = clock::instant();
-        let at = |secs: u64| start + Duration::from_secs(secs);
-        let nodes = [node(1, true), node(2, true), node(3, false), node(4, false)];
-        let heard =
-            HashMap::from([(NodeId([1; 32]), at(10)), (NodeId([2; 32]), at(4)), (NodeId([3; 32]), at(9))]);
-        let down = (NodeId([2; 32]), false);
-        let up = (NodeId([3; 32]), true);
-        assert_eq!(transitions(&nodes, &heard, at(0), at(10)), [down, up]);
-        assert_eq!(transitions(&nodes, &heard, at(9), at(10)), [up]);
-        assert_eq!(transitions(&nodes, &HashMap::new(), at(9), at(11)), []);
     }
 }

@@ -8,18 +8,30 @@ use super::Shell;
 use crate::members::{DiskBeat, HEARTBEAT, Heartbeat, HeartbeatAnswer, decode, encode};
 
 const BEAT_EVERY: Duration = Duration::from_millis(500);
-const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
+const BEAT_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// A leader that takes longer may be cut off from here: others are asked to tell it.
+const SLOW_AFTER: Duration = Duration::from_millis(700);
+/// Voters asked to pass a heartbeat on.
+const PASSED_ON_BY: usize = 2;
 
 pub async fn run(shell: Shell) {
     let mut leader: Option<NodeId> = None;
     let mut next_voter = 0;
-    while shell.pause(BEAT_EVERY).await {
+    loop {
+        tokio::select! {
+            goes_on = shell.pause(BEAT_EVERY) => if !goes_on { return },
+            () = shell.progress.filled_changed.notified() => {}
+        }
         let beat = Heartbeat {
             disks: disk_beats(&shell),
             repair: shell.progress.now(),
             filled: shell.progress.filled(),
             compute: shell.jobs.offered(),
             line: shell.line.now(leader.and_then(|to| shell.transport.peer_stats(to)).map(|stats| stats.rtt)),
+            // Whoever is asked first, or instead of a leader that does not answer, may not lead.
+            is_to_pass_on: leader.is_none(),
+            of_others: shell.members.take_to_pass_on(),
         };
         let own_view = shell.members.meta().and_then(makai_raft::handle::MetaNode::leader);
         // A node that may become a voter is none yet: it asks the others who leads.
@@ -32,7 +44,7 @@ pub async fn run(shell: Shell) {
             shell.members.hear(shell.id, beat);
             Ok(shell.members.heartbeat_answer())
         } else {
-            send(&shell, to, &beat).await
+            send_or_have_passed_on(&shell, to, beat, &others, next_voter).await
         };
         match answer {
             Ok(answer) => {
@@ -57,6 +69,38 @@ async fn send(shell: &Shell, to: NodeId, beat: &Heartbeat) -> Result<HeartbeatAn
     decode(&answer.map_err(|error| error.to_string())?)
 }
 
+/// Sends a heartbeat; where no answer comes soon, has other voters tell the leader meanwhile.
+async fn send_or_have_passed_on(
+    shell: &Shell,
+    to: NodeId,
+    mut beat: Heartbeat,
+    voters: &[NodeId],
+    first: usize,
+) -> Result<HeartbeatAnswer, String> {
+    let sent = {
+        let beat = beat.clone();
+        async move { send(shell, to, &beat).await }
+    };
+    tokio::pin!(sent);
+    let failed = match tokio::time::timeout(SLOW_AFTER, &mut sent).await {
+        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Err(error)) => Some(error),
+        Err(_) => None,
+    };
+    beat.is_to_pass_on = true;
+    let others: Vec<NodeId> = voters.iter().copied().filter(|voter| *voter != to).collect();
+    let asked = (0..others.len().min(PASSED_ON_BY)).map(|at| others[(first + at) % others.len()]);
+    let passed_on = asked.map(|other| send(shell, other, &beat));
+    let passed_on = futures::future::join_all(passed_on);
+    match failed {
+        Some(error) => {
+            passed_on.await;
+            Err(error)
+        }
+        None => futures::future::join(sent, passed_on).await.0,
+    }
+}
+
 /// How this node's disks are.
 #[must_use]
 pub fn disk_beats(shell: &Shell) -> Vec<DiskBeat> {
@@ -70,6 +114,7 @@ pub fn disk_beats(shell: &Shell) -> Vec<DiskBeat> {
             live_bytes: usage.live_bytes,
             held_bytes: usage.held_bytes,
             set_aside_bytes: usage.set_aside_bytes,
+            body_bytes: usage.body_bytes,
         }
     };
     shell.disks.iter().map(beat).collect()

@@ -45,6 +45,8 @@ pub async fn refresh(shell: &Shell) -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || state.save(&dir)).await??;
         }
     }
+    let epoch = map.epoch;
     shell.map.update(map);
+    shell.map_renewed.send_replace(epoch);
     Ok(())
 }

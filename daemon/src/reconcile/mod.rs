@@ -62,13 +62,15 @@ pub mod voters;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use makai_config::NodeConfig;
 use makai_erasure::NodeId;
 use makai_erasure::stripe::ShardPeers;
 use makai_ops::metering::ServedMeter;
 use makai_raft::handle::Metadata;
 use makai_raft::view::MapView;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -93,6 +95,8 @@ pub struct Shell {
     pub map: MapView,
     /// Told when a newer map is known to exist.
     pub map_changed: Arc<Notify>,
+    /// The epoch of the map here.
+    pub map_renewed: Arc<watch::Sender<u64>>,
     pub progress: Arc<shards::Progress>,
     /// What goes through this node's line.
     pub line: Arc<reach::Line>,
@@ -133,45 +137,60 @@ impl Shell {
     }
 }
 
+/// How long a loop may go on with what it is at when the node stops. Any may be cut anywhere, as a crash would.
+const END_WITHIN: Duration = Duration::from_secs(1);
+
 /// Starts the loops of this node; they end when `shell.stop` is cancelled.
 pub fn start(shell: &Shell, tasks: &TaskTracker) {
-    tasks.spawn(map::run(shell.clone()));
-    tasks.spawn(heartbeat::run(shell.clone()));
-    tasks.spawn(reach::run(shell.clone()));
+    let spawn = |run: BoxFuture<'static, ()>| {
+        let stop = shell.stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = run => {}
+                () = async {
+                    stop.cancelled().await;
+                    tokio::time::sleep(END_WITHIN).await;
+                } => {}
+            }
+        });
+    };
+    spawn(map::run(shell.clone()).boxed());
+    spawn(heartbeat::run(shell.clone()).boxed());
+    spawn(reach::run(shell.clone()).boxed());
     if shell.members.meta().is_some() {
-        tasks.spawn(health::run(shell.clone()));
-        tasks.spawn(voters::run(shell.clone()));
-        tasks.spawn(placement::run(shell.clone()));
-        tasks.spawn(garbage::run(shell.clone()));
-        tasks.spawn(lifecycle::run(shell.clone()));
-        tasks.spawn(sessions::run(shell.clone()));
-        tasks.spawn(epochs::run(shell.clone()));
-        tasks.spawn(audit::run(shell.clone()));
-        tasks.spawn(drill::verify(shell.clone()));
-        tasks.spawn(billing::run(shell.clone()));
+        spawn(health::run(shell.clone()).boxed());
+        spawn(voters::run(shell.clone()).boxed());
+        spawn(placement::run(shell.clone()).boxed());
+        spawn(garbage::run(shell.clone()).boxed());
+        spawn(lifecycle::run(shell.clone()).boxed());
+        spawn(sessions::run(shell.clone()).boxed());
+        spawn(epochs::run(shell.clone()).boxed());
+        spawn(audit::run(shell.clone()).boxed());
+        spawn(drill::verify(shell.clone()).boxed());
+        spawn(billing::run(shell.clone()).boxed());
     }
     if shell.members.meta().is_some() || shell.config.has_role(makai_config::Role::Gateway) {
-        tasks.spawn(schedule::run(shell.clone()));
+        spawn(schedule::run(shell.clone()).boxed());
     }
     if shell.disks.all().next().is_some() {
-        tasks.spawn(presence::run(shell.clone()));
-        tasks.spawn(shards::run(shell.clone()));
-        tasks.spawn(orphans::run(shell.clone()));
-        tasks.spawn(displaced::run(shell.clone()));
-        tasks.spawn(scrub::run(shell.clone()));
-        tasks.spawn(compact::run(shell.clone()));
+        spawn(presence::run(shell.clone()).boxed());
+        spawn(shards::run(shell.clone()).boxed());
+        spawn(orphans::run(shell.clone()).boxed());
+        spawn(displaced::run(shell.clone()).boxed());
+        spawn(scrub::run(shell.clone()).boxed());
+        spawn(compact::run(shell.clone()).boxed());
     }
     let has_compute = shell.config.has_role(makai_config::Role::Compute);
     if has_compute || shell.disks.all().next().is_some() {
-        tasks.spawn(payout::run(shell.clone()));
+        spawn(payout::run(shell.clone()).boxed());
     }
     if has_compute && shell.config.compute.drill_pct > 0 {
         let drills = Drills::new(shell.id);
         shell.members.set_drills(Arc::clone(&drills));
-        tasks.spawn(drill::work(shell.clone(), drills));
+        spawn(drill::work(shell.clone(), drills).boxed());
     }
     if shell.is_trusted() {
-        tasks.spawn(usage::run(shell.clone()));
-        tasks.spawn(chain::run(shell.clone()));
+        spawn(usage::run(shell.clone()).boxed());
+        spawn(chain::run(shell.clone()).boxed());
     }
 }

@@ -566,6 +566,7 @@ mod tests {
                 is_up: true,
                 changed_at: Timestamp(0),
                 version: String::new(),
+                down_ppm: 0,
             };
             let offer = |number: u8, cpu_millis: u64| Inventory {
                 cpu_millis,

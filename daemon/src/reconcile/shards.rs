@@ -27,6 +27,7 @@ use makai_raft::facts::cluster::Group;
 use makai_raft::facts::object::Blob;
 use makai_raft::facts::query::{Answer, Query};
 use serde::Serialize;
+use tokio::sync::{Notify, watch};
 
 use super::Shell;
 use crate::clock;
@@ -65,6 +66,8 @@ pub struct Progress {
     pub rebuilt_bytes: AtomicU64,
     pub failures: AtomicU64,
     filled: Mutex<Vec<Filled>>,
+    /// Told when `filled` changed: the leader should hear of it at once.
+    pub filled_changed: Notify,
     recent: Mutex<VecDeque<(Instant, u64)>>,
 }
 
@@ -102,7 +105,11 @@ impl Progress {
     }
 
     fn set_filled(&self, filled: Vec<Filled>) {
-        *self.filled.lock().unwrap_or_else(PoisonError::into_inner) = filled;
+        let mut known = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != filled {
+            *known = filled;
+            self.filled_changed.notify_one();
+        }
     }
 
     fn note_rebuilt(&self, bytes: u64) {
@@ -172,7 +179,8 @@ pub async fn run(shell: Shell) {
     let mut begun = clock::instant();
     let mut damage_seen = 0;
     let mut pause = shell.interval();
-    while shell.pause(pause).await {
+    let mut renewed = shell.map_renewed.subscribe();
+    while rest(&shell, pause, &mut renewed).await {
         let damage = shell.disks.damage_count();
         shell.progress.damaged.store(damage, Ordering::Relaxed);
         if damage != damage_seen || begun.elapsed() > FULL_ROUND_EVERY {
@@ -196,6 +204,26 @@ pub async fn run(shell: Shell) {
                 tracing::debug!(%error, "the blobs of this node's groups were not read; trying again")
             }
         }
+    }
+}
+
+/// Waits, and no longer than until the map says that slots move here; false once the node stops.
+async fn rest(shell: &Shell, pause: Duration, renewed: &mut watch::Receiver<u64>) -> bool {
+    let is_needed = async {
+        loop {
+            if renewed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            let map = shell.map.get();
+            let mut moves = map.map.groups.iter().flat_map(|group| &group.moves);
+            if moves.any(|moving| shell.disks.iter().any(|(own, _)| *own == moving.to)) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        goes_on = shell.pause(pause) => goes_on,
+        () = is_needed => true,
     }
 }
 

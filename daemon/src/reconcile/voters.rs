@@ -5,11 +5,15 @@
 
 use std::time::Duration;
 
+use makai_erasure::NodeId;
 use makai_raft::facts::cluster::{Node, Role, Standing};
+use makai_raft::handle::{MetaAdminError, MetaNode};
 
 use super::Shell;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For giving a candidate up.
+const REMOVE_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
@@ -65,7 +69,7 @@ pub async fn run(shell: Shell) {
         let done = match change {
             None => continue,
             Some(Change::Add(number)) => match map.map.nodes.iter().find(|node| node.number == number) {
-                Some(node) => meta.add_voter(number, node.id).await,
+                Some(node) => add(&shell, meta, node).await,
                 None => continue,
             },
             Some(Change::Remove(number)) => meta.remove_voter(number).await,
@@ -78,10 +82,32 @@ pub async fn run(shell: Shell) {
     }
 }
 
+/// Lets a candidate catch up and vote; gives it up when it goes meanwhile, so that others can come in.
+async fn add(shell: &Shell, meta: &MetaNode, candidate: &Node) -> Result<(), MetaAdminError> {
+    let (number, id) = (candidate.number, candidate.id);
+    tokio::select! {
+        added = meta.add_voter(number, id) => added,
+        () = is_wanted_no_longer(shell, id) => {
+            // As a learner it would be sent all changes for ever.
+            let removed = tokio::time::timeout(REMOVE_WITHIN, meta.remove_voter(number)).await;
+            removed.unwrap_or_else(|_| Err(MetaAdminError::Unconfirmed("no answer in time".into())))?;
+            Err(MetaAdminError::Invalid("the candidate went before it had caught up".into()))
+        }
+    }
+}
+
+async fn is_wanted_no_longer(shell: &Shell, id: NodeId) {
+    while shell.pause(LOOK_EVERY).await && shell.is_leader() {
+        let map = shell.map.get();
+        if map.node(id).is_none_or(|node| !node.is_up || node.standing != Standing::Active) {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use makai_erasure::NodeId;
     use makai_raft::facts::Timestamp;
 
     fn node(number: u64, roles: &[Role], standing: Standing, is_up: bool) -> Node {
@@ -98,6 +124,7 @@ mod tests {
             is_up,
             changed_at: Timestamp(0),
             version: String::new(),
+            down_ppm: 0,
         }
     }
 

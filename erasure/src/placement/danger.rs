@@ -6,7 +6,8 @@
 //!
 //! Pure. A machine that is switched off for the night costs nothing: a disk that is away counts as held for a grace, and
 //! after it is made again only once the group is at its soft threshold, together with all others that are past theirs: one
-//! reading serves many. At the hard threshold, which counts what can be read right now, only a short wait is left.
+//! reading serves many. At the hard threshold, which counts what can be read right now, only a short wait is left, and as many
+//! as lift the group above it are made again, those that are away longest: the others may be back in the morning.
 //! Thresholds follow simulations of machines that leave at 5 % a month and are up 95 % of the time.
 
 use crate::layout::Scheme;
@@ -16,7 +17,7 @@ use crate::layout::Scheme;
 pub struct Thresholds {
     /// At or below it, what is away for longer than the grace is made again.
     pub soft: usize,
-    /// At or below it, grace no longer counts.
+    /// At or below it, grace no longer counts, for as many as lift it above.
     pub hard: usize,
 }
 
@@ -71,19 +72,30 @@ pub fn danger(scheme: Scheme, disks: &[Presence], patience: Patience) -> Danger 
     let held = disks.iter().filter(|presence| !is_past(presence, patience.grace_ms)).count();
     // A group has at most 255 disks.
     let spare = reachable as i32 - i32::from(scheme.data);
-    let limit_ms = if reachable <= hard {
-        Some(patience.urgent_ms.min(patience.grace_ms))
-    } else if held <= soft && !patience.is_outage {
-        Some(patience.grace_ms)
-    } else {
-        None
-    };
-    let is_due = |presence: &Presence| match limit_ms {
-        Some(limit_ms) => is_past(presence, limit_ms),
+    let is_soft_due = held <= soft && !patience.is_outage;
+    let is_due = |presence: &Presence| match presence {
+        Presence::Away { .. } => is_soft_due && is_past(presence, patience.grace_ms),
         // It comes back only if somebody puts it back: nothing is won by waiting.
-        None => *presence == Presence::Gone,
+        Presence::Gone => true,
+        Presence::Here => false,
     };
-    let slots = (0u8..).zip(disks).filter(|(_, presence)| is_due(presence)).map(|(slot, _)| slot).collect();
+    let numbered = || (0u8..).zip(disks);
+    let mut slots: Vec<u8> =
+        numbered().filter(|(_, presence)| is_due(presence)).map(|(slot, _)| slot).collect();
+    let urgent_ms = patience.urgent_ms.min(patience.grace_ms);
+    let mut urgent: Vec<(u64, u8)> = numbered()
+        .filter_map(|(slot, presence)| match presence {
+            Presence::Away { for_ms } if *for_ms >= urgent_ms && !slots.contains(&slot) => {
+                Some((*for_ms, slot))
+            }
+            _ => None,
+        })
+        .collect();
+    // Those away longest first; of several as long, the first.
+    urgent.sort_unstable_by_key(|(for_ms, slot)| (std::cmp::Reverse(*for_ms), *slot));
+    let needed = (hard + 1).saturating_sub(reachable + slots.len());
+    slots.extend(urgent.into_iter().take(needed).map(|(_, slot)| slot));
+    slots.sort_unstable();
     Danger { spare, slots }
 }
 
@@ -121,7 +133,8 @@ mod tests {
     fn a_night_costs_nothing_and_what_stays_away_is_made_again() {
         assert_eq!(slots(2, 2, &[away(10)], PATIENCE), [0u8; 0]);
         assert_eq!(slots(2, 2, &[away(25)], PATIENCE), [0]);
-        assert_eq!(slots(2, 2, &[away(25), away(1)], PATIENCE), [0, 1], "no shard is spare");
+        assert_eq!(slots(2, 2, &[away(25), away(1)], PATIENCE), [0], "no shard is spare, one is made");
+        assert_eq!(slots(2, 2, &[away(2), away(3)], PATIENCE), [1], "the one that is away longest");
         assert_eq!(slots(2, 2, &[Away { for_ms: 1000 }, away(1)], PATIENCE), [1], "one may be rebooting");
     }
 
@@ -130,14 +143,24 @@ mod tests {
         assert_eq!(slots(16, 8, &[away(100); 3], PATIENCE), [0u8; 0]);
         assert_eq!(slots(16, 8, &[away(100); 4], PATIENCE), [0, 1, 2, 3]);
         assert_eq!(slots(16, 8, &[away(1); 5], PATIENCE), [0u8; 0]);
-        assert_eq!(slots(16, 8, &[away(1); 6], PATIENCE), [0, 1, 2, 3, 4, 5]);
+        // At the hard threshold, as many as lift it above.
+        assert_eq!(slots(16, 8, &[away(1); 6], PATIENCE), [0]);
+        assert_eq!(
+            slots(16, 8, &[away(1), away(3), away(1), away(2), away(1), away(1), away(1)], PATIENCE),
+            [1, 3]
+        );
+        assert_eq!(
+            slots(16, 8, &[Away { for_ms: 1000 }; 8], PATIENCE),
+            [0u8; 0],
+            "all of them may be rebooting"
+        );
     }
 
     #[test]
     fn in_an_outage_only_what_is_urgent_is_mended() {
         let outage = Patience { is_outage: true, ..PATIENCE };
         assert_eq!(slots(16, 8, &[away(100); 4], outage), [0u8; 0]);
-        assert_eq!(slots(16, 8, &[away(100); 6], outage), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(slots(16, 8, &[away(100); 7], outage), [0, 1]);
     }
 
     #[test]

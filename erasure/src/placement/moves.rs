@@ -11,11 +11,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Member, Roster, Spread, rendezvous};
+use super::{Domains, Member, Roster, Spread, rendezvous};
 use crate::ids::{DiskId, PgId};
 
 /// Moves under way that read from one disk, and that fill one disk.
-const MOVES_PER_DISK_MAX: usize = 2;
+const MOVES_PER_DISK_MAX: usize = 4;
 /// Slots that are made again on one disk at once: they are read from many.
 const REMAKES_PER_DISK_MAX: usize = 6;
 /// Slots that a disk may have above or below its share: nearer to it, moving costs more than it evens out.
@@ -88,6 +88,8 @@ pub struct Reasons<'a> {
     pub leaving: &'a BTreeSet<DiskId>,
     /// Slots to be made again elsewhere, the most endangered first.
     pub endangered: &'a [(PgId, u8)],
+    /// Whether shares are evened out.
+    pub evens_out: bool,
 }
 
 /// Moves to begin now in the groups of one scheme.
@@ -102,7 +104,7 @@ pub fn plan_moves(
     groups: &[Moving],
     busy: &mut Busy,
 ) -> Vec<Move> {
-    let Reasons { leaving, endangered } = reasons;
+    let Reasons { leaving, endangered, evens_out } = reasons;
     let roster = Roster::new(members.iter().chain(known));
     let taking: Vec<&Member> = members.iter().filter(|member| !leaving.contains(&member.disk)).collect();
     let by_id: BTreeMap<PgId, &Moving> = groups.iter().map(|group| (group.id, group)).collect();
@@ -124,7 +126,9 @@ pub fn plan_moves(
             }
         }
     }
-    round.even_out(groups);
+    if evens_out {
+        round.even_out(groups);
+    }
     let moves = round.moves.into_iter();
     moves
         .flat_map(|(group, moves)| moves.into_iter().map(move |(slot, to)| Move { group, slot, to }))
@@ -167,7 +171,7 @@ impl Round<'_, '_> {
 
     /// How a disk compares to its size, so that disks of any size compare to each other.
     fn fullness(&self, member: &Member) -> u128 {
-        (u128::from(self.load_of(member.disk)) << 64) / u128::from(member.capacity_bytes.max(1))
+        (u128::from(self.load_of(member.disk)) << 64) / u128::from(member.weight())
     }
 
     /// Disks that slots of a group are on their way to.
@@ -188,7 +192,7 @@ impl Round<'_, '_> {
         Some(spread)
     }
 
-    fn shared(&self, disk: DiskId, others: &Spread) -> Option<[u32; 3]> {
+    fn shared(&self, disk: DiskId, others: &Spread) -> Option<Domains> {
         self.roster.number(disk).map(|number| others.shared(self.roster.domains[number]))
     }
 
@@ -233,13 +237,13 @@ impl Round<'_, '_> {
 
     /// Slots of a disk when all are shared out by capacity.
     fn share(&self, member: &Member, slots: u64, capacity: u128) -> u64 {
-        let share = u128::from(slots) * u128::from(member.capacity_bytes) / capacity.max(1);
+        let share = u128::from(slots) * u128::from(member.weight()) / capacity.max(1);
         u64::try_from(share).unwrap_or(u64::MAX)
     }
 
     /// From disks above their share to those below theirs, where one of the two is far from it.
     fn even_out(&mut self, groups: &[Moving]) {
-        let capacity: u128 = self.taking.iter().map(|member| u128::from(member.capacity_bytes)).sum();
+        let capacity: u128 = self.taking.iter().map(|member| u128::from(member.weight())).sum();
         let slots: u64 = self.taking.iter().map(|member| self.load_of(member.disk)).sum();
         let shares: HashMap<DiskId, u64> =
             self.taking.iter().map(|member| (member.disk, self.share(member, slots, capacity))).collect();
@@ -300,6 +304,7 @@ mod tests {
                 owner: String::new(),
                 site: String::new(),
                 capacity_bytes: 1 << 40,
+                is_part_time: false,
             })
             .collect()
     }
@@ -312,7 +317,7 @@ mod tests {
                 .iter()
                 .map(|group| Moving { id: group.id, disks: group.disks.clone(), moves: vec![] })
                 .collect();
-            let reasons = Reasons { leaving, endangered: &[] };
+            let reasons = Reasons { leaving, endangered: &[], evens_out: true };
             let moves = plan_moves(members, members, reasons, &now, &mut Busy::default());
             if moves.is_empty() {
                 return moved;
@@ -403,7 +408,7 @@ mod tests {
             .map(|group| Moving { id: group.id, disks: group.disks, moves: vec![] })
             .collect();
         let leaving = BTreeSet::from([members[0].disk]);
-        let reasons = Reasons { leaving: &leaving, endangered: &[] };
+        let reasons = Reasons { leaving: &leaving, endangered: &[], evens_out: true };
         let moves = plan_moves(&members, &members, reasons, &now, &mut Busy::default());
         assert_eq!(moves.len(), MOVES_PER_DISK_MAX);
     }
@@ -426,7 +431,7 @@ mod tests {
         }
         endangered.sort_unstable();
         let endangered: Vec<(PgId, u8)> = endangered.iter().map(|(_, id, slot)| (*id, *slot)).collect();
-        let reasons = Reasons { leaving: &BTreeSet::new(), endangered: &endangered };
+        let reasons = Reasons { leaving: &BTreeSet::new(), endangered: &endangered, evens_out: true };
         let moves = plan_moves(taking, &members, reasons, &now, &mut Busy::default());
         let most = REMAKES_PER_DISK_MAX * taking.len();
         assert!(

@@ -133,6 +133,7 @@ impl Core {
     pub fn admit(&self, entry: &Entry) {
         if let Some(segment) = self.segments.get(entry.segment) {
             segment.live_bytes.fetch_add(entry.record_bytes(), Ordering::Relaxed);
+            segment.live_body_bytes.fetch_add(entry.len(), Ordering::Relaxed);
             segment.live_shards.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -193,6 +194,7 @@ impl Core {
     pub fn forget(&self, entry: &Entry) {
         if let Some(segment) = self.segments.get(entry.segment) {
             segment.live_bytes.fetch_sub(entry.record_bytes(), Ordering::Relaxed);
+            segment.live_body_bytes.fetch_sub(entry.len(), Ordering::Relaxed);
             segment.live_shards.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -116,6 +116,8 @@ pub struct DiskUsage {
     pub free: u64,
     /// Bytes of the records that can be read.
     pub live_bytes: u64,
+    /// Of those, the shards' own bytes; the rest is headers, checksums and what aligns records.
+    pub body_bytes: u64,
     /// Bytes of the device that the segment files took when last measured: those of live records, room set aside for
     /// shards to come, and garbage.
     pub held_bytes: u64,
@@ -291,13 +293,15 @@ impl ShardStore {
     #[must_use]
     pub fn usage(&self) -> DiskUsage {
         let space = self.core.space().unwrap_or(disk::Space { capacity: 0, free: 0 });
-        let live = self.core.segments.all();
-        let live = live.iter().map(|(segment, _)| segment.live_bytes.load(Ordering::Relaxed));
+        let segments = self.core.segments.all();
+        let live = segments.iter().map(|(segment, _)| segment.live_bytes.load(Ordering::Relaxed));
+        let body = segments.iter().map(|(segment, _)| segment.live_body_bytes.load(Ordering::Relaxed));
         let set_aside_bytes = self.core.segments.open_room();
         DiskUsage {
             capacity: space.capacity,
             free: space.free.saturating_sub(self.core.options.reserve_bytes) + set_aside_bytes,
             live_bytes: live.sum(),
+            body_bytes: body.sum(),
             held_bytes: self.core.held_bytes.load(Ordering::Relaxed),
             set_aside_bytes,
             shard_count: self.core.index.len() as u64,

@@ -47,6 +47,8 @@ pub struct Segment {
     pub path: PathBuf,
     /// Bytes of records that can be read.
     pub live_bytes: AtomicU64,
+    /// Of those, the shards' own bytes, without headers, checksums and what aligns them.
+    pub live_body_bytes: AtomicU64,
     pub live_shards: AtomicU64,
     pub marks: Mutex<Marks>,
     file: Mutex<Option<Arc<dyn DiskFile>>>,
@@ -58,6 +60,7 @@ impl Segment {
             number,
             path: segment_path(dir, number),
             live_bytes: AtomicU64::new(0),
+            live_body_bytes: AtomicU64::new(0),
             live_shards: AtomicU64::new(0),
             marks: Mutex::new(marks),
             file: Mutex::new(None),

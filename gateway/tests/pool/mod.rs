@@ -225,6 +225,7 @@ async fn make_disks(facts: &Facts) {
             standing: Standing::Active,
             added_at: now(),
             condition: makai_raft::facts::cluster::Condition::Well,
+            speed_bytes_per_sec: 0,
         })
         .collect();
     let node = Node {
@@ -240,6 +241,7 @@ async fn make_disks(facts: &Facts) {
         is_up: true,
         changed_at: now(),
         version: "0".into(),
+        down_ppm: 0,
     };
     facts.propose(Command::JoinNode { node, disks, token: None }).await.unwrap();
     let Answer::ClusterMap(map) = facts.query(Query::ClusterMap { known_epoch: None }).await.unwrap() else {

@@ -537,6 +537,7 @@ async fn populate(facts: &dyn Metadata, scheme: Scheme) -> Result<Caller, Broken
             is_up: true,
             changed_at: Timestamp(0),
             version: "0".into(),
+            down_ppm: 0,
         };
         let disk = Disk {
             id: disk_id(number),
@@ -545,6 +546,7 @@ async fn populate(facts: &dyn Metadata, scheme: Scheme) -> Result<Caller, Broken
             standing: Standing::Active,
             added_at: Timestamp(0),
             condition: makai_raft::facts::cluster::Condition::Well,
+            speed_bytes_per_sec: 0,
         };
         let token_shown = (number > 0).then(|| (token.id.clone(), token.secret_hash));
         let join = Command::JoinNode { node, disks: vec![disk], token: token_shown };

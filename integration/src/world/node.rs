@@ -300,6 +300,7 @@ impl Running {
                 owner: String::new(),
                 site: String::new(),
                 capacity_bytes: disk.capacity_bytes,
+                is_part_time: false,
             })
             .collect();
         let schemes: BTreeSet<Scheme> = buckets.iter().filter_map(|bucket| bucket.scheme).collect();

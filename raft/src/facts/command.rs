@@ -250,6 +250,10 @@ pub enum Command {
     },
     /// -> as the command in it.
     Audited(Audited),
+    /// Stops the moves that only even out shares, or lets them go on.
+    SetRebalance {
+        is_paused: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,9 @@ use futures::future::BoxFuture;
 use makai_erasure::NodeId;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
-use openraft::{ChangeMembers, Config, Precondition, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use openraft::{
+    ChangeMembers, Config, Instant as _, Precondition, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy,
+};
 use serde::{Deserialize, Serialize};
 
 use super::RaftPeers;
@@ -590,20 +592,25 @@ impl MetaNode {
         .await
     }
 
-    /// A leader that no majority has confirmed yet turns changes away, naming nobody: tries again while it leads.
+    /// A leader that no majority has confirmed yet turns changes away, naming nobody, and one whose last change of members is
+    /// not agreed yet turns the next away: tries again while it leads.
     async fn as_confirmed_leader<F, T>(&self, attempt: impl Fn() -> F) -> Result<(), MetaAdminError>
     where
         F: Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
     {
         let until = super::stopwatch() + Duration::from_millis(self.0.config.request_timeout_ms);
         loop {
-            match attempt().await.map_err(admin_error) {
-                Err(MetaAdminError::NotLeader(None)) if self.is_leader() && super::stopwatch() < until => {
-                    tokio::time::sleep(UNCONFIRMED_PAUSE).await;
-                }
-                Err(error) => return Err(error),
+            let error = match attempt().await {
                 Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            let is_in_progress = is_in_progress(&error);
+            let error = admin_error(error);
+            let is_early = is_in_progress || error == MetaAdminError::NotLeader(None);
+            if !is_early || !self.is_leader() || super::stopwatch() >= until {
+                return Err(error);
             }
+            tokio::time::sleep(UNCONFIRMED_PAUSE).await;
         }
     }
 
@@ -657,6 +664,22 @@ impl MetaNode {
         }
     }
 
+    /// Whether a majority answered this leader within the time after which another one could lead.
+    fn has_quorum(&self) -> bool {
+        if self.status().voters.len() <= 1 {
+            return true;
+        }
+        let acked = self.metrics().last_quorum_acked;
+        let within = Duration::from_millis(self.0.config.election_timeout_max_ms);
+        acked.is_some_and(|at| at.elapsed() < within)
+    }
+
+    /// Whether somebody leads this voter, as far as it knows, and hears a majority where that is itself.
+    #[must_use]
+    pub fn is_led(&self) -> bool {
+        if self.is_leader() { self.has_quorum() } else { self.leader().is_some() }
+    }
+
     /// Hands over the lead, makes the facts durable and releases the directory. Nothing is lost without it, but
     /// the others notice at once and the next start is quicker.
     pub fn shutdown(&self) -> BoxFuture<'_, ()> {
@@ -664,7 +687,7 @@ impl MetaNode {
     }
 
     async fn stop(&self) {
-        if self.is_leader() && self.status().voters.len() > 1 {
+        if self.is_leader() && self.status().voters.len() > 1 && self.has_quorum() {
             // Whoever does not take over will elect.
             drop(self.transfer_leader(None).await);
         }
@@ -734,6 +757,11 @@ fn unavailable(error: impl std::fmt::Display) -> Trouble {
 
 fn stopped() -> Trouble {
     Trouble::Unavailable("this voter stops".into())
+}
+
+fn is_in_progress(error: &RaftError<Types, ClientWriteError<Types>>) -> bool {
+    use openraft::errors::ChangeMembershipError::InProgress;
+    matches!(error, RaftError::APIError(ClientWriteError::ChangeMembershipError(InProgress(_))))
 }
 
 fn admin_error(error: RaftError<Types, ClientWriteError<Types>>) -> MetaAdminError {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use makai_erasure::{DiskId, NodeId, PgId, Scheme};
+use makai_erasure::{DiskId, NodeId, PgId};
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Outcome, all, is_empty, keys_in, read};
@@ -106,6 +106,7 @@ pub fn join(
             joined_at: known.joined_at,
             is_up: known.is_up,
             changed_at: known.changed_at,
+            down_ppm: known.down_ppm,
             ..asked.clone()
         },
         None => Node {
@@ -115,6 +116,7 @@ pub fn join(
             joined_at: draft.now,
             is_up: true,
             changed_at: draft.now,
+            down_ppm: 0,
             ..asked.clone()
         },
     };
@@ -175,7 +177,11 @@ fn announce(draft: &mut Draft<'_>, node: &NodeId, disks: &[Disk]) -> Outcome<boo
             Some(known) if known.node != *node => {
                 return Err(Refusal::AlreadyExists(format!("disk {} of another node", asked.id)).into());
             }
-            Some(known) => Disk { capacity_bytes: asked.capacity_bytes, ..known.clone() },
+            Some(known) => Disk {
+                capacity_bytes: asked.capacity_bytes,
+                speed_bytes_per_sec: asked.speed_bytes_per_sec,
+                ..known.clone()
+            },
             None => Disk {
                 standing: Standing::Active,
                 added_at: draft.now,
@@ -194,9 +200,7 @@ fn announce(draft: &mut Draft<'_>, node: &NodeId, disks: &[Disk]) -> Outcome<boo
 pub fn set_node_up(draft: &mut Draft<'_>, id: &NodeId, is_up: bool) -> Outcome<Reply> {
     let place = keys::node(id);
     let mut node: Node = read(draft, &place)?.ok_or_else(|| not_found("node", id))?;
-    if node.is_up != is_up {
-        node.is_up = is_up;
-        node.changed_at = draft.now;
+    if node.note_up(is_up, draft.now) {
         draft.write(place, &node)?;
         draft.next(Counter::MapEpoch)?;
     }
@@ -236,6 +240,15 @@ pub fn set_disk_condition(draft: &mut Draft<'_>, id: &DiskId, condition: Conditi
     Ok(Reply::Done)
 }
 
+pub fn set_rebalance(draft: &mut Draft<'_>, is_paused: bool) -> Outcome<Reply> {
+    let place = keys::rebalance_paused();
+    if read::<bool>(draft, &place)?.unwrap_or(false) != is_paused {
+        draft.write(place, &is_paused)?;
+        draft.next(Counter::MapEpoch)?;
+    }
+    Ok(Reply::Done)
+}
+
 /// A group given as it is changes nothing.
 pub fn put_groups(draft: &mut Draft<'_>, map_epoch: u64, groups: &[Group]) -> Outcome<Reply> {
     let epoch = epoch(draft)?;
@@ -263,39 +276,10 @@ pub fn put_groups(draft: &mut Draft<'_>, map_epoch: u64, groups: &[Group]) -> Ou
 }
 
 fn check_group(view: &dyn View, group: &Group, known: Option<&Group>) -> Outcome<()> {
-    let invalid = |why: &str| Err(Refusal::Invalid(format!("group {}: {why}", group.id)).into());
-    if Scheme::new(group.scheme.data, group.scheme.parity).is_err() {
-        return invalid("its scheme is none");
+    if let Err(why) = group.check_change(known) {
+        return Err(Refusal::Invalid(format!("group {}: {why}", group.id)).into());
     }
-    if group.disks.len() != group.scheme.shard_count() {
-        return invalid("it needs as many disks as its scheme has shards");
-    }
-    if group.disks.iter().collect::<BTreeSet<_>>().len() != group.disks.len() {
-        return invalid("it names a disk twice");
-    }
-    match known {
-        None if group.version != FIRST_GROUP_VERSION => return invalid("a new group has version 1"),
-        Some(known) if known.scheme != group.scheme => return invalid("the scheme of its blobs stays"),
-        Some(known) if known.disks == group.disks && known.version != group.version => {
-            return invalid("its version changes with its disks alone");
-        }
-        Some(known) if known.disks != group.disks && known.version.checked_add(1) != Some(group.version) => {
-            return invalid("its version grows by one with each change of its disks");
-        }
-        _ => {}
-    }
-    if !group.moves.is_sorted_by(|a, b| a.slot < b.slot) {
-        return invalid("its moves are in the order of their slots, one a slot");
-    }
-    if group.moves.iter().any(|moving| usize::from(moving.slot) >= group.disks.len()) {
-        return invalid("it moves a slot that it does not have");
-    }
-    let holding: BTreeSet<_> =
-        group.disks.iter().chain(group.moves.iter().map(|moving| &moving.to)).collect();
-    if holding.len() != group.disks.len() + group.moves.len() {
-        return invalid("it moves a slot to a disk that it has already");
-    }
-    for disk in holding {
+    for disk in group.holding() {
         if view.get(&keys::disk(disk))?.is_none() {
             return Err(not_found("disk", disk).into());
         }
@@ -332,8 +316,6 @@ pub fn finish_move(
     Ok(Reply::Done)
 }
 
-const FIRST_GROUP_VERSION: u32 = 1;
-
 pub fn map(view: &dyn View, known_epoch: Option<u64>) -> Outcome<Answer> {
     let epoch = epoch(view)?;
     if known_epoch == Some(epoch) {
@@ -346,5 +328,6 @@ pub fn map(view: &dyn View, known_epoch: Option<u64>) -> Outcome<Answer> {
         nodes: all(view, &keys::nodes())?,
         disks: all(view, &keys::disks())?,
         groups: all(view, &keys::groups())?,
+        is_rebalance_paused: read(view, &keys::rebalance_paused())?.unwrap_or(false),
     }))
 }

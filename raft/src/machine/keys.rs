@@ -15,6 +15,7 @@ const NODE: u8 = 0x11;
 const DISK: u8 = 0x12;
 const GROUP: u8 = 0x13;
 const TOKEN: u8 = 0x14;
+const REBALANCE: u8 = 0x15;
 
 const TENANT: u8 = 0x20;
 const TENANT_NAME: u8 = 0x21;
@@ -125,6 +126,11 @@ pub fn groups() -> Vec<u8> {
 
 pub fn group(id: PgId) -> Vec<u8> {
     join(GROUP, &[&id.0.to_be_bytes()])
+}
+
+/// Whether a person has paused it; missing: not.
+pub fn rebalance_paused() -> Vec<u8> {
+    vec![REBALANCE]
 }
 
 pub fn tokens() -> Vec<u8> {

@@ -49,6 +49,7 @@
 //! | `12`  | disk id (16)                       | disk                                                   |
 //! | `13`  | group (4)                          | group                                                  |
 //! | `14`  | token id                           | join token                                             |
+//! | `15`  |                                    | whether the evening out of shares is paused            |
 //! | `20`  | tenant (8)                         | tenant                                                 |
 //! | `21`  | tenant's name                      | tenant                                                 |
 //! | `22`  | access key id                      | access key                                             |
@@ -246,6 +247,7 @@ fn carry_out(draft: &mut Draft<'_>, sessions: &Sessions, command: &Command) -> O
         Command::SetDiskStanding { disk, standing } => cluster::set_disk_standing(draft, disk, *standing),
         Command::PutGroups { map_epoch, groups } => cluster::put_groups(draft, *map_epoch, groups),
         Command::SetDiskCondition { disk, condition } => cluster::set_disk_condition(draft, disk, *condition),
+        Command::SetRebalance { is_paused } => cluster::set_rebalance(draft, *is_paused),
         Command::FinishMove { pg, slot, to, version, sequence } => {
             cluster::finish_move(draft, *pg, (*slot, *to), *version, *sequence)
         }

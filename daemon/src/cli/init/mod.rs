@@ -119,10 +119,10 @@ fn set_up(args: &Args) -> anyhow::Result<ExitCode> {
     let mut asker = Asker { is_there: !args.yes && !args.json && std::io::stdin().is_terminal() };
     let wishes = wishes(args, &place, &mut asker)?;
     let folder = place.config.parent().context("the configuration needs a folder")?.to_owned();
-    let config = plan::config(&wishes, &folder)?;
+    let mut config = plan::config(&wishes, &folder)?;
 
     let mut disks = Vec::new();
-    for disk in &config.disk {
+    for disk in &mut config.disk {
         std::fs::create_dir_all(&disk.path).with_context(|| format!("make {:?}", disk.path))?;
         let speed = if args.no_speed_test {
             None
@@ -132,6 +132,7 @@ fn set_up(args: &Args) -> anyhow::Result<ExitCode> {
             }
             Some(disks::measure(&disk.path).with_context(|| format!("measure {:?}", disk.path))?)
         };
+        disk.speed_bytes_per_sec = speed.as_ref().map_or(0, |speed| speed.write_bytes_per_sec);
         disks.push(DiskDone {
             path: disk.path.clone(),
             free_bytes: disks::free_bytes(&disk.path)?,

@@ -112,6 +112,7 @@ pub(super) fn opened(challenge_ms: u64) -> (World, Vec<Keys>) {
             is_up: true,
             changed_at: Timestamp(0),
             version: String::new(),
+            down_ppm: 0,
         };
         world.run(Command::JoinNode { node, disks: vec![], token: Some((token_id, [1; 32])) }).unwrap();
     }

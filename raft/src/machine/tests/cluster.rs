@@ -120,6 +120,9 @@ fn the_epoch_tells_of_changes() {
         (Command::SetDiskStanding { disk: disk(1, 1).id, standing: Standing::Lost }, 0),
         (Command::SetDiskCondition { disk: disk(1, 1).id, condition: Condition::Missing }, 1),
         (Command::SetDiskCondition { disk: disk(1, 1).id, condition: Condition::Missing }, 0),
+        (Command::SetRebalance { is_paused: false }, 0),
+        (Command::SetRebalance { is_paused: true }, 1),
+        (Command::SetRebalance { is_paused: true }, 0),
         (Command::JoinNode { node: node(1), disks: vec![disk(1, 1)], token: None }, 0),
         (
             Command::JoinNode {
@@ -216,4 +219,45 @@ fn a_slot_moves_once_the_other_disk_holds_it_all() {
     disks[1] = to;
     assert_eq!(new, Group { version: old.version + 1, disks, ..old.clone() });
     assert_eq!(world.run(finish(1, 1, new.version)), unready, "a move ends once");
+}
+
+#[test]
+fn a_slow_disk_weighs_what_it_can_read_back() {
+    let of = |capacity_bytes, speed_bytes_per_sec| {
+        Disk { capacity_bytes, speed_bytes_per_sec, ..disk(1, 1) }.weight_bytes()
+    };
+    assert_eq!(of(12_000_000_000_000, 0), 12_000_000_000_000, "its speed is unknown");
+    assert_eq!(of(12_000_000_000_000, 200_000_000), 12_000_000_000_000);
+    assert_eq!(of(12_000_000_000_000, 20_000_000), 2_419_200_000_000);
+    assert_eq!((of(0, 0), of(1 << 40, 1)), (1, 1));
+}
+
+/// Of a PC that is off eight hours of each day a third is told, of one that was off for a day once next to nothing, and what is
+/// long ago is forgotten.
+#[test]
+fn downtime_is_told_by_what_happened() {
+    const HOUR: u64 = 3_600_000;
+    let begun = Node { joined_at: Timestamp(0), changed_at: Timestamp(0), is_up: true, ..node(1) };
+    let after = |days: u64, hours_off: u64| {
+        let mut node = begun.clone();
+        for day in 0..days {
+            node.note_up(false, Timestamp((24 * day + 24 - hours_off) * HOUR));
+            node.note_up(true, Timestamp((24 * day + 24) * HOUR));
+        }
+        node
+    };
+    let nightly = after(20, 8);
+    let at = |day: u64| Timestamp(24 * HOUR * day);
+    assert!(nightly.downtime_ppm(at(20)).abs_diff(333_333) < 100, "{}", nightly.downtime_ppm(at(20)));
+    assert!(nightly.is_part_time(at(20)) && !nightly.is_part_time(Timestamp(HOUR)));
+    let long = after(200, 8).downtime_ppm(at(200));
+    assert!(long.abs_diff(333_333) < 10_000, "{long}");
+    let mut once = begun.clone();
+    once.note_up(false, at(40));
+    assert_eq!(once.downtime_ppm(at(41)), 1_000_000 / 30);
+    once.note_up(true, at(41));
+    assert!(!once.is_part_time(at(41)) && once.downtime_ppm(at(200)) == 0, "{}", once.downtime_ppm(at(200)));
+    let mut gone = begun;
+    gone.note_up(false, at(40));
+    assert!(gone.is_part_time(at(60)) && gone.downtime_ppm(at(100)) == 1_000_000);
 }

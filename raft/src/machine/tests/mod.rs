@@ -134,6 +134,7 @@ fn node(number: u8) -> Node {
         is_up: false,
         changed_at: Timestamp(0),
         version: "1".to_owned(),
+        down_ppm: 0,
     }
 }
 
@@ -145,6 +146,7 @@ fn disk(number: u8, node: u8) -> Disk {
         standing: Standing::Lost,
         added_at: Timestamp(0),
         condition: crate::facts::cluster::Condition::Well,
+        speed_bytes_per_sec: 0,
     }
 }
 
