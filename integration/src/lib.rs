@@ -14,10 +14,13 @@
 //! | [`load`]    | many clients at once, and the model of what must be there          | network            |
 //! | [`mounts`]  | buckets mounted by the program itself                              | the kernel         |
 //! | [`wait`]    | conditions with deadlines                                          | the clock          |
+//! | [`churn`]   | a year of home PCs in virtual time, under the daemon's own rules    | nothing            |
+//! | [`world`]   | seeded histories with failing network, disks and clocks            | nothing            |
 //!
 //! In every room: a test waits for what it needs, never for a time; what it started it ends, also when it fails; when
 //! it fails it prints the end of each daemon's log and keeps their folders.
 
+pub mod churn;
 pub mod cluster;
 pub mod load;
 pub mod mounts;
