@@ -200,3 +200,66 @@ async fn a_folder_goes(cluster: &mut Cluster, model: &mut Model) -> anyhow::Resu
     ensure!(status.status.success() && told.contains("missing") && told.contains("danger"), "{told}");
     Ok(())
 }
+
+/// For BENCHMARKS.md: the rate at which what a lost node held is made again, against the ceiling of those that make it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures: cargo test --release -p makai-integration --test machines_come_and_go -- --ignored --nocapture"]
+async fn how_fast_a_lost_node_is_made_again() -> anyhow::Result<()> {
+    const CEILING: u64 = 2 << 20;
+    let options = ClusterOptions {
+        voters: 3,
+        change: Box::new(|_, config| {
+            config.storage.repair_grace_secs = GRACE_SECS;
+            config.storage.repair_urgent_secs = GRACE_SECS;
+            config.storage.repair_bytes_per_sec_max = CEILING;
+        }),
+        ..ClusterOptions::default()
+    };
+    let mut cluster = Cluster::start(options).await?;
+    cluster.s3(0).create_bucket(BUCKET, Some("2+2")).await?;
+    for at in 0..150 {
+        let content = Content::new(format!("lost/{at}"), 4_000_000);
+        cluster.s3(at % 6).put(BUCKET, &format!("object{at}"), &content).await?;
+    }
+    cluster.wait_healed().await?;
+    let victim = 5;
+    let id = cluster.nodes[victim].id()?;
+    let held = disks_of(&map_of(&cluster).await?, id);
+    let rebuilt = async |cluster: &Cluster| {
+        let mut bytes = Vec::new();
+        for node in &cluster.nodes[..victim] {
+            bytes.push(node.status().await?.repair.rebuilt_bytes);
+        }
+        anyhow::Ok(bytes)
+    };
+    let before = rebuilt(&cluster).await?;
+    cluster.kill(&[victim]);
+    wait::until("it begins", MENDED_WITHIN, || async {
+        let now = rebuilt(&cluster).await?;
+        ensure!(now != before, "nothing is made yet");
+        anyhow::Ok(())
+    })
+    .await?;
+    let begun = makai::clock::instant();
+    wait::until("all is made again", 4 * MENDED_WITHIN, || async {
+        let map = map_of(&cluster).await?;
+        let left = movable_slots(&map, &held);
+        ensure!(left == 0, "{left} slots are left");
+        anyhow::Ok(())
+    })
+    .await?;
+    let took = begun.elapsed().as_secs_f64();
+    let after = rebuilt(&cluster).await?;
+    let by_node: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+    let (all, most) = (by_node.iter().sum::<u64>(), by_node.iter().max().copied().unwrap_or(0));
+    let part = most as f64 / took / CEILING as f64;
+    println!(
+        "{} MB made again by {} nodes in {took:.1} s; the busiest, {} MB, at {:.0} % of its ceiling of {CEILING} B/s",
+        all / 1_000_000,
+        by_node.len(),
+        most / 1_000_000,
+        100.0 * part
+    );
+    ensure!(part >= 0.7, "{part:.2} of the ceiling");
+    cluster.finish().await
+}
