@@ -35,7 +35,7 @@ fn small_files_are_told_many_at_once_with_their_content_times_and_modes() {
         file.write_all(format!("content {number}").as_bytes()).unwrap();
         let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number as u64);
         file.set_modified(time).unwrap();
-        file.set_permissions(fs::Permissions::from_mode(0o600 | number as u32 % 8)).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o600 | (number as u32 % 8))).unwrap();
     }
     sync_directory(&folder).unwrap();
     let messages = mounted.service.messages() - before;
@@ -44,7 +44,7 @@ fn small_files_are_told_many_at_once_with_their_content_times_and_modes() {
         let name = format!("d/f{number}");
         assert_eq!(mounted.stored(&name), format!("content {number}").as_bytes(), "{name}");
         let stored = mounted.stat(&name);
-        assert_eq!(stored.mode, 0o600 | number as u32 % 8);
+        assert_eq!(stored.mode, 0o600 | (number as u32 % 8));
         let seen = fs::metadata(folder.join(format!("f{number}"))).unwrap();
         assert_eq!((seen.mtime(), seen.ino()), (number as i64, stored.ino.0));
     }

@@ -269,6 +269,7 @@ fn put() -> Command {
             bucket_id: 2,
         },
         precondition: Precondition { if_match: Vec::new(), if_none_match: vec!["*".into()] },
+        by_form: false,
     }
 }
 

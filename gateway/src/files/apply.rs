@@ -182,12 +182,14 @@ impl Files {
             results.extend(done);
             match stopped {
                 Some(Err(Refusal::File(FileRefusal::Leased { bucket: named, directory }))) => {
-                    if !self.objects.await_lease(&mut waiting, &named, directory).await? {
-                        // Who has it does not let go, again and again: this one is told so, the others go on.
-                        results.push(Err(FileRefusal::Leased { bucket: named, directory }.into()));
-                        ops.drain(..1);
-                        round += 1;
+                    let has_let_go = self.objects.await_lease(&mut waiting, &named, directory).await?;
+                    if has_let_go {
+                        continue;
                     }
+                    // Who has it does not let go, again and again: this one is told so, the others go on.
+                    results.push(Err(FileRefusal::Leased { bucket: named, directory }.into()));
+                    ops.drain(..1);
+                    round += 1;
                 }
                 Some(_) => {
                     if let Some(op) = ops.first_mut() {
