@@ -10,7 +10,7 @@ use super::Shell;
 
 /// Shards listed at once.
 const BATCH: usize = 256;
-/// Pause before a disk without shards is looked at again.
+/// Pause before a disk on which there was nothing to read is looked at again.
 const IDLE: Duration = Duration::from_secs(60);
 /// Shortest and longest pause between two shards.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -30,6 +30,8 @@ pub async fn run(shell: Shell) {
 async fn scrub_disk(shell: &Shell, disk: DiskId, store: &ShardStore) {
     let period = Duration::from_secs(shell.config.storage.scrub_period_secs);
     let mut after: Option<ShardKey> = None;
+    // In this round.
+    let mut has_read = false;
     while !shell.stop.is_cancelled() {
         if !shell.disks.is_here(disk) {
             shell.pause(IDLE).await;
@@ -39,7 +41,9 @@ async fn scrub_disk(shell: &Shell, disk: DiskId, store: &ShardStore) {
         let Some(last) = shards.last() else {
             after = None;
             shell.progress.scrubs.fetch_add(1, Ordering::Relaxed);
-            shell.pause(IDLE).await;
+            if !std::mem::take(&mut has_read) {
+                shell.pause(IDLE).await;
+            }
             continue;
         };
         after = Some(last.key);
@@ -49,6 +53,7 @@ async fn scrub_disk(shell: &Shell, disk: DiskId, store: &ShardStore) {
                 return;
             }
             let verified = store.verify(shard.key).await;
+            has_read = true;
             shell.progress.scrubbed_bytes.fetch_add(shard.len, Ordering::Relaxed);
             match verified {
                 Err(error @ StoreError::Corrupt { .. }) => shell.disks.note_damage(&error),
