@@ -327,6 +327,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let left = folder.path().join(format!("{UNFINISHED}1-x"));
         fs::write(&left, b"half a block").unwrap();
+        fs::OpenOptions::new().write(true).open(&left).unwrap().set_modified(now()).unwrap();
         let cache = open(folder.path(), "secret", "bucket", 50_000);
         for block in 0..40 {
             cache.put(Ino(1), 1, block, &[block as u8; 4000]);

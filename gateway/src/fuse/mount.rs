@@ -323,6 +323,11 @@ impl Mount {
         if self.change_unborn(&node, &change) {
             return Ok(self.seen(&node));
         }
+        // The pool's answer says how many links a directory has: with those that are decided here already.
+        let _changing = match node.kind() {
+            Kind::Directory => Some(self.change_in(&[ino]).await),
+            _ => None,
+        };
         let mut operations = vec![Operation::SetAttributes { file: node.file_ref(), change }];
         if let Some(mode) = change.mode {
             let xattrs = self.xattrs(&node).await?;
