@@ -102,7 +102,9 @@ impl Operations {
             self.objects.create_bucket(caller, &input.bucket, scheme).await
         };
         match made {
-            Err(ObjectsError::Refused(Refusal::BucketOwned)) if self.region == FIRST_REGION => {
+            Err(ObjectsError::Refused(Refusal::BucketOwned))
+                if self.region == FIRST_REGION && asked.is_none() =>
+            {
                 self.make_again(caller, &request, documents).await?;
                 let location = Some(format!("/{}", input.bucket));
                 return Ok(S3Response::new(CreateBucketOutput { location }));

@@ -231,7 +231,6 @@ mod tests {
         let first = rule("<Prefix>p</Prefix>", bucket);
         assert!(read(&first).unwrap().of_object("pp", None)[0].copies_markers, "rules of the first kind do");
         for (rules, code) in [
-            (String::new(), "MalformedXML"),
             (rule("<Prefix/>", "arn:aws:s3:::"), "InvalidArgument"),
             (rule("<Prefix/>", "arn:makai:replication:::dr"), "InvalidArgument"),
             (rule("<Prefix/>", "one-bucket"), "InvalidArgument"),
