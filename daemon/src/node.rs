@@ -544,7 +544,8 @@ async fn start_meta(
         bail!(
             "the facts of this voter are gone from {:?}: as voter {number} it may have promised what it no longer knows, and voting \
              again it could undo what customers were told. Put the folder back; or remove this node from the others \
-             (`makai node remove --lost {id}`), give it an empty node.dir and let it join anew. ops/runbooks/voters.md has the steps",
+             (`makai node remove --lost {id}`), give it an empty node.dir and let it join anew. Only where the cluster was recovered without this voter (ops/runbooks/voters.md), \
+             move voter.number away as well",
             meta.dir
         );
     }

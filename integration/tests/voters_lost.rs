@@ -141,7 +141,12 @@ async fn one_goes_on_alone(cluster: &mut Cluster, all: &mut Model) -> anyhow::Re
 
     // A former voter comes back as a new one: with its shards, without its facts.
     let token = cluster.nodes[2].join_token(&[Role::Voter, Role::Storage, Role::Gateway]).await?;
-    fs::rename(cluster.nodes[1].config.node.dir.join("meta"), cluster.nodes[1].dir.join("meta-before"))?;
+    let dir = cluster.nodes[1].config.node.dir.clone();
+    fs::rename(dir.join("meta"), cluster.nodes[1].dir.join("meta-before"))?;
+    // As it was it must not vote again: that it is another now, a person says.
+    let refused = cluster.restart(&[1]).await.expect_err("a voter without its facts started");
+    ensure!(format!("{refused:#}").contains("voter.number"), "{refused:#}");
+    fs::remove_file(dir.join("voter.number"))?;
     fs::write(cluster.nodes[1].dir.join("join-token"), token)?;
     cluster.restart(&[1]).await?;
     wait::until("two vote", WITHIN, || async {
