@@ -18,6 +18,8 @@ const DETACHED_WITHIN: Duration = Duration::from_secs(20);
 pub struct Mounted {
     pub path: PathBuf,
     child: Child,
+    /// Killed: the mount point is the next mount's to take.
+    is_left: bool,
 }
 
 impl Mounted {
@@ -49,7 +51,7 @@ impl Mounted {
             ensure!(!may_mount(), "the mount ended at once: {status}");
             return Ok(None);
         }
-        Ok(Some(Self { path, child }))
+        Ok(Some(Self { path, child, is_left: false }))
     }
 
     #[must_use]
@@ -62,6 +64,7 @@ impl Mounted {
     /// # Errors
     /// The process cannot be waited for.
     pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.is_left = true;
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
@@ -86,7 +89,11 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = self.kill();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if self.is_left {
+            return;
+        }
         let _ = Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status();
     }
 }
