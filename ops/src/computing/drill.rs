@@ -360,7 +360,8 @@ mod tests {
             // Another node's, another task's, another row's; a size that was not told.
             assert!(verdict(seed(2, 0), &root, *place, opening).is_err());
             assert!(verdict(seed(1, 1), &root, *place, opening).is_err());
-            let other = Place { row: place.row ^ 1, ..*place };
+            // A leaf holds several rows: one of another leaf.
+            let other = Place { row: place.row ^ 128, ..*place };
             assert!(verdict(seed(1, 0), &root, other, opening).is_err());
             let longer = Size { steps: 3, ..SIZE };
             assert!(check(seed(1, 0), longer, &root, *place, opening).is_err());
