@@ -252,7 +252,10 @@ async fn download(console: &ConsoleProfile, path: &str, file: &std::path::Path) 
         let told = serde_json::from_slice::<ApiError>(&why).map(|error| error.error);
         bail!("{}", told.unwrap_or_else(|_| String::from_utf8_lossy(&why).into_owned()));
     }
-    let mut out = tokio::fs::File::create(file).await.with_context(|| format!("create {file:?}"))?;
+    // What is downloaded holds wrapped keys and names: for its owner alone.
+    let mut options = tokio::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut out = options.open(file).await.with_context(|| format!("create {file:?}"))?;
     while let Some(frame) = tokio::time::timeout(ANSWER_TIMEOUT, body.frame()).await? {
         if let Ok(piece) = frame?.into_data() {
             tokio::io::AsyncWriteExt::write_all(&mut out, &piece)

@@ -261,7 +261,13 @@ impl Endpoint {
     pub async fn get(&self, bucket: &str, key: &str, file: &Path) -> anyhow::Result<()> {
         let path = format!("/{bucket}/{key}");
         let len = self.len(&path).await?;
-        let mut out = tokio::fs::File::create_new(file).await.with_context(|| format!("create {file:?}"))?;
+        let mut out = tokio::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(file)
+            .await
+            .with_context(|| format!("create {file:?}"))?;
         for offset in (0..len).step_by(PART_BYTES as usize) {
             let range = format!("bytes={offset}-{}", (offset + PART_BYTES).min(len) - 1);
             let answer = self.insist(Method::GET, &path, &[], Some(&range), Bytes::new()).await?;
