@@ -604,7 +604,7 @@ def not_implemented(world):
     bucket = world.bucket
     s3 = world.s3
     transition = {"ID": "t", "Status": "Enabled", "Filter": {}, "Transitions": [{"Days": 1, "StorageClass": "GLACIER"}]}
-    refused("NotImplemented", 501, s3.put_bucket_lifecycle_configuration, Bucket=bucket,
+    refused("InvalidArgument", 400, s3.put_bucket_lifecycle_configuration, Bucket=bucket,
             LifecycleConfiguration={"Rules": [transition]})
     refused("InvalidRequest", 400, world.put, key="lock", body=b"", ObjectLockLegalHoldStatus="ON")
     refused("InvalidStorageClass", 400, world.put, key="class", body=b"", StorageClass="GLACIER")
@@ -810,11 +810,21 @@ def lifecycles(world):
          "NoncurrentVersionExpiration": {"NoncurrentDays": 2, "NewerNoncurrentVersions": 1}},
         {"ID": "uploads", "Status": "Disabled", "Filter": {"Prefix": ""},
          "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7}},
+        {"ID": "cold", "Status": "Enabled", "Filter": {"Prefix": "cold/"},
+         "Transitions": [{"Date": past, "StorageClass": "STANDARD_IA"}, {"Days": 9, "StorageClass": "GLACIER_IR"}],
+         "NoncurrentVersionTransitions": [{"NoncurrentDays": 2, "StorageClass": "STANDARD_IA"}]},
     ]
     s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
     same(s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"], rules, "the rules")
     true('rule-id="days"' in s3.put_object(Bucket=bucket, Key="t", Body=b"x", Tagging="a=1")["Expiration"],
          "the rule is not named")
+    for late in [{"Expiration": {"Days": 9}}, {"NoncurrentVersionExpiration": {"NoncurrentDays": 2}}]:
+        refused("InvalidArgument", 400, s3.put_bucket_lifecycle_configuration, Bucket=bucket,
+                LifecycleConfiguration={"Rules": [{**rules[3], **late}]})
+    deadline = time.monotonic() + 60
+    while (head := s3.head_object(Bucket=bucket, Key="cold/a")).get("StorageClass") != "STANDARD_IA":
+        true(time.monotonic() < deadline, f"the class is still {head.get('StorageClass')}")
+        time.sleep(0.5)
     s3.delete_bucket_lifecycle(Bucket=bucket)
     refused("NoSuchLifecycleConfiguration", 404, s3.get_bucket_lifecycle_configuration, Bucket=bucket)
 

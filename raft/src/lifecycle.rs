@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rules of a bucket ┐
-//! its versions, in the order of their listing ─> Sweep ─> versions whose time is over
+//! its versions, in the order of their listing ─> Sweep ─> versions whose time is over, and those of another class
 //! now, calendar     ┘
 //! ```
 //!
@@ -13,11 +13,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::Timestamp;
 use crate::facts::object::{ObjectHead, Upload};
-use crate::facts::version::{Expired, ListedVersion};
+use crate::facts::version::{Expired, ListedVersion, Transitioned};
 
 const MAGIC: &[u8] = b"MKLC\x01";
 /// Milliseconds of a real day.
 pub const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Storage classes that rules may give, the coldest last. All are kept alike: a class is a name that clients sort by.
+pub const CLASSES: [&str; 4] = ["STANDARD_IA", "INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR"];
+
+/// How cold a class is: 0 of those that no rule gives.
+fn coldness(class: Option<&str>) -> usize {
+    class.and_then(|class| CLASSES.iter().position(|known| *known == class)).map_or(0, |at| at + 1)
+}
 
 /// Why stored rules cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +47,34 @@ pub struct Rule {
     pub noncurrent: Option<NoncurrentExpiration>,
     /// Days until an upload that is not completed is aborted.
     pub abort_days: Option<u32>,
+    #[serde(default)]
+    pub transitions: Vec<Transition>,
+    #[serde(default)]
+    pub noncurrent_transitions: Vec<NoncurrentTransition>,
+}
+
+/// When current versions get a storage class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transition {
+    pub when: When,
+    /// One of [`CLASSES`].
+    pub class: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    Days(u32),
+    Date(Timestamp),
+}
+
+/// When versions that are not current get a storage class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoncurrentTransition {
+    pub days: u32,
+    /// Noncurrent versions that are left as they are whatever their age; `None`: none.
+    pub newer_kept: Option<u32>,
+    /// One of [`CLASSES`].
+    pub class: String,
 }
 
 /// Which objects a rule is about, in the form that the client chose.
@@ -120,7 +156,10 @@ impl Rules {
     /// Whether any version can ever be due.
     #[must_use]
     pub fn concerns_versions(&self) -> bool {
-        self.enabled().any(|rule| rule.expiration.is_some() || rule.noncurrent.is_some())
+        self.enabled().any(|rule| {
+            let moves = !rule.transitions.is_empty() || !rule.noncurrent_transitions.is_empty();
+            rule.expiration.is_some() || rule.noncurrent.is_some() || moves
+        })
     }
 
     /// Whether any upload can ever be due.
@@ -150,9 +189,15 @@ impl Rules {
             Expiration::Date(date) => Some(date),
             Expiration::LoneMarker(_) => None,
         };
+        self.concerning(head)
+            .filter_map(|rule| Some((due(rule)?, rule.id.as_str())))
+            .min_by_key(|(at, _)| *at)
+    }
+
+    /// The rules that are about a version.
+    fn concerning<'a>(&'a self, head: &ObjectHead) -> impl Iterator<Item = &'a Rule> {
         let tagging = head.headers.tagging.as_deref();
-        let concerned = self.enabled().filter(|rule| rule.scope.holds(&head.key, head.size, tagging));
-        concerned.filter_map(|rule| Some((due(rule)?, rule.id.as_str()))).min_by_key(|(at, _)| *at)
+        self.enabled().filter(move |rule| rule.scope.holds(&head.key, head.size, tagging))
     }
 
     /// Whether the upload was begun too long ago.
@@ -197,7 +242,14 @@ impl Scope {
     }
 }
 
-/// Goes through a bucket's versions in the order of their listing and finds those whose time is over.
+/// What is decided of versions.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Decided {
+    pub over: Vec<Expired>,
+    pub moved: Vec<Transitioned>,
+}
+
+/// Goes through a bucket's versions in the order of their listing and decides of each.
 pub struct Sweep<'r> {
     rules: &'r Rules,
     now: Timestamp,
@@ -216,8 +268,8 @@ impl<'r> Sweep<'r> {
         Self { rules, now, calendar, key: None, newer: 0, lone: None }
     }
 
-    /// Takes the next version of the listing; adds to `over` what is found.
-    pub fn see(&mut self, listed: &ListedVersion, over: &mut Vec<Expired>) {
+    /// Takes the next version of the listing; adds to `decided` what is to be done.
+    pub fn see(&mut self, listed: &ListedVersion, decided: &mut Decided) {
         let (key, number, modified_at, is_latest, head) = match listed {
             ListedVersion::CommonPrefix(_) => return,
             ListedVersion::Version { head, is_latest } => {
@@ -233,7 +285,7 @@ impl<'r> Sweep<'r> {
                 Some(since)
             }
             _ => {
-                self.end(over);
+                self.end(decided);
                 self.newer = 0;
                 None
             }
@@ -244,7 +296,9 @@ impl<'r> Sweep<'r> {
             (true, Some(head)) => {
                 let expiry = self.rules.expiry(head, self.calendar);
                 if expiry.is_some_and(|(at, _)| at <= self.now) {
-                    over.push(expired(true));
+                    decided.over.push(expired(true));
+                } else {
+                    decided.moved.extend(moved(head, self.class_of_current(head)));
                 }
             }
             (true, None) => {
@@ -252,8 +306,12 @@ impl<'r> Sweep<'r> {
             }
             (false, head) => {
                 // Without its successor in sight it became noncurrent no later than now.
-                if since.is_some_and(|since| self.is_noncurrent_over(key, head, since)) {
-                    over.push(expired(false));
+                if let Some(since) = since {
+                    if self.is_noncurrent_over(key, head, since) {
+                        decided.over.push(expired(false));
+                    } else if let Some(head) = head {
+                        decided.moved.extend(moved(head, self.class_of_noncurrent(head, since)));
+                    }
                 }
                 self.newer = self.newer.saturating_add(1);
             }
@@ -261,8 +319,27 @@ impl<'r> Sweep<'r> {
     }
 
     /// Says that no version of the last key follows.
-    pub fn end(&mut self, over: &mut Vec<Expired>) {
-        over.extend(self.lone.take());
+    pub fn end(&mut self, decided: &mut Decided) {
+        decided.over.extend(self.lone.take());
+    }
+
+    /// The coldest class whose time has come.
+    fn class_of_current<'a>(&'a self, head: &'a ObjectHead) -> Option<&'a str> {
+        let is_due = |when| match when {
+            When::Days(days) => self.calendar.due(head.modified_at, days) <= self.now,
+            When::Date(date) => date <= self.now,
+        };
+        let all = self.rules.concerning(head).flat_map(|rule| &rule.transitions);
+        coldest(all.filter(|transition| is_due(transition.when)).map(|transition| transition.class.as_str()))
+    }
+
+    fn class_of_noncurrent<'a>(&'a self, head: &'a ObjectHead, since: Timestamp) -> Option<&'a str> {
+        let all = self.rules.concerning(head).flat_map(|rule| &rule.noncurrent_transitions);
+        let due = all.filter(|transition| {
+            self.newer >= transition.newer_kept.unwrap_or(0)
+                && self.calendar.due(since, transition.days) <= self.now
+        });
+        coldest(due.map(|transition| transition.class.as_str()))
     }
 
     fn is_marker_over(&self, key: &str, modified_at: Timestamp) -> bool {
@@ -284,6 +361,17 @@ impl<'r> Sweep<'r> {
             })
         })
     }
+}
+
+fn coldest<'c>(classes: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+    classes.max_by_key(|class| coldness(Some(class)))
+}
+
+/// That a version is to have `class`, unless it is as cold already.
+fn moved(head: &ObjectHead, class: Option<&str>) -> Option<Transitioned> {
+    let class = class?;
+    let is_colder = coldness(Some(class)) > coldness(head.headers.storage_class.as_deref());
+    is_colder.then(|| Transitioned { key: head.key.clone(), number: head.version, class: class.to_owned() })
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Carries out the lifecycles of buckets: versions whose time is over go, uploads that nobody completes are aborted.
+//! Carries out the lifecycles of buckets: versions whose time is over go or get another storage class, uploads that
+//! nobody completes are aborted.
 //!
 //! What is decided is decided by [`makai_raft::lifecycle`], from one page of a listing at a time; the facts then carry
 //! it out only as far as it still applies. A round that is cut short is begun anew by the next one.
@@ -9,10 +10,10 @@ use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::query::{Answer, ENTRIES_PER_ANSWER_MAX, Query};
 use makai_raft::facts::version::{
-    EXPIRE_MAX, Expired, ListVersions, ListedVersion, VersionAnswer, VersionCommand, VersionQuery,
+    EXPIRE_MAX, ListVersions, ListedVersion, VersionAnswer, VersionCommand, VersionQuery,
 };
 use makai_raft::handle::MetaError;
-use makai_raft::lifecycle::{Calendar, Rules, Sweep};
+use makai_raft::lifecycle::{Calendar, Decided, Rules, Sweep};
 
 use super::Shell;
 use crate::clock;
@@ -65,7 +66,7 @@ async fn tend(shell: &Shell, bucket: &str, rules: &Rules) -> Result<(), MetaErro
     let day_ms = shell.config.storage.lifecycle_day_secs.saturating_mul(1000);
     let (now, calendar) = (clock::now(), Calendar { day_ms });
     if rules.concerns_versions() {
-        expire(shell, bucket, rules, now, calendar).await?;
+        sweep(shell, bucket, rules, now, calendar).await?;
     }
     if rules.concerns_uploads() {
         abort(shell, bucket, rules, now, calendar).await?;
@@ -73,7 +74,7 @@ async fn tend(shell: &Shell, bucket: &str, rules: &Rules) -> Result<(), MetaErro
     Ok(())
 }
 
-async fn expire(
+async fn sweep(
     shell: &Shell,
     bucket: &str,
     rules: &Rules,
@@ -93,14 +94,14 @@ async fn expire(
         else {
             return Ok(());
         };
-        let mut over = Vec::new();
+        let mut decided = Decided::default();
         for entry in &entries {
-            sweep.see(entry, &mut over);
+            sweep.see(entry, &mut decided);
         }
         if !is_truncated {
-            sweep.end(&mut over);
+            sweep.end(&mut decided);
         }
-        carry_out(shell, bucket, over).await?;
+        carry_out(shell, bucket, &decided).await?;
         (list.after, list.after_version) = match entries.into_iter().last() {
             Some(ListedVersion::Version { head, .. }) => {
                 let version = head.version_id();
@@ -115,10 +116,15 @@ async fn expire(
     }
 }
 
-async fn carry_out(shell: &Shell, bucket: &str, over: Vec<Expired>) -> Result<(), MetaError> {
-    for versions in over.chunks(EXPIRE_MAX) {
+async fn carry_out(shell: &Shell, bucket: &str, decided: &Decided) -> Result<(), MetaError> {
+    for versions in decided.over.chunks(EXPIRE_MAX) {
         tracing::debug!(bucket, count = versions.len(), "versions expire");
         let command = VersionCommand::Expire { bucket: bucket.to_owned(), versions: versions.to_vec() };
+        shell.facts.propose(Command::Version(command)).await?;
+    }
+    for versions in decided.moved.chunks(EXPIRE_MAX) {
+        tracing::debug!(bucket, count = versions.len(), "versions get another storage class");
+        let command = VersionCommand::Transition { bucket: bucket.to_owned(), versions: versions.to_vec() };
         shell.facts.propose(Command::Version(command)).await?;
     }
     Ok(())

@@ -24,8 +24,8 @@ const TAG_VALUE_CHARS_MAX: usize = 256;
 /// What S3 says of an object whose type nobody gave.
 pub(super) const DEFAULT_CONTENT_TYPE: &str = "binary/octet-stream";
 /// Classes that promise nothing which the pool does not do.
-const STORAGE_CLASSES: [&str; 5] =
-    ["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING"];
+const STORAGE_CLASSES: [&str; 6] =
+    ["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"];
 
 /// A tenant, as S3 writes owners: 64 hex digits.
 pub(super) fn owner_id(caller: &Caller) -> String {

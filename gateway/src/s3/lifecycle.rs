@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use makai_raft::facts::Timestamp as Millis;
 use makai_raft::facts::object::ObjectHead;
 use makai_raft::lifecycle::{
-    Calendar, DAY_MS, Expiration as Expires_, NoncurrentExpiration, Rule, Rules, Scope,
+    CLASSES, Calendar, DAY_MS, Expiration as Expires_, NoncurrentExpiration,
+    NoncurrentTransition as LaterTransition, Rule, Rules, Scope, Transition as Transition_, When,
 };
 use s3s::dto::*;
 use s3s::{S3Error, S3Request, S3Response, S3Result, s3_error};
@@ -93,27 +94,90 @@ fn all_of(and: &LifecycleRuleAndOperator) -> S3Result<Scope> {
 fn expiration(asked: &LifecycleExpiration) -> S3Result<Expires_> {
     match (&asked.date, asked.days, asked.expired_object_delete_marker) {
         (None, Some(days), None) => positive(days, "Days").map(Expires_::Days),
-        (Some(date), None, None) => {
-            let at = Millis(unix_seconds(date).saturating_mul(1000));
-            if !at.0.is_multiple_of(DAY_MS) {
-                return Err(invalid("'Date' must be at midnight GMT."));
-            }
-            Ok(Expires_::Date(at))
-        }
+        (Some(date), None, None) => midnight(date).map(Expires_::Date),
         (None, None, Some(is_asked)) => Ok(Expires_::LoneMarker(is_asked)),
         _ => Err(malformed("An Expiration has one of Days, Date and ExpiredObjectDeleteMarker.")),
     }
 }
 
+fn midnight(date: &Timestamp) -> S3Result<Millis> {
+    let at = Millis(unix_seconds(date).saturating_mul(1000));
+    if at.0.is_multiple_of(DAY_MS) { Ok(at) } else { Err(invalid("'Date' must be at midnight GMT.")) }
+}
+
+/// A storage class that a rule may give.
+fn class(asked: Option<&TransitionStorageClass>) -> S3Result<String> {
+    let name =
+        asked.map(TransitionStorageClass::as_str).ok_or_else(|| malformed("StorageClass is missing."))?;
+    if CLASSES.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    let shown: String = name.chars().take(40).collect();
+    Err(s3_error!(
+        InvalidArgument,
+        "The storage class {shown:?} is not available to transitions, for nothing is archived: use one of {}.",
+        CLASSES.join(", ")
+    ))
+}
+
+fn days_from_zero(days: i32, name: &str) -> S3Result<u32> {
+    u32::try_from(days).map_err(|_| s3_error!(InvalidArgument, "'{name}' must not be negative."))
+}
+
+fn transition(asked: &Transition) -> S3Result<Transition_> {
+    let when = match (&asked.date, asked.days) {
+        (None, Some(days)) => When::Days(days_from_zero(days, "Days")?),
+        (Some(date), None) => When::Date(midnight(date)?),
+        _ => return Err(malformed("A Transition has one of Days and Date.")),
+    };
+    Ok(Transition_ { when, class: class(asked.storage_class.as_ref())? })
+}
+
+fn newer_kept(asked: Option<i32>) -> S3Result<Option<u32>> {
+    match asked {
+        None => Ok(None),
+        Some(count @ 1..=NEWER_NONCURRENT_MAX) => Ok(Some(count.unsigned_abs())),
+        Some(_) => Err(invalid("'NewerNoncurrentVersions' must be 1 to 100.")),
+    }
+}
+
+fn noncurrent_transition(asked: &NoncurrentVersionTransition) -> S3Result<LaterTransition> {
+    let days = asked.noncurrent_days.ok_or_else(|| malformed("NoncurrentDays is missing."))?;
+    Ok(LaterTransition {
+        days: days_from_zero(days, "NoncurrentDays")?,
+        newer_kept: newer_kept(asked.newer_noncurrent_versions)?,
+        class: class(asked.storage_class.as_ref())?,
+    })
+}
+
+/// What expires has been what it was to become before.
+fn check_order(rule: &Rule) -> S3Result<()> {
+    let is_late = |by: u32| {
+        let mut all = rule.transitions.iter();
+        all.any(|transition| matches!(transition.when, When::Days(days) if days >= by))
+    };
+    if let Some(Expires_::Days(by)) = rule.expiration
+        && is_late(by)
+    {
+        return Err(invalid(
+            "'Days' in the Expiration action must be greater than 'Days' in the Transition action.",
+        ));
+    }
+    if let Some(NoncurrentExpiration { days: by, .. }) = rule.noncurrent
+        && rule.noncurrent_transitions.iter().any(|transition| transition.days >= by)
+    {
+        return Err(invalid(
+            "'NoncurrentDays' in the NoncurrentVersionExpiration action must be greater than 'NoncurrentDays' in the \
+             NoncurrentVersionTransition action.",
+        ));
+    }
+    Ok(())
+}
+
 fn noncurrent(asked: &NoncurrentVersionExpiration) -> S3Result<NoncurrentExpiration> {
     let days = asked.noncurrent_days.ok_or_else(|| malformed("NoncurrentDays is missing."))?;
     let days = positive(days, "NoncurrentDays")?;
-    let newer_kept = match asked.newer_noncurrent_versions {
-        None => None,
-        Some(count @ 1..=NEWER_NONCURRENT_MAX) => Some(count.unsigned_abs()),
-        Some(_) => return Err(invalid("'NewerNoncurrentVersions' must be 1 to 100.")),
-    };
-    Ok(NoncurrentExpiration { days, newer_kept })
+    Ok(NoncurrentExpiration { days, newer_kept: newer_kept(asked.newer_noncurrent_versions)? })
 }
 
 /// `number`: of the rule, for those that come without an id.
@@ -123,14 +187,6 @@ fn rule(asked: &LifecycleRule, number: usize) -> S3Result<Rule> {
         ExpirationStatus::DISABLED => false,
         _ => return Err(malformed("The Status of a Rule is Enabled or Disabled.")),
     };
-    let has_transitions = asked.transitions.as_ref().is_some_and(|list| !list.is_empty())
-        || asked.noncurrent_version_transitions.as_ref().is_some_and(|list| !list.is_empty());
-    if has_transitions {
-        return Err(s3_error!(
-            NotImplemented,
-            "Transitions are not implemented: all objects are kept alike. Leave them out of the rule."
-        ));
-    }
     let id = match asked.id.as_deref().filter(|id| !id.is_empty()) {
         None => format!("rule-{number}"),
         Some(id) if id.chars().count() > ID_CHARS_MAX => {
@@ -149,14 +205,31 @@ fn rule(asked: &LifecycleRule, number: usize) -> S3Result<Rule> {
     };
     let expiration = asked.expiration.as_ref().map(expiration).transpose()?;
     let noncurrent = asked.noncurrent_version_expiration.as_ref().map(noncurrent).transpose()?;
-    if expiration.is_none() && noncurrent.is_none() && abort_days.is_none() {
+    let transitions = asked.transitions.iter().flatten().map(transition);
+    let transitions: Vec<_> = transitions.collect::<S3Result<_>>()?;
+    let noncurrent_transitions = asked.noncurrent_version_transitions.iter().flatten();
+    let noncurrent_transitions: Vec<_> =
+        noncurrent_transitions.map(noncurrent_transition).collect::<S3Result<_>>()?;
+    let moves = !transitions.is_empty() || !noncurrent_transitions.is_empty();
+    if expiration.is_none() && noncurrent.is_none() && abort_days.is_none() && !moves {
         return Err(s3_error!(
             InvalidRequest,
-            "At least one action needs to be specified in a rule: an expiration or an abort."
+            "At least one action needs to be specified in a rule: an expiration, a transition or an abort."
         ));
     }
     check_scope(&scope, expiration, abort_days)?;
-    Ok(Rule { id, is_enabled, scope, expiration, noncurrent, abort_days })
+    let rule = Rule {
+        id,
+        is_enabled,
+        scope,
+        expiration,
+        noncurrent,
+        abort_days,
+        transitions,
+        noncurrent_transitions,
+    };
+    check_order(&rule)?;
+    Ok(rule)
 }
 
 /// What uploads and markers do not have cannot choose among them.
@@ -223,8 +296,25 @@ fn filter(scope: &Scope) -> Option<LifecycleRuleFilter> {
     Some(filter)
 }
 
+fn shown_transition(transition: &Transition_) -> Transition {
+    let (days, date) = match transition.when {
+        When::Days(days) => (Some(days.cast_signed()), None),
+        When::Date(date) => (None, Some(timestamp(date))),
+    };
+    Transition { date, days, storage_class: Some(transition.class.clone().into()) }
+}
+
+fn shown_later(transition: &LaterTransition) -> NoncurrentVersionTransition {
+    NoncurrentVersionTransition {
+        newer_noncurrent_versions: transition.newer_kept.map(u32::cast_signed),
+        noncurrent_days: Some(transition.days.cast_signed()),
+        storage_class: Some(transition.class.clone().into()),
+    }
+}
+
 fn shown(rule: &Rule) -> LifecycleRule {
     let days = |days: u32| Some(days.cast_signed());
+    let (transitions, later) = (&rule.transitions, &rule.noncurrent_transitions);
     LifecycleRule {
         abort_incomplete_multipart_upload: rule
             .abort_days
@@ -244,7 +334,7 @@ fn shown(rule: &Rule) -> LifecycleRule {
             newer_noncurrent_versions: noncurrent.newer_kept.map(u32::cast_signed),
             noncurrent_days: days(noncurrent.days),
         }),
-        noncurrent_version_transitions: None,
+        noncurrent_version_transitions: (!later.is_empty()).then(|| later.iter().map(shown_later).collect()),
         prefix: match &rule.scope {
             Scope::Bare(prefix) => Some(prefix.clone()),
             _ => None,
@@ -254,7 +344,7 @@ fn shown(rule: &Rule) -> LifecycleRule {
         } else {
             ExpirationStatus::DISABLED
         }),
-        transitions: None,
+        transitions: (!transitions.is_empty()).then(|| transitions.iter().map(shown_transition).collect()),
     }
 }
 

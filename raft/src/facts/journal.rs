@@ -35,6 +35,8 @@ pub enum Happening {
     AclChanged,
     /// As `Put`, by a browser's form.
     Posted,
+    /// The bucket's lifecycle gave it another storage class.
+    Transitioned,
 }
 
 /// One change of one key.

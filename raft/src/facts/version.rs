@@ -196,6 +196,9 @@ pub enum VersionCommand {
         precondition: Precondition,
         likeness: Likeness,
     },
+    /// What a lifecycle has decided of the storage classes of versions, at most [`EXPIRE_MAX`]: each only while it is
+    /// there.
+    Transition { bucket: String, versions: Vec<Transitioned> },
 }
 
 /// What else must hold of a version for its deletion to happen.
@@ -213,7 +216,7 @@ impl Likeness {
     }
 }
 
-/// Versions in one [`VersionCommand::Expire`].
+/// Versions in one [`VersionCommand::Expire`] or [`VersionCommand::Transition`].
 pub const EXPIRE_MAX: usize = 200;
 
 /// A version whose time is over.
@@ -225,6 +228,15 @@ pub struct Expired {
     /// It goes as DELETE of its key takes it, where it is current still; else that very version is removed, where
     /// it still is not.
     pub is_current: bool,
+}
+
+/// A version that gets another storage class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transitioned {
+    pub key: String,
+    /// As of [`Expired`].
+    pub number: u64,
+    pub class: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,16 @@ const NOW: u64 = 1_700_000_000_000;
 const MIDNIGHT: u64 = NOW - NOW % DAY_MS;
 
 fn rule(scope: Scope) -> Rule {
-    Rule { id: "r".into(), is_enabled: true, scope, expiration: None, noncurrent: None, abort_days: None }
+    Rule {
+        id: "r".into(),
+        is_enabled: true,
+        scope,
+        expiration: None,
+        noncurrent: None,
+        abort_days: None,
+        transitions: Vec::new(),
+        noncurrent_transitions: Vec::new(),
+    }
 }
 
 fn expiring(scope: Scope, expiration: Expiration) -> Rules {
@@ -47,12 +56,23 @@ fn marker(key: &str, number: u64, age_days: u64, is_latest: bool) -> ListedVersi
     }
 }
 
+fn decided(rules: &Rules, listed: &[ListedVersion]) -> Decided {
+    let (mut sweep, mut all) = (Sweep::new(rules, Timestamp(NOW), Calendar::default()), Decided::default());
+    listed.iter().for_each(|entry| sweep.see(entry, &mut all));
+    sweep.end(&mut all);
+    all
+}
+
 /// What goes: number, and whether as the current one.
 fn sweep(rules: &Rules, listed: &[ListedVersion]) -> Vec<(u64, bool)> {
-    let (mut sweep, mut over) = (Sweep::new(rules, Timestamp(NOW), Calendar::default()), Vec::new());
-    listed.iter().for_each(|entry| sweep.see(entry, &mut over));
-    sweep.end(&mut over);
+    let over = decided(rules, listed).over;
     over.into_iter().map(|expired| (expired.number, expired.is_current)).collect()
+}
+
+/// What gets another storage class: number, and which.
+fn moves(rules: &Rules, listed: &[ListedVersion]) -> Vec<(u64, String)> {
+    let moved = decided(rules, listed).moved;
+    moved.into_iter().map(|moved| (moved.number, moved.class)).collect()
 }
 
 #[test]
@@ -153,6 +173,44 @@ fn markers_go_when_they_hide_nothing() {
         sweep(&expiring(Scope::Tag("a".into(), "1".into()), Expiration::Days(5)), &listed),
         [(4, true)]
     );
+}
+
+#[test]
+fn versions_get_colder_as_they_age_and_never_warmer() {
+    let after = |days, class: &str| Transition { when: When::Days(days), class: class.into() };
+    let at = |time| Transition { when: When::Date(Timestamp(time)), class: "GLACIER_IR".into() };
+    let later =
+        |days, newer_kept, class: &str| NoncurrentTransition { days, newer_kept, class: class.into() };
+    let of = |transitions: &[Transition], noncurrent_transitions: &[NoncurrentTransition]| Rules {
+        rules: vec![Rule {
+            transitions: transitions.to_vec(),
+            noncurrent_transitions: noncurrent_transitions.to_vec(),
+            ..rule(Scope::All)
+        }],
+    };
+    let mut cold = head("d", 5, 9);
+    cold.headers.storage_class = Some("GLACIER_IR".into());
+    let listed = [
+        version("a", 1, 0, true),
+        version("b", 2, 3, true),
+        version("c", 4, 9, true),
+        version("c", 3, 20, false),
+        ListedVersion::Version { head: cold, is_latest: true },
+        marker("e", 6, 9, true),
+    ];
+    let class = |name: &str| name.to_owned();
+    let both = [after(7, "ONEZONE_IA"), after(3, "STANDARD_IA")];
+    assert_eq!(moves(&of(&both, &[]), &listed), [(2, class("STANDARD_IA")), (4, class("ONEZONE_IA"))]);
+    assert_eq!(moves(&of(&[at(NOW + 1)], &[]), &listed), []);
+    assert_eq!(moves(&of(&[at(NOW)], &[]), &listed).len(), 3, "all but the cold one and those not current");
+    let old = |days, kept| of(&[], &[later(days, kept, "STANDARD_IA")]);
+    assert_eq!(moves(&old(9, None), &listed), [(3, class("STANDARD_IA"))]);
+    assert_eq!((moves(&old(10, None), &listed), moves(&old(9, Some(1)), &listed)), (vec![], vec![]));
+    let mut gone = of(&both, &[]);
+    gone.rules[0].expiration = Some(Expiration::Days(9));
+    assert_eq!(moves(&gone, &listed), [(2, class("STANDARD_IA"))], "what expires goes as it is");
+    assert!(gone.concerns_versions() && old(1, None).concerns_versions());
+    assert_eq!(Rules::decode(&gone.encode()), Ok(gone));
 }
 
 #[test]

@@ -168,6 +168,11 @@ pub fn note_expired(
     write(draft, bucket, &News::gone(happening, key, version))
 }
 
+/// As [`note`], of a version that got another storage class.
+pub fn note_transitioned(draft: &mut Draft<'_>, bucket: &str, head: &ObjectHead) -> Outcome<()> {
+    write(draft, bucket, &News::of(Happening::Transitioned, head))
+}
+
 fn write(draft: &mut Draft<'_>, bucket: &str, news: &News<'_>) -> Outcome<()> {
     let Some(mut record) = followed(draft, bucket)? else { return Ok(()) };
     let done = record.followers.iter().map(|(_, done)| *done).min().unwrap_or(record.sequence);

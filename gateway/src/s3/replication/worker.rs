@@ -196,7 +196,11 @@ impl OfBucket<'_> {
             Happening::Tagged | Happening::Untagged => self.tag(change).await,
             // As with S3: what is deleted for good, or by the bucket's lifecycle, stays at the target; access lists name
             // accounts that it need not know.
-            Happening::Deleted | Happening::Expired | Happening::ExpiredByMarker | Happening::AclChanged => {
+            Happening::Deleted
+            | Happening::Expired
+            | Happening::ExpiredByMarker
+            | Happening::Transitioned
+            | Happening::AclChanged => {
                 Ok(())
             }
         }

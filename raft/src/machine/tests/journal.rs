@@ -4,7 +4,7 @@ use super::*;
 use crate::facts::journal::{
     Change, Followed, Happening, JournalAnswer, JournalCommand, JournalQuery, WAITING_MAX,
 };
-use crate::facts::version::{VersionCommand, VersionId, Versioning};
+use crate::facts::version::{Transitioned, VersionCommand, VersionId, VersionQuery, Versioning};
 use crate::machine::{draft, keys};
 
 fn follow(follower: &str, is_on: bool) -> Command {
@@ -94,6 +94,32 @@ fn followers_see_every_change_in_order_and_what_all_have_seen_goes() {
     world.put("k", empty()).expect("the bucket exists");
     world.run(follow("two", false)).expect("it is followed");
     assert_eq!((world.followed(), world.changes(followed.bucket)), (None, Vec::new()));
+}
+
+#[test]
+fn a_lifecycle_gives_versions_another_class_as_long_as_they_are_there() {
+    let mut world = World::new();
+    let versioning = Versioning::Enabled;
+    let enable = VersionCommand::SetVersioning { bucket: "aaa".to_owned(), versioning };
+    world.run(Command::Version(enable)).expect("the bucket exists");
+    let heads: Vec<_> = (0..3).map(|_| world.put("k", empty()).expect("the bucket exists")).collect();
+    world.run(delete("k", Some(heads[1].version_id()))).expect("it exists");
+    world.run(follow("one", true)).expect("the bucket exists");
+    let moved = |number: u64| Transitioned { key: "k".to_owned(), number, class: "STANDARD_IA".to_owned() };
+    let versions = heads.iter().map(|head| moved(head.version)).collect();
+    let transition = VersionCommand::Transition { bucket: "aaa".to_owned(), versions };
+    assert_eq!(world.run(Command::Version(transition)), Ok(Reply::Done));
+
+    for head in [&heads[0], &heads[2]] {
+        let (bucket, key, version) = ("aaa".to_owned(), "k".to_owned(), Some(head.version_id()));
+        let ask = VersionQuery::Object { bucket, key, version, from_offset: 0, extents_max: 1 };
+        let Ok(Answer::Object(answer)) = world.ask(Query::Version(ask)) else { panic!("it exists") };
+        assert_eq!(answer.head.headers.storage_class.as_deref(), Some("STANDARD_IA"));
+        assert_eq!((answer.head.modified_at, &answer.head.etag), (head.modified_at, &head.etag));
+    }
+    let followed = world.followed().expect("it is followed");
+    let seen: Vec<_> = world.changes(followed.bucket).iter().map(|change| change.happening).collect();
+    assert_eq!(seen, [Happening::Transitioned; 2]);
 }
 
 #[test]

@@ -33,14 +33,15 @@ use super::content::{self, Body};
 use super::draft::{Draft, Outcome, read};
 use super::kv::{KvError, View};
 use super::objects::{self, Meta};
-use super::{files, keys, names};
+use super::{files, journal, keys, names};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::{Refusal, Reply};
 use crate::facts::object::ObjectHead;
 use crate::facts::query::Answer;
 use crate::facts::tenant::TenantId;
 use crate::facts::version::{
-    BucketLock, VersionCommand, VersionId, VersionQuery, VersionRefusal, VersionReply, Versioning,
+    BucketLock, EXPIRE_MAX, Transitioned, VersionCommand, VersionId, VersionQuery, VersionRefusal,
+    VersionReply, Versioning,
 };
 
 pub use self::delete::{Asked, delete};
@@ -80,6 +81,7 @@ pub fn run(draft: &mut Draft<'_>, command: &VersionCommand) -> Outcome<Reply> {
             lock::set_legal_hold(draft, bucket, key, *version, *is_held)
         }
         VersionCommand::Expire { bucket, versions } => delete::expire(draft, bucket, versions),
+        VersionCommand::Transition { bucket, versions } => transition(draft, bucket, versions),
         VersionCommand::SetLifecycle { bucket, rules } => rules::set(draft, bucket, rules.as_ref()),
     }
 }
@@ -114,6 +116,29 @@ pub fn set_acl(
         meta.headers.acl = acl.cloned();
         Ok(objects::check_headers(&meta.headers)?)
     })?;
+    Ok(Reply::Done)
+}
+
+/// Gives versions the storage classes that a lifecycle decided, as far as they are there still.
+fn transition(draft: &mut Draft<'_>, bucket: &str, versions: &[Transitioned]) -> Outcome<Reply> {
+    if versions.len() > EXPIRE_MAX {
+        return Err(Refusal::Invalid(format!("{} versions; at most {EXPIRE_MAX}", versions.len())).into());
+    }
+    let bucket = buckets::get(draft, bucket)?;
+    for Transitioned { key, number, class } in versions {
+        let current = look_up(draft, &bucket, key, None)?.filter(|found| found.meta.version == *number);
+        let found = match current {
+            Some(found) => Some(found),
+            None => noncurrent(draft, &bucket, key, *number)?,
+        };
+        let Some(Found { mut meta, body, place }) = found.filter(|found| !found.meta.is_marker) else {
+            continue;
+        };
+        meta.headers.storage_class = Some(class.clone());
+        objects::check_headers(&meta.headers)?;
+        draft.put(place, objects::encode(&meta, &body)?);
+        journal::note_transitioned(draft, &bucket.name, &meta.head(key))?;
+    }
     Ok(Reply::Done)
 }
 
