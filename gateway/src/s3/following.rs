@@ -1,7 +1,8 @@
 //! Those who act on what happens to the keys of buckets: webhooks are told, other servers get copies.
 //!
 //! ```text
-//! buckets that are followed ─ those with changes that wait, and that do not rest after a failure ─ act ─> advance
+//! buckets that are followed ─ those with changes that wait, and that do not rest after a failure ─ a page of changes
+//!     ─ act ─> advance ─ the next page
 //! ```
 //!
 //! Always: changes of one bucket are acted on in their order, and stay until that is done; a failure has its bucket rest,
@@ -11,12 +12,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use makai_raft::facts::Timestamp;
-use makai_raft::facts::command::Command;
+use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::journal::{Change, Followed, JournalAnswer, JournalCommand, JournalQuery};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::{MetaError, Metadata};
+
+use crate::identity::Caller;
+use crate::objects::documents::BucketAccess;
+use crate::objects::{Objects, ObjectsError};
 
 /// Changes in one answer.
 const CHANGES_MAX: u32 = 100;
@@ -25,16 +31,27 @@ const BUCKETS_AT_ONCE: usize = 8;
 /// Pause after a failure, doubled with each further one.
 const PAUSE_MS: [u64; 2] = [1_000, 60_000];
 
+/// A bucket on whose changes is acted.
+pub(super) struct OfBucket {
+    pub(super) access: Arc<BucketAccess>,
+    /// For whom its objects are read.
+    pub(super) owner: Caller,
+    /// What the follower's document says.
+    pub(super) document: Option<Bytes>,
+}
+
 /// Who acts.
 pub(super) trait Acts: Sync {
     /// What it is called among those who follow a bucket.
     const FOLLOWER: &'static str;
+    /// The bucket's document that says what is to be done.
+    const DOCUMENT: &'static str;
 
-    /// Acts on all changes of a bucket after `done`, and advances behind them. An error says why some of them wait.
+    /// Acts on changes that follow each other. An error says why some of them wait.
     fn act(
         &self,
-        followed: &Followed,
-        done: u64,
+        bucket: &OfBucket,
+        changes: &[Change],
         now: Timestamp,
     ) -> impl Future<Output = Result<(), String>> + Send;
 }
@@ -42,13 +59,14 @@ pub(super) trait Acts: Sync {
 /// The facts that are followed, and the buckets that rest.
 pub(super) struct Following {
     facts: Arc<dyn Metadata>,
+    objects: Objects,
     /// Buckets that failed: how often, and until when they rest.
     resting: HashMap<u64, (u32, Timestamp)>,
 }
 
 impl Following {
-    pub(super) fn new(facts: Arc<dyn Metadata>) -> Self {
-        Self { facts, resting: HashMap::new() }
+    pub(super) fn new(facts: Arc<dyn Metadata>, objects: Objects) -> Self {
+        Self { facts, objects, resting: HashMap::new() }
     }
 
     /// Acts on all that waits, once through all buckets.
@@ -69,9 +87,10 @@ impl Following {
                 (done < followed.sequence && !rests).then_some((followed, done))
             });
             let waiting: Vec<_> = waiting.collect();
+            let this = &*self;
             let acted: Vec<_> = stream::iter(waiting)
                 .map(|(followed, done)| async move {
-                    let outcome = acting.act(&followed, done, now).await;
+                    let outcome = this.catch_up(acting, &followed, done, now).await;
                     (followed, outcome)
                 })
                 .buffer_unordered(BUCKETS_AT_ONCE)
@@ -86,6 +105,40 @@ impl Following {
         }
         self.resting.retain(|bucket, _| known.contains(bucket));
         Ok(())
+    }
+
+    /// Acts on all changes of a bucket after `done`, and advances behind them.
+    async fn catch_up<A: Acts>(
+        &self,
+        acting: &A,
+        followed: &Followed,
+        mut done: u64,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let text = |error: ObjectsError| error.to_string();
+        let access = match self.objects.bucket_access(&followed.name).await {
+            Err(ObjectsError::Refused(Refusal::NoSuchBucket)) => return Ok(()),
+            other => other.map_err(text)?,
+        };
+        if access.bucket.id != followed.bucket {
+            return Ok(());
+        }
+        let owner = Caller {
+            tenant: access.bucket.tenant,
+            tenant_name: access.tenant_name.clone(),
+            access_key_id: String::new(),
+        };
+        let document = self.objects.bucket_document(&owner, &followed.name, A::DOCUMENT).await;
+        let bucket = OfBucket { document: document.map_err(text)?, access, owner };
+        loop {
+            let changes = self.changes_after(followed.bucket, done).await;
+            let changes = changes.map_err(|error| error.to_string())?;
+            let Some(last) = changes.last() else { return Ok(()) };
+            acting.act(&bucket, &changes, now).await?;
+            done = last.sequence;
+            let advanced = self.advance(followed, A::FOLLOWER, done).await;
+            advanced.map_err(|error| error.to_string())?;
+        }
     }
 
     fn rest(&mut self, followed: &Followed, why: &str, follower: &str, now: Timestamp) {
@@ -103,37 +156,28 @@ impl Following {
             _ => Err(other_answer()),
         }
     }
+
+    /// The next changes of a bucket; none: all are done with.
+    async fn changes_after(&self, bucket: u64, done: u64) -> Result<Vec<Change>, MetaError> {
+        let query = JournalQuery::Changes { bucket, after: done, entries_max: CHANGES_MAX };
+        match self.facts.query(Query::Journal(query)).await? {
+            Answer::Journal(JournalAnswer::Changes(changes)) => Ok(changes),
+            _ => Err(other_answer()),
+        }
+    }
+
+    /// That a follower has done with all changes of a bucket up to `upto`.
+    async fn advance(&self, followed: &Followed, follower: &str, upto: u64) -> Result<(), MetaError> {
+        let advance = JournalCommand::Advance {
+            bucket: followed.name.clone(),
+            id: followed.bucket,
+            follower: follower.to_owned(),
+            upto,
+        };
+        self.facts.propose(Command::Journal(advance)).await.map(|_| ())
+    }
 }
 
 fn other_answer() -> MetaError {
     MetaError::Unavailable("the facts answered another question".into())
-}
-
-/// The next changes of a bucket; none: all are done with.
-pub(super) async fn changes_after(
-    facts: &dyn Metadata,
-    bucket: u64,
-    done: u64,
-) -> Result<Vec<Change>, MetaError> {
-    let query = JournalQuery::Changes { bucket, after: done, entries_max: CHANGES_MAX };
-    match facts.query(Query::Journal(query)).await? {
-        Answer::Journal(JournalAnswer::Changes(changes)) => Ok(changes),
-        _ => Err(other_answer()),
-    }
-}
-
-/// That a follower has done with all changes of a bucket up to `upto`.
-pub(super) async fn advance(
-    facts: &dyn Metadata,
-    followed: &Followed,
-    follower: &str,
-    upto: u64,
-) -> Result<(), MetaError> {
-    let advance = JournalCommand::Advance {
-        bucket: followed.name.clone(),
-        id: followed.bucket,
-        follower: follower.to_owned(),
-        upto,
-    };
-    facts.propose(Command::Journal(advance)).await.map(|_| ())
 }

@@ -15,8 +15,7 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use http::{Request, Uri};
 use makai_raft::facts::Timestamp;
-use makai_raft::facts::command::Refusal;
-use makai_raft::facts::journal::{Change, Followed, Happening};
+use makai_raft::facts::journal::{Change, Happening};
 use makai_raft::handle::{MetaError, Metadata};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
@@ -24,11 +23,11 @@ use serde_json::{Value, json};
 
 use super::documents::{read_xml, write_xml};
 use super::errors::refused;
-use super::following::{Acts, Following, advance, changes_after};
+use super::following::{Acts, Following, OfBucket};
 use super::operations::Operations;
 use crate::identity::Caller;
+use crate::objects::Objects;
 use crate::objects::documents::BucketAccess;
-use crate::objects::{Objects, ObjectsError};
 use crate::outbound::{Outbound, whole};
 use crate::policy::principal::canonical_id;
 
@@ -43,7 +42,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How long an event waits for its webhook.
 pub const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 
-const EVENTS: [&str; 16] = [
+const EVENTS: [&str; 17] = [
     "s3:ObjectCreated:*",
     "s3:ObjectCreated:Put",
     "s3:ObjectCreated:Post",
@@ -303,8 +302,6 @@ pub struct Messenger {
 }
 
 struct Telling {
-    facts: Arc<dyn Metadata>,
-    objects: Objects,
     outbound: Outbound,
     region: String,
 }
@@ -312,8 +309,7 @@ struct Telling {
 impl Messenger {
     #[must_use]
     pub fn new(facts: Arc<dyn Metadata>, objects: Objects, outbound: Outbound, region: String) -> Self {
-        let following = Following::new(Arc::clone(&facts));
-        Self { following, telling: Telling { facts, objects, outbound, region } }
+        Self { following: Following::new(facts, objects), telling: Telling { outbound, region } }
     }
 
     /// Tells of all that waits, once through all buckets.
@@ -327,52 +323,36 @@ impl Messenger {
 
 impl Acts for Telling {
     const FOLLOWER: &'static str = FOLLOWER;
+    const DOCUMENT: &'static str = NOTIFICATION;
 
-    async fn act(&self, followed: &Followed, mut done: u64, now: Timestamp) -> Result<(), String> {
-        let text = |error: ObjectsError| error.to_string();
-        let access = match self.objects.bucket_access(&followed.name).await {
-            Err(ObjectsError::Refused(Refusal::NoSuchBucket)) => return Ok(()),
-            other => other.map_err(text)?,
-        };
-        if access.bucket.id != followed.bucket {
-            return Ok(());
-        }
-        let owner = Caller {
-            tenant: access.bucket.tenant,
-            tenant_name: access.tenant_name.clone(),
-            access_key_id: String::new(),
-        };
-        let kept = self.objects.bucket_document(&owner, &followed.name, NOTIFICATION).await.map_err(text)?;
-        let kept: Option<NotificationConfiguration> =
-            kept.map(|xml| read_xml(&xml)).transpose().map_err(|error| error.to_string())?;
+    async fn act(&self, bucket: &OfBucket, changes: &[Change], now: Timestamp) -> Result<(), String> {
+        let kept: Option<NotificationConfiguration> = bucket
+            .document
+            .as_ref()
+            .map(|xml| read_xml(xml))
+            .transpose()
+            .map_err(|error| error.to_string())?;
         let rules = rules(&kept.unwrap_or_default()).map_err(|error| error.to_string())?;
-        loop {
-            let changes = changes_after(&*self.facts, followed.bucket, done).await;
-            let changes = changes.map_err(|error| error.to_string())?;
-            let Some(last) = changes.last() else { return Ok(()) };
-            let (fresh, old): (Vec<_>, Vec<_>) =
-                changes.iter().partition(|change| now.millis_since(change.at) <= KEPT_MS);
-            if !old.is_empty() {
-                tracing::warn!(
-                    bucket = followed.name,
-                    count = old.len(),
-                    "events are dropped: no webhook took them in time"
-                );
-            }
-            for rule in &rules {
-                let records: Vec<Value> = fresh
-                    .iter()
-                    .filter(|change| rule.wants(change))
-                    .map(|change| record(&self.region, rule, &access, change))
-                    .collect();
-                if !records.is_empty() {
-                    tell(&self.outbound, &rule.url, &json!({ "Records": records })).await?;
-                }
-            }
-            done = last.sequence;
-            let advanced = advance(&*self.facts, followed, FOLLOWER, done).await;
-            advanced.map_err(|error| error.to_string())?;
+        let (fresh, old): (Vec<_>, Vec<_>) =
+            changes.iter().partition(|change| now.millis_since(change.at) <= KEPT_MS);
+        if !old.is_empty() {
+            tracing::warn!(
+                bucket = bucket.access.bucket.name,
+                count = old.len(),
+                "events are dropped: no webhook took them in time"
+            );
         }
+        for rule in &rules {
+            let records: Vec<Value> = fresh
+                .iter()
+                .filter(|change| rule.wants(change))
+                .map(|change| record(&self.region, rule, &bucket.access, change))
+                .collect();
+            if !records.is_empty() {
+                tell(&self.outbound, &rule.url, &json!({ "Records": records })).await?;
+            }
+        }
+        Ok(())
     }
 }
 

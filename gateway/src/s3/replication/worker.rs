@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::Refusal;
-use makai_raft::facts::journal::{Change, Followed, Happening};
+use makai_raft::facts::journal::{Change, Happening};
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
 use makai_raft::handle::{MetaError, Metadata};
 
@@ -24,12 +24,12 @@ use super::rules::{Rule, Rules};
 use super::{FOLLOWER, Failed, KEPT_MS, State};
 use crate::identity::Caller;
 use crate::identity::targets::Target;
-use crate::objects::documents::{BucketAccess, REPLICATION_STATE};
+use crate::objects::documents::{BucketAccess, REPLICATION, REPLICATION_STATE};
 use crate::objects::sealing::Sealing;
 use crate::objects::{ByteRange, Objects, ObjectsError};
 use crate::outbound::Outbound;
 use crate::s3::documents::read_xml;
-use crate::s3::following::{Acts, Following, advance, changes_after};
+use crate::s3::following::{self, Acts, Following};
 use crate::s3::headers::parse_tags;
 use crate::s3::lock;
 use crate::s3::service::{element, escape};
@@ -49,7 +49,6 @@ pub struct Replicator {
 }
 
 struct Copying {
-    facts: Arc<dyn Metadata>,
     objects: Objects,
     outbound: Outbound,
     /// Of changes that wait for others before them: what is done already. By bucket and sequence.
@@ -59,8 +58,8 @@ struct Copying {
 impl Replicator {
     #[must_use]
     pub fn new(facts: Arc<dyn Metadata>, objects: Objects, outbound: Outbound) -> Self {
-        let following = Following::new(Arc::clone(&facts));
-        Self { following, copying: Copying { facts, objects, outbound, done: Mutex::default() } }
+        let following = Following::new(facts, objects.clone());
+        Self { following, copying: Copying { objects, outbound, done: Mutex::default() } }
     }
 
     /// Copies all that waits, once through all buckets.
@@ -74,41 +73,25 @@ impl Replicator {
 
 impl Acts for Copying {
     const FOLLOWER: &'static str = FOLLOWER;
+    const DOCUMENT: &'static str = REPLICATION;
 
-    async fn act(&self, followed: &Followed, mut done: u64, now: Timestamp) -> Result<(), String> {
-        let text = |error: ObjectsError| error.to_string();
-        let access = match self.objects.bucket_access(&followed.name).await {
-            Err(ObjectsError::Refused(Refusal::NoSuchBucket)) => return Ok(()),
-            other => other.map_err(text)?,
-        };
-        if access.bucket.id != followed.bucket {
-            return Ok(());
-        }
-        let configuration = access.replication.as_ref().map(|xml| read_xml(xml)).transpose();
-        let configuration = configuration.map_err(|error| error.to_string())?;
-        let rules = configuration.as_ref().map(Rules::read).transpose().map_err(|error| error.to_string())?;
-        let owner = Caller {
-            tenant: access.bucket.tenant,
-            tenant_name: access.tenant_name.clone(),
-            access_key_id: String::new(),
-        };
-        loop {
-            let changes = changes_after(&*self.facts, followed.bucket, done).await;
-            let changes = changes.map_err(|error| error.to_string())?;
-            let Some(last) = changes.last() else { return Ok(()) };
-            if let Some(rules) = &rules {
-                let of_bucket = OfBucket { copying: self, owner: &owner, access: &access, rules, now };
-                of_bucket.page(&changes).await?;
-            }
-            done = last.sequence;
-            let advanced = advance(&*self.facts, followed, FOLLOWER, done).await;
-            advanced.map_err(|error| error.to_string())?;
-            self.done.lock().unwrap_or_else(PoisonError::into_inner).remove(&followed.bucket);
-        }
+    async fn act(
+        &self,
+        bucket: &following::OfBucket,
+        changes: &[Change],
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let Some(xml) = &bucket.document else { return Ok(()) };
+        let configuration = read_xml(xml).map_err(|error| error.to_string())?;
+        let rules = Rules::read(&configuration).map_err(|error| error.to_string())?;
+        let (owner, access) = (&bucket.owner, &*bucket.access);
+        Page { copying: self, owner, access, rules: &rules, now }.carry(changes).await?;
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).remove(&access.bucket.id);
+        Ok(())
     }
 }
 
-struct OfBucket<'a> {
+struct Page<'a> {
     copying: &'a Copying,
     owner: &'a Caller,
     access: &'a BucketAccess,
@@ -116,9 +99,9 @@ struct OfBucket<'a> {
     now: Timestamp,
 }
 
-impl OfBucket<'_> {
-    /// Carries a page of changes, each key's in their order; remembers which are done until all are.
-    async fn page(&self, changes: &[Change]) -> Result<(), String> {
+impl Page<'_> {
+    /// Carries the changes, each key's in their order; remembers which are done until all are.
+    async fn carry(&self, changes: &[Change]) -> Result<(), String> {
         let mut by_key: BTreeMap<&str, Vec<&Change>> = BTreeMap::new();
         for change in changes {
             by_key.entry(&change.key).or_default().push(change);
@@ -194,15 +177,13 @@ impl OfBucket<'_> {
             }
             Happening::Marked => self.mark(change).await,
             Happening::Tagged | Happening::Untagged => self.tag(change).await,
-            // As with S3: what is deleted for good, or by the bucket's lifecycle, stays at the target; access lists name
-            // accounts that it need not know.
+            // As with S3: what is deleted for good, or changed by the bucket's lifecycle, stays at the target; access
+            // lists name accounts that it need not know.
             Happening::Deleted
             | Happening::Expired
             | Happening::ExpiredByMarker
             | Happening::Transitioned
-            | Happening::AclChanged => {
-                Ok(())
-            }
+            | Happening::AclChanged => Ok(()),
         }
     }
 
