@@ -53,15 +53,8 @@ impl Rights {
         let user = self.identity.user(&caller.access_key_id).await;
         let user = user.map_err(|error| ObjectsError::Unavailable(error.to_string()))?;
         let access = self.objects.bucket_access(bucket).await?;
-        let account = Account { id: caller.tenant.0, name: &caller.tenant_name };
-        let requester = match &user {
-            None => Requester::Root(account),
-            Some(user) => match &user.session {
-                None => Requester::User { account, path: &user.path, name: &user.name },
-                Some(session) => Requester::Role { account, path: &user.path, name: &user.name, session },
-            },
-        };
-        let context = context(&requester, user.as_deref(), self.objects.time());
+        let requester = requester_of(Some(caller), user.as_deref());
+        let context = context(&requester, self.objects.time());
         let deciding = Access {
             bucket_owner: access.owner(),
             object_owner: None,
@@ -90,24 +83,42 @@ impl Rights {
     }
 }
 
-fn context(requester: &Requester<'_>, user: Option<&UserRights>, now: Timestamp) -> Context {
+/// Who asks, by a key that its user limits; without one: its tenant itself. Nobody: anonymous.
+pub(crate) fn requester_of<'a>(caller: Option<&'a Caller>, user: Option<&'a UserRights>) -> Requester<'a> {
+    let Some(caller) = caller else { return Requester::Anonymous };
+    let account = Account { id: caller.tenant.0, name: &caller.tenant_name };
+    match user {
+        None => Requester::Root(account),
+        Some(UserRights { path, name, session: None, .. }) => Requester::User { account, path, name },
+        Some(UserRights { path, name, session: Some(session), .. }) => {
+            Requester::Role { account, path, name, session }
+        }
+    }
+}
+
+/// What policies are told at every door: who asks, and when.
+pub(crate) fn context(requester: &Requester<'_>, now: Timestamp) -> Context {
     let mut context = Context::default();
     let seconds = now.0 / 1000;
     context.add("aws:CurrentTime", seconds.to_string());
     context.add("aws:EpochTime", seconds.to_string());
-    if let Some(account) = requester.account() {
-        context.add("aws:PrincipalAccount", account.number());
+    let number = requester.account().map(|account| account.number()).unwrap_or_default();
+    let (kind, id) = match requester {
+        Requester::Anonymous | Requester::Federated { .. } => ("Anonymous", "anonymous".to_owned()),
+        Requester::Root(account) => ("Account", account.canonical_id()),
+        Requester::User { name, .. } => ("User", format!("{number}:{name}")),
+        Requester::Role { name, session, .. } => ("AssumedRole", format!("{number}:{name}:{session}")),
+    };
+    context.add("aws:PrincipalType", kind);
+    context.add("aws:userid", id);
+    if let Requester::User { name, .. } = requester {
+        context.add("aws:username", *name);
+    }
+    if requester.account().is_some() {
+        context.add("aws:PrincipalAccount", number);
     }
     if let Some(arn) = requester.arn() {
         context.add("aws:PrincipalArn", arn);
-    }
-    match user {
-        None => context.add("aws:PrincipalType", "Account"),
-        Some(UserRights { session: Some(_), .. }) => context.add("aws:PrincipalType", "AssumedRole"),
-        Some(user) => {
-            context.add("aws:PrincipalType", "User");
-            context.add("aws:username", user.name.clone());
-        }
     }
     context
 }

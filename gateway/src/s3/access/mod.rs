@@ -48,6 +48,7 @@ use crate::policy::document::Kind;
 use crate::policy::evaluate::{Access as Deciding, Request, Verdict, authorize};
 use crate::policy::principal::{account_of, canonical_id};
 use crate::policy::{Account, Policy, Requester};
+use crate::rights::requester_of;
 
 /// Where a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -112,14 +113,7 @@ impl Who {
     }
 
     pub(super) fn requester(&self) -> Requester<'_> {
-        match (self.account(), &self.user) {
-            (None, _) => Requester::Anonymous,
-            (Some(account), None) => Requester::Root(account),
-            (Some(account), Some(user)) => match &user.session {
-                None => Requester::User { account, path: &user.path, name: &user.name },
-                Some(session) => Requester::Role { account, path: &user.path, name: &user.name, session },
-            },
-        }
+        requester_of(self.caller.as_ref(), self.user.as_deref())
     }
 }
 

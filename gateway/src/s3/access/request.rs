@@ -4,8 +4,8 @@ use http::{HeaderMap, header};
 use makai_raft::facts::Timestamp;
 
 use super::{Peer, Who};
-use crate::policy::Requester;
 use crate::policy::condition::Context;
+use crate::rights;
 
 /// Headers whose values policies may ask for, by the key's name after `s3:`.
 const HEADERS: [&str; 20] = [
@@ -45,11 +45,7 @@ impl Facts {
         peer: Option<Peer>,
         now: Timestamp,
     ) -> Self {
-        let mut context = Context::default();
-        of_requester(&mut context, who);
-        let seconds = now.0 / 1000;
-        context.add("aws:CurrentTime", seconds.to_string());
-        context.add("aws:EpochTime", seconds.to_string());
+        let mut context = rights::context(&who.requester(), now);
         if let Some(address) = peer.and_then(|peer| peer.address) {
             context.add("aws:SourceIp", address.ip().to_canonical().to_string());
         }
@@ -85,33 +81,6 @@ impl Facts {
             context.add(&format!("s3:ExistingObjectTag/{key}"), value);
         }
         context
-    }
-}
-
-fn of_requester(context: &mut Context, who: &Who) {
-    let Some(account) = who.account() else {
-        context.add("aws:PrincipalType", "Anonymous");
-        context.add("aws:userid", "anonymous");
-        return;
-    };
-    context.add("aws:PrincipalAccount", account.number());
-    match who.requester() {
-        Requester::User { name, .. } => {
-            context.add("aws:PrincipalType", "User");
-            context.add("aws:username", name);
-            context.add("aws:userid", format!("{}:{name}", account.number()));
-        }
-        Requester::Role { name, session, .. } => {
-            context.add("aws:PrincipalType", "AssumedRole");
-            context.add("aws:userid", format!("{}:{name}:{session}", account.number()));
-        }
-        _ => {
-            context.add("aws:PrincipalType", "Account");
-            context.add("aws:userid", account.canonical_id());
-        }
-    }
-    if let Some(arn) = who.requester().arn() {
-        context.add("aws:PrincipalArn", arn);
     }
 }
 
