@@ -359,6 +359,11 @@ impl Oracle {
         let facts = self.bucket(bucket)?;
         let (versioning, exists) = (facts.versioning, facts.current(key).is_some());
         if !exists && (versioning == Versioning::Unversioned || !precondition.if_match.is_empty()) {
+            let is_marked = facts.versions.get(key).is_some_and(|versions| !versions.is_empty());
+            let is_for_any = precondition.if_match.iter().any(|etag| etag == "*");
+            if is_marked && !precondition.if_match.is_empty() && !is_for_any {
+                return Err(Refusal::PreconditionFailed);
+            }
             return Ok(Deleted::default());
         }
         if exists && self.check(bucket, key, precondition).is_err() {

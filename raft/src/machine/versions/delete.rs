@@ -84,6 +84,11 @@ fn hide(
     let existed = current.object.is_some();
     let is_conditional = !precondition.if_match.is_empty() || !likeness.is_none();
     if !existed && (!is_versioned || is_conditional) {
+        // A marker is like nothing that a condition could ask for.
+        let is_for_any = likeness.is_none() && precondition.if_match.iter().any(|etag| etag == "*");
+        if is_conditional && !is_for_any && look_up(draft, &bucket, key, None)?.is_some() {
+            return Err(Refusal::PreconditionFailed.into());
+        }
         return Ok(Deleted::default());
     }
     let meta = current.object.as_ref().map(|(meta, _)| meta);
