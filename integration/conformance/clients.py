@@ -1031,7 +1031,7 @@ def bad_signatures(world):
     Raw(world, "GET", path, secret_key="wrong").send().expect(403, "SignatureDoesNotMatch")
     Raw(world, "GET", path, access_key="AKNOSUCHKEY000000000").send().expect(403, "InvalidAccessKeyId")
     tampered = Raw(world, "GET", path)
-    tampered.target += "?versions"
+    tampered.target += "?acl"
     tampered.send().expect(403, "SignatureDoesNotMatch")
     tampered = Raw(world, "PUT", path, body=b"x", headers={"X-Amz-Meta-A": "1"})
     tampered.headers["X-Amz-Meta-A"] = "2"
@@ -1193,6 +1193,20 @@ def bad_targets(world):
     same(answer.status, 200 if world.options.region == "us-east-1" else 409, "status of one's own bucket again")
     answer = Raw(world, "PATCH", f"/{world.bucket}/x").send()
     true(answer.status in (405, 501), f"status {answer.status}")
+    # Were these taken for what they name, buckets and objects would go or come unasked.
+    world.put("kept", b"kept")
+    for method, query, status, code in [
+        ("DELETE", "acl", 405, "MethodNotAllowed"), ("DELETE", "annotation", 501, "NotImplemented"),
+        ("PUT", "renameObject", 501, "NotImplemented"), ("PUT", "encryption", 501, "NotImplemented"),
+        ("PUT", "torrent", 405, "MethodNotAllowed"), ("PUT", "partNumber", 400, "InvalidArgument"),
+        ("PUT", "uploadId", 405, "MethodNotAllowed"),
+    ]:
+        Raw(world, method, f"/{world.bucket}/kept", {query: "1"}).send().expect(status, code)
+    same(world.get("kept"), b"kept", "the object")
+    empty = world.new_bucket("kept")
+    Raw(world, "DELETE", f"/{empty}", {"logging": ""}).send().expect(405, "MethodNotAllowed")
+    Raw(world, "DELETE", f"/{empty}", {"metadataConfiguration": ""}).send().expect(501, "NotImplemented")
+    world.s3.head_bucket(Bucket=empty)
     answer = Raw(world, "GET", f"/{world.bucket}", {"analytics": "", "id": "x"}).send()
     answer.expect(501, "NotImplemented")
     for garbage in [b"\0\1\2\3\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01" + b"\xff" * 200,

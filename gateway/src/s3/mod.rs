@@ -15,6 +15,7 @@
 //! | `website` | buckets as websites |
 //! | `following`, [`notifications`], [`replication`] | changes of keys: webhooks hear of them, other servers get copies |
 //! | `access_log` | lines of requests, delivered to buckets |
+//! | `subresources` | what of a bucket or object a method may ask for |
 //! | `dates` | when a request says that it was sent |
 //! | `cors` | what browsers ask and must be told |
 //! | `forms` | files that browsers send with a form |
@@ -53,6 +54,7 @@ mod reading;
 pub mod replication;
 mod serve;
 mod service;
+mod subresources;
 #[cfg(test)]
 mod support;
 mod versions;

@@ -40,6 +40,7 @@ use super::errors::{custom, default_message};
 use super::forms::{self, Forms};
 use super::operations::Operations;
 use super::query;
+use super::subresources;
 use super::website::{self, Pages, Visit, Websites};
 use crate::audit::{self, Asker};
 use crate::identity::Identity;
@@ -346,6 +347,15 @@ impl S3Door {
             let asked = forms::Asked { head: &head, bucket: bucket.as_deref(), names_key };
             return self.inner.forms.post(asked, inbound, notes).await;
         }
+        if self.inner.hosts.bucket(&head.headers, &head.uri).is_some()
+            && let Some(error) = subresources::misplaced(
+                &head.method,
+                head.uri.query().unwrap_or_default(),
+                self.inner.hosts.names_key(&head.headers, &head.uri),
+            )
+        {
+            return Err(error);
+        }
         let body = if body.is_end_stream() {
             s3s::Body::empty()
         } else {
@@ -552,7 +562,7 @@ fn digests(head: &http::request::Parts) -> S3Result<Option<Digests>> {
     let names = || query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
     let is_xml = match head.method {
         Method::POST => true,
-        Method::PUT => names().any(|name| XML_SUBRESOURCES.contains(&name)),
+        Method::PUT => names().any(|name| subresources::WITH_XML.contains(&name)),
         _ => false,
     };
     if !is_xml {
@@ -566,27 +576,6 @@ fn digests(head: &http::request::Parts) -> S3Result<Option<Digests>> {
     }
     Ok(Some(Digests::new(Promise::read(&headers, None)?)))
 }
-
-/// Query parameters of PUT whose body is XML.
-const XML_SUBRESOURCES: [&str; 17] = [
-    "acl",
-    "cors",
-    "delete",
-    "encryption",
-    "legal-hold",
-    "lifecycle",
-    "logging",
-    "notification",
-    "object-lock",
-    "ownershipControls",
-    "policy",
-    "publicAccessBlock",
-    "requestPayment",
-    "retention",
-    "tagging",
-    "versioning",
-    "website",
-];
 
 trait RetainContentMd5 {
     fn retain_content_md5(&mut self);
@@ -752,8 +741,8 @@ impl About {
             _ => self.path.trim_start_matches('/'),
         };
         let names = || self.query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
-        let about =
-            names().find(|name| XML_SUBRESOURCES.contains(name) || ["uploads", "versions"].contains(name));
+        let about = names()
+            .find(|name| subresources::WITH_XML.contains(name) || ["uploads", "versions"].contains(name));
         let about = match about {
             Some(name) => name.replace('-', "_").to_ascii_uppercase(),
             None if names().any(|name| name == "partNumber") => "PART".to_owned(),
