@@ -608,6 +608,12 @@ def not_implemented(world):
             LifecycleConfiguration={"Rules": [transition]})
     refused("InvalidRequest", 400, world.put, key="lock", body=b"", ObjectLockLegalHoldStatus="ON")
     refused("InvalidStorageClass", 400, world.put, key="class", body=b"", StorageClass="GLACIER")
+    for excluded in ["<ExcludeFolders>true</ExcludeFolders>", "<ExcludedPrefixes><Prefix>a</Prefix></ExcludedPrefixes>"]:
+        body = f"<VersioningConfiguration><Status>Enabled</Status>{excluded}</VersioningConfiguration>".encode()
+        Raw(world, "PUT", f"/{bucket}", {"versioning": ""}, body).send().expect(501, "NotImplemented")
+    log = {"TargetBucket": bucket, "TargetPrefix": "", "TargetObjectKeyFormat": {
+        "PartitionedPrefix": {"PartitionDateSource": "Yesterday"}}}
+    refused("MalformedXML", 400, s3.put_bucket_logging, Bucket=bucket, BucketLoggingStatus={"LoggingEnabled": log})
     refused("NoSuchBucketPolicy", 404, s3.get_bucket_policy, Bucket=bucket)
     refused("NoSuchCORSConfiguration", 404, s3.get_bucket_cors, Bucket=bucket)
     refused("NoSuchLifecycleConfiguration", 404, s3.get_bucket_lifecycle_configuration, Bucket=bucket)

@@ -178,6 +178,13 @@ impl Operations {
                     "TargetGrants are not implemented: let others read logs by the target bucket's policy."
                 ));
             }
+            if to.target_object_key_format.as_ref().is_some_and(|format| !is_key_format(format)) {
+                return Err(s3_error!(
+                    MalformedXML,
+                    "TargetObjectKeyFormat is either SimplePrefix or PartitionedPrefix with a PartitionDateSource of \
+                     EventTime or DeliveryTime."
+                ));
+            }
             self.objects.bucket(caller, &to.target_bucket).await.map_err(|_| {
                 s3_error!(
                     InvalidTargetBucketForLogging,
@@ -201,5 +208,14 @@ impl Operations {
         // No status: never accelerated.
         self.objects.bucket(caller, &request.input.bucket).await.map_err(refused)?;
         Ok(S3Response::new(GetBucketAccelerateConfigurationOutput::default()))
+    }
+}
+
+fn is_key_format(format: &TargetObjectKeyFormat) -> bool {
+    let sources = [PartitionDateSource::EVENT_TIME, PartitionDateSource::DELIVERY_TIME];
+    match (&format.simple_prefix, &format.partitioned_prefix) {
+        (Some(_), None) => true,
+        (None, Some(by)) => by.partition_date_source.as_ref().is_none_or(|by| sources.contains(&by.as_str())),
+        (Some(_), Some(_)) | (None, None) => false,
     }
 }

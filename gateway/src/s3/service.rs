@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use makai_ops::metrics as names;
 use makai_raft::facts::Timestamp;
@@ -378,7 +378,11 @@ impl S3Door {
             let waits_for_continue = head.headers.contains_key(header::EXPECT);
             let inbound =
                 Inbound::new(body, Arc::clone(notes), BODY_STALL_MAX, framing, digests, !waits_for_continue);
-            s3s::Body::http_body(inbound)
+            if head.method == Method::PUT && has_parameter(&head.uri, "versioning") {
+                s3s::Body::from(versioning(inbound, notes).await?)
+            } else {
+                s3s::Body::http_body(inbound)
+            }
         };
         head.extensions.insert(Arc::clone(notes));
         let sends_hash = head.headers.get("x-amz-content-sha256").is_some_and(|value| value.len() == 64);
@@ -419,12 +423,7 @@ impl S3Door {
         {
             match notes.fault() {
                 Some(fault) => return Err(fault.error()),
-                None if length > XML_BYTES_MAX as u64 => {
-                    return Err(s3_error!(
-                        MaxMessageLengthExceeded,
-                        "Your request was too big: its XML may have {XML_BYTES_MAX} bytes."
-                    ));
-                }
+                None if length > XML_BYTES_MAX as u64 => return Err(too_big()),
                 None if sends_hash => return Err(payload_mismatch()),
                 None => {}
             }
@@ -589,6 +588,31 @@ impl RetainContentMd5 for HeaderMap {
             self.insert("content-md5", md5);
         }
     }
+}
+
+fn has_parameter(uri: &Uri, wanted: &str) -> bool {
+    let query = uri.query().unwrap_or_default();
+    query.split('&').any(|pair| pair.split('=').next() == Some(wanted))
+}
+
+/// Reads a versioning configuration. `s3s` would leave out MinIO's exceptions from it without a word.
+async fn versioning(inbound: Inbound, notes: &Notes) -> S3Result<Bytes> {
+    let read = Limited::new(inbound, XML_BYTES_MAX).collect().await;
+    let body = read.map(http_body_util::Collected::to_bytes).map_err(|_| match notes.fault() {
+        Some(fault) => fault.error(),
+        None => too_big(),
+    })?;
+    if ["ExcludeFolders", "ExcludedPrefixes"].iter().any(|name| contains(&body, name.as_bytes())) {
+        return Err(s3_error!(
+            NotImplemented,
+            "Versioning without some folders or prefixes is not implemented: version the whole bucket."
+        ));
+    }
+    Ok(body)
+}
+
+fn too_big() -> S3Error {
+    s3_error!(MaxMessageLengthExceeded, "Your request was too big: its XML may have {XML_BYTES_MAX} bytes.")
 }
 
 /// Reads what a client is already sending, within bounds.
