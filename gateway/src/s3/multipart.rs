@@ -23,6 +23,7 @@ use super::headers::{
 };
 use super::listing::{Names, entries_max};
 use super::operations::Operations;
+use super::service::location;
 use super::versions::made;
 use crate::identity::Caller;
 use crate::objects::ObjectsError;
@@ -171,6 +172,8 @@ impl Operations {
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let granted = granted(&request)?;
+        let (headers, uri, extensions) = (&request.headers, &request.uri, &request.extensions);
+        let location = location(headers, uri, extensions, &request.input.bucket, &request.input.key);
         let input = request.input;
         let named =
             input.multipart_upload.as_ref().and_then(|upload| upload.parts.as_deref()).unwrap_or_default();
@@ -218,7 +221,7 @@ impl Operations {
         let mut output = CompleteMultipartUploadOutput {
             version_id: made(&head),
             expiration: self.expiration(&input.bucket, &head).await,
-            location: Some(format!("/{}/{}", input.bucket, input.key)),
+            location: Some(location),
             bucket: Some(input.bucket),
             key: Some(input.key),
             e_tag: Some(ETag::Strong(head.etag.clone())),

@@ -823,6 +823,22 @@ fn host_of<'r>(headers: &'r HeaderMap, uri: &'r Uri) -> Option<&'r str> {
     host.or_else(|| uri.authority().map(|authority| authority.as_str()))
 }
 
+/// Where an object is, as who sent the request would write it.
+pub(super) fn location(
+    headers: &HeaderMap,
+    uri: &Uri,
+    extensions: &Extensions,
+    bucket: &str,
+    key: &str,
+) -> String {
+    let host = host_of(headers, uri).unwrap_or_default();
+    let scheme = if extensions.get::<Peer>().is_some_and(|peer| peer.is_tls) { "https" } else { "http" };
+    let is_virtual = host.strip_prefix(bucket).is_some_and(|rest| rest.starts_with('.'));
+    let bucket = if is_virtual { String::new() } else { format!("/{bucket}") };
+    let key = key.split('/').map(|part| form_urlencoded::byte_serialize(part.as_bytes()).collect::<String>());
+    format!("{scheme}://{host}{bucket}/{}", key.collect::<Vec<_>>().join("/").replace('+', "%20"))
+}
+
 /// The body of an answer, which counts as under way until it is sent.
 pub(super) struct Answer {
     body: s3s::Body,

@@ -34,6 +34,7 @@ use super::documents::read_xml;
 use super::errors::custom;
 use super::headers::object_tagging;
 use super::operations::Operations;
+use super::service::location;
 
 /// How long after its date a signature is good, as S3 has it: its key changes by the day.
 const SIGNATURE_SECS_MAX: i64 = 7 * 24 * 60 * 60;
@@ -199,9 +200,8 @@ impl Forms {
         };
         let put = self.operations.put_object(&caller, request).await?.output;
         let etag = put.e_tag.map(|etag| format!("\"{}\"", etag.value())).unwrap_or_default();
-        let host = asked.head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let scheme = if peer.is_some_and(|peer| peer.is_tls) { "https" } else { "http" };
-        let place = Place { scheme, host: host.unwrap_or_default(), bucket, key: &key, etag: &etag };
+        let url = location(&asked.head.headers, &asked.head.uri, &asked.head.extensions, bucket, &key);
+        let place = Place { url, bucket, key: &key, etag: &etag };
         answer(&fields, &place, put.version_id.as_deref())
     }
 
@@ -364,23 +364,11 @@ fn put_input(bucket: &str, key: &str, headers: &HeaderMap) -> S3Result<PutObject
 
 /// Where a form's file is now.
 struct Place<'a> {
-    scheme: &'a str,
-    host: &'a str,
+    url: String,
     bucket: &'a str,
     key: &'a str,
     /// With its quotes.
     etag: &'a str,
-}
-
-impl Place<'_> {
-    fn url(&self) -> String {
-        let key: Vec<String> = self
-            .key
-            .split('/')
-            .map(|part| form_urlencoded::byte_serialize(part.as_bytes()).collect())
-            .collect();
-        format!("{}://{}/{}/{}", self.scheme, self.host, self.bucket, key.join("/").replace('+', "%20"))
-    }
 }
 
 /// What the browser is told: to go elsewhere, or what was made.
@@ -398,7 +386,7 @@ fn answer(fields: &Fields, place: &Place<'_>, version: Option<&str>) -> S3Result
         *response.status_mut() = StatusCode::SEE_OTHER;
         return Ok(response);
     }
-    headers.insert(header::LOCATION, HeaderValue::try_from(place.url()).map_err(unwritten)?);
+    headers.insert(header::LOCATION, HeaderValue::try_from(&place.url).map_err(unwritten)?);
     *response.status_mut() = match fields.get("success_action_status").map(String::as_str) {
         Some("200") => StatusCode::OK,
         Some("201") => StatusCode::CREATED,
@@ -409,7 +397,7 @@ fn answer(fields: &Fields, place: &Place<'_>, version: Option<&str>) -> S3Result
         let xml = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<PostResponse><Location>{}</Location><Bucket>{}</Bucket>\
              <Key>{}</Key><ETag>{}</ETag></PostResponse>",
-            escape(&place.url()),
+            escape(&place.url),
             escape(place.bucket),
             escape(place.key),
             escape(place.etag)
