@@ -924,8 +924,16 @@ def multipart_checksums(world):
             part = world.s3.upload_part(**upload, PartNumber=number, Body=body, ChecksumAlgorithm="CRC32")
             same(part["ChecksumCRC32"], crc(body), f"checksum of part {number}")
             parts.append({"PartNumber": number, "ETag": part["ETag"], "ChecksumCRC32": part["ChecksumCRC32"]})
-        refused("BadDigest", 400, world.s3.complete_multipart_upload, **upload, ChecksumCRC32=crc(b"other"),
-                ChecksumType=kind, MultipartUpload={"Parts": parts})
+        ends = lambda code, last, **more: refused(code, 400, world.s3.complete_multipart_upload, **upload, **more,
+                                                  MultipartUpload={"Parts": [parts[0], last]})
+        tag = {"PartNumber": 2, "ETag": parts[1]["ETag"]}
+        ends("BadDigest", parts[1], ChecksumCRC32=crc(b"other"), ChecksumType=kind)
+        ends("InvalidRequest", parts[1], ChecksumType="COMPOSITE" if kind == "FULL_OBJECT" else "FULL_OBJECT")
+        ends("InvalidRequest", parts[1], MpuObjectSize=7)
+        ends("InvalidPart", {**tag, "ChecksumCRC32": crc(b"other")})
+        ends("BadDigest", {**tag, "ChecksumSHA1": base64.b64encode(hashlib.sha1(second).digest()).decode()})
+        if kind == "COMPOSITE":
+            ends("InvalidRequest", tag)
         done = world.s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
         same((done["ChecksumCRC32"], done["ChecksumType"]), (expected, kind), f"{kind} checksum")
         head = world.s3.head_object(**where, ChecksumMode="ENABLED")

@@ -242,6 +242,7 @@ impl Operations {
         parts: &[(u16, String)],
         claimed: Option<(Algorithm, String)>,
     ) -> S3Result<Option<makai_raft::facts::object::Checksum>> {
+        check_type(upload, input.checksum_type.as_ref())?;
         let names_checksums = named.iter().any(|part| !matches!(one_of(checksum_fields!(part)), Ok(None)));
         let needs_parts = upload.checksum_algorithm.is_some()
             || claimed.is_some()
@@ -254,12 +255,7 @@ impl Operations {
         let mut chosen = Vec::with_capacity(named.len());
         for (named, (number, _)) in named.iter().zip(parts) {
             let Some(part) = known.get(number) else { return Err(invalid_part(*number)) };
-            if let Some((algorithm, value)) = one_of(checksum_fields!(named))?
-                && let Some(kept) = part.checksum.as_ref().filter(|kept| kept.algorithm == algorithm.name())
-                && kept.value != value
-            {
-                return Err(invalid_part(*number));
-            }
+            check_part(upload, part, one_of(checksum_fields!(named))?)?;
             chosen.push(part);
         }
         let size: u64 = chosen.iter().map(|part| part.size).sum();
@@ -517,6 +513,51 @@ impl<'a> Gathered<'a> {
             self.seen_prefix = prefix;
             self.after = Some(place);
         }
+    }
+}
+
+/// Holds the mode that an upload's end names against the one it was created with.
+fn check_type(upload: &Upload, named: Option<&ChecksumType>) -> S3Result<()> {
+    let Some(named) = named else { return Ok(()) };
+    if ![ChecksumType::COMPOSITE, ChecksumType::FULL_OBJECT].contains(&named.as_str()) {
+        return Err(s3_error!(InvalidRequest, "Value for x-amz-checksum-type header is invalid."));
+    }
+    let created = kind_of(upload.checksum_is_composite);
+    if upload.checksum_algorithm.is_some() && *named != created {
+        return Err(s3_error!(
+            InvalidRequest,
+            "The upload was created using the {} checksum mode. The complete request must use the same checksum mode.",
+            created.as_str()
+        ));
+    }
+    Ok(())
+}
+
+/// Holds the checksum that an upload's end names for a part against what is known of the part.
+fn check_part(upload: &Upload, part: &KnownPart, named: Option<(Algorithm, String)>) -> S3Result<()> {
+    let number = part.number;
+    let Some((algorithm, value)) = named else {
+        let expected = upload.checksum_algorithm.as_deref().filter(|_| upload.checksum_is_composite);
+        return match expected {
+            Some(expected) => Err(s3_error!(
+                InvalidRequest,
+                "The upload was created using a {} checksum. The complete request must include the checksum for each \
+                 part. It was missing for part {number} in the request.",
+                expected.to_ascii_lowercase()
+            )),
+            None => Ok(()),
+        };
+    };
+    match &part.checksum {
+        Some(kept) if kept.algorithm != algorithm.name() && upload.checksum_algorithm.is_some() => {
+            Err(s3_error!(
+                BadDigest,
+                "The {} you specified for part {number} did not match what we received.",
+                algorithm.name().to_ascii_lowercase()
+            ))
+        }
+        Some(kept) if kept.algorithm == algorithm.name() && kept.value != value => Err(invalid_part(number)),
+        _ => Ok(()),
     }
 }
 
