@@ -322,7 +322,7 @@ def bucket_names(world):
 def bucket_tagging(world):
     bucket = world.new_bucket("tagging")
     refused("NoSuchTagSet", 404, world.s3.get_bucket_tagging, Bucket=bucket)
-    tags = [{"Key": "team", "Value": "storage & <more>"}, {"Key": "empty", "Value": ""}]
+    tags = [{"Key": "team", "Value": "storage + möre: a/b_c=d@e.-"}, {"Key": "empty", "Value": ""}]
     world.s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": tags})
     same(world.s3.get_bucket_tagging(Bucket=bucket)["TagSet"], tags, "tags")
     world.s3.delete_bucket_tagging(Bucket=bucket)

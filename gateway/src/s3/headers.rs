@@ -138,7 +138,7 @@ pub(super) fn object_headers_of(fields: &Fields<'_>) -> S3Result<ObjectHeaders> 
         ));
     }
     let tagging = match fields.tagging {
-        Some(tagging) => Some(tagging_string(&parse_tags(tagging), OBJECT_TAGS_MAX)?),
+        Some(tagging) => Some(header_tagging(tagging)?),
         None => None,
     };
     Ok(ObjectHeaders {
@@ -287,6 +287,26 @@ pub(super) fn parse_tags(text: &str) -> Vec<(String, String)> {
     form_urlencoded::parse(text.as_bytes()).into_owned().collect()
 }
 
+/// The tags of `x-amz-tagging`.
+fn header_tagging(text: &str) -> S3Result<String> {
+    let tags = parse_tags(text);
+    let is_hex = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    let names: BTreeSet<_> = tags.iter().map(|(key, _)| key.as_str()).collect();
+    if !text.split('%').skip(1).all(is_hex) || names.contains("") || names.len() < tags.len() {
+        return Err(s3_error!(
+            InvalidArgument,
+            "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters without tag \
+             name duplicates."
+        ));
+    }
+    tagging_string(&tags, OBJECT_TAGS_MAX)
+}
+
+/// What S3 takes in keys and values of tags.
+fn is_tag_text(text: &str) -> bool {
+    text.chars().all(|one| one.is_alphanumeric() || one.is_whitespace() || "+-=._:/@".contains(one))
+}
+
 fn tagging_string(tags: &[(String, String)], tags_max: usize) -> S3Result<String> {
     if tags.len() > tags_max {
         let code = if tags_max == OBJECT_TAGS_MAX {
@@ -304,6 +324,12 @@ fn tagging_string(tags: &[(String, String)], tags_max: usize) -> S3Result<String
             return Err(s3_error!(
                 InvalidTag,
                 "A tag's key has 1 to {TAG_KEY_CHARS_MAX} characters, its value at most {TAG_VALUE_CHARS_MAX}."
+            ));
+        }
+        if !is_tag_text(key) || !is_tag_text(value) {
+            return Err(s3_error!(
+                InvalidTag,
+                "Tags are made of letters, digits, spaces and the characters + - = . _ : / @."
             ));
         }
         if key.starts_with("aws:") {
@@ -443,15 +469,18 @@ mod tests {
         assert_eq!(parse_tags(&kept), expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
         assert_eq!(tag_set(&kept).len(), 3);
         let eleven: Vec<_> = (0..11).map(|n| format!("k{n}=v")).collect();
-        for bad in [
-            "a=1&a=2",
-            "=x",
-            &format!("{}=x", "k".repeat(129)),
-            &format!("k={}", "v".repeat(257)),
-            &eleven.join("&"),
+        for (bad, expected) in [
+            ("a=1&a=2", S3ErrorCode::InvalidArgument),
+            ("=x", S3ErrorCode::InvalidArgument),
+            ("a%2=x", S3ErrorCode::InvalidArgument),
+            ("k%3F=x", S3ErrorCode::InvalidTag),
+            ("k=v!", S3ErrorCode::InvalidTag),
+            (&format!("{}=x", "k".repeat(129)), S3ErrorCode::InvalidTag),
+            (&format!("k={}", "v".repeat(257)), S3ErrorCode::InvalidTag),
+            (&eleven.join("&"), S3ErrorCode::InvalidTag),
         ] {
             let refused = object_headers_of(&Fields { tagging: Some(&bad.to_owned()), ..fields() });
-            assert_eq!(code(refused), Some(S3ErrorCode::InvalidTag), "{bad}");
+            assert_eq!(code(refused), Some(expected), "{bad}");
         }
     }
 
