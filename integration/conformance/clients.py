@@ -398,6 +398,10 @@ def object_headers(world):
     got = world.s3.get_object(Bucket=world.bucket, Key="headers", ResponseContentType="a/b",
                               ResponseContentDisposition="inline", ResponseCacheControl="no-store")
     same((got["ContentType"], got["ContentDisposition"], got["CacheControl"]), ("a/b", "inline", "no-store"), "overrides")
+    for sent, kept in [("deflate, gzip", "deflate, gzip"), ("aws-chunked, gzip", "gzip"), ("aws-chunked", None)]:
+        world.put("encoded", b"x", ContentEncoding=sent)
+        head = world.s3.head_object(Bucket=world.bucket, Key="encoded")
+        same(head.get("ContentEncoding"), kept, f"encoding of {sent}")
     world.put("plain", b"x")
     same(world.s3.head_object(Bucket=world.bucket, Key="plain")["ContentType"], "binary/octet-stream", "default type")
     refused("MetadataTooLarge", 400, world.put, key="meta", body=b"", Metadata={"big": "x" * 2100})

@@ -159,9 +159,12 @@ pub(super) fn object_headers_of(fields: &Fields<'_>) -> S3Result<ObjectHeaders> 
 
 /// `aws-chunked` is how the bytes travelled, not what they are.
 fn stored_encoding(value: &str) -> Option<String> {
-    let kept: Vec<_> =
-        value.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "aws-chunked").collect();
-    (!kept.is_empty()).then(|| kept.join(","))
+    let names: Vec<_> = value.split(',').map(str::trim).collect();
+    if !names.contains(&"aws-chunked") {
+        return (!value.is_empty()).then(|| value.to_owned());
+    }
+    let kept: Vec<_> = names.into_iter().filter(|name| !name.is_empty() && *name != "aws-chunked").collect();
+    (!kept.is_empty()).then(|| kept.join(", "))
 }
 
 fn etag_text(condition: &ETagCondition) -> String {
@@ -457,6 +460,8 @@ mod tests {
         assert_eq!(stored_encoding("aws-chunked,gzip"), Some("gzip".into()));
         assert_eq!(stored_encoding("gzip, aws-chunked"), Some("gzip".into()));
         assert_eq!(stored_encoding("gzip,br"), Some("gzip,br".into()));
+        assert_eq!(stored_encoding("deflate, gzip"), Some("deflate, gzip".into()));
+        assert_eq!(stored_encoding("deflate,gzip,aws-chunked"), Some("deflate, gzip".into()));
         assert_eq!(stored_encoding(""), None);
     }
 
@@ -482,6 +487,9 @@ mod tests {
             let refused = object_headers_of(&Fields { tagging: Some(&bad.to_owned()), ..fields() });
             assert_eq!(code(refused), Some(expected), "{bad}");
         }
+        let other = Tag { key: Some("ключ @1".into()), value: Some("a/b:c".into()) };
+        assert!(object_tagging(vec![other.clone()]).is_ok());
+        assert!(object_tagging(vec![other.clone(), other]).is_err(), "one key twice");
     }
 
     #[test]
