@@ -600,6 +600,15 @@ def acls(world):
     world.s3.put_object_acl(**where, ACL="public-read")
     same(len(world.s3.get_object_acl(**where)["Grants"]), 2, "grants")
     world.put("acl2", b"", ACL="public-read")
+    # Clients hold what is listed against what they asked for, in S3's order.
+    same([grant["Grantee"]["Type"] for grant in world.s3.get_object_acl(**where)["Grants"]],
+         ["Group", "CanonicalUser"], "order of a canned list")
+    granted = {"Bucket": world.new_bucket("granted")}
+    mine = "id=" + world.s3.list_buckets()["Owner"]["ID"]
+    world.s3.put_bucket_acl(**granted, GrantFullControl=mine, GrantRead=mine, GrantWrite=mine, GrantReadACP=mine,
+                            GrantWriteACP=mine)
+    same([grant["Permission"] for grant in world.s3.get_bucket_acl(**granted)["Grants"]],
+         ["READ", "WRITE", "READ_ACP", "WRITE_ACP", "FULL_CONTROL"], "order of a list by headers")
 
 
 @check

@@ -21,11 +21,11 @@ pub(in crate::s3) struct Asked {
 }
 
 const GRANT_HEADERS: [(&str, Permission); 5] = [
-    ("x-amz-grant-full-control", Permission::FullControl),
     ("x-amz-grant-read", Permission::Read),
     ("x-amz-grant-write", Permission::Write),
     ("x-amz-grant-read-acp", Permission::ReadAcp),
     ("x-amz-grant-write-acp", Permission::WriteAcp),
+    ("x-amz-grant-full-control", Permission::FullControl),
 ];
 
 impl Asked {
@@ -146,10 +146,13 @@ pub(in crate::s3) async fn of_xml(
     Ok(acl)
 }
 
-/// Owner and grants, as S3's XML has them, accounts by name where they still exist.
+/// Owner and grants, as S3's XML has them: those of groups first, as other servers list them; accounts by name where they
+/// still exist.
 pub(in crate::s3) async fn to_xml(objects: &Objects, acl: &Acl) -> S3Result<(Owner, Vec<GrantXml>)> {
     let mut grants = Vec::with_capacity(acl.grants.len());
-    for grant in &acl.grants {
+    let (accounts, groups): (Vec<&Grant>, Vec<&Grant>) =
+        acl.grants.iter().partition(|grant| matches!(grant.grantee, Grantee::Account(_)));
+    for grant in groups.into_iter().chain(accounts) {
         let grantee = match grant.grantee {
             Grantee::Account(id) => GranteeXml {
                 display_name: objects.tenant_name(id).await.map_err(refused)?,
