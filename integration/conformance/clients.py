@@ -833,6 +833,7 @@ def lifecycles(world):
          "Transitions": [{"Date": past, "StorageClass": "STANDARD_IA"}, {"Days": 9, "StorageClass": "GLACIER_IR"}],
          "NoncurrentVersionTransitions": [{"NoncurrentDays": 2, "StorageClass": "STANDARD_IA"}]},
     ]
+    s3.put_object(Bucket=bucket, Key="cold/a", Body=b"x")
     s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
     same(s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"], rules, "the rules")
     true('rule-id="days"' in s3.put_object(Bucket=bucket, Key="t", Body=b"x", Tagging="a=1")["Expiration"],

@@ -301,7 +301,7 @@ impl Operations {
         ))
     }
 
-    /// A page of the parts that an object was completed from: each is listed where it has a checksum.
+    /// A page of the parts that an object was completed from.
     async fn attributes_of_parts(
         &self,
         caller: &Caller,
@@ -338,7 +338,7 @@ impl Operations {
             max_parts: Some(entries_max.cast_signed()),
             next_part_number_marker: Some(next),
             part_number_marker: Some(after),
-            parts: head.checksum.is_some().then(|| shown.collect()),
+            parts: Some(shown.collect()),
             total_parts_count: Some(i32::from(head.part_count)),
         })
     }

@@ -31,9 +31,10 @@ const ALL: &str = "AbortMultipartUpload CompleteMultipartUpload CopyObject Creat
     RestoreObject SelectObjectContent UploadPart UploadPartCopy WriteGetObjectResponse";
 
 /// What limits an operation that is done.
-const LIMITS: [(&str, &str); 23] = [
+const LIMITS: [(&str, &str); 26] = [
     ("CopyObject", "by reference within a tenant; by bytes between tenants and encryption keys"),
     ("CreateBucket", "10,000 buckets a tenant; `x-makai-scheme: k+m` chooses the coding"),
+    ("CreateMultipartUpload", "without an algorithm no checksum of the whole is kept"),
     ("DeleteObjects", "1,000 keys"),
     ("GetBucketAccelerateConfiguration", "never accelerated"),
     ("GetBucketPolicyStatus", "public by policy or by access list; answers without a policy, too"),
@@ -42,6 +43,10 @@ const LIMITS: [(&str, &str); 23] = [
     ("PutBucketAcl", "100 grants; not to e-mail addresses (`UnresolvableGrantByEmailAddress`)"),
     ("PutBucketCors", "100 rules, one wildcard in each origin and header"),
     ("PutBucketEncryption", "one rule; keys of the tenant's store (`makai kms`); contexts are not taken"),
+    (
+        "PutBucketLifecycleConfiguration",
+        "1,000 rules; transitions to `STANDARD_IA`, `ONEZONE_IA`, `INTELLIGENT_TIERING`, `GLACIER_IR` change the name alone: bytes stay as they are; other classes are refused",
+    ),
     ("PutBucketLogging", "to a bucket of the same tenant; `TargetGrants` are `NotImplemented` (501)"),
     (
         "PutBucketNotificationConfiguration",
@@ -57,6 +62,10 @@ const LIMITS: [(&str, &str); 23] = [
         "with `Requester`, others must send `x-amz-request-payer`; no bill is written",
     ),
     ("PutBucketTagging", "50 tags"),
+    (
+        "PutBucketVersioning",
+        "of whole buckets: MinIO's `ExcludeFolders` and `ExcludedPrefixes`, and MFA delete, are `NotImplemented` (501)",
+    ),
     ("PutBucketWebsite", "served under `BUCKET.DOMAIN` of `s3.website_domains`"),
     ("PutObject", "5 GiB; 2 KiB of user metadata; SSE-C, SSE-KMS with keys of the tenant's store, SSE-S3"),
     ("PutObjectAcl", "100 grants"),

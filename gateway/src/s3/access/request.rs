@@ -8,7 +8,9 @@ use crate::policy::condition::Context;
 use crate::rights;
 
 /// Headers whose values policies may ask for, by the key's name after `s3:`.
-const HEADERS: [&str; 20] = [
+const HEADERS: [&str; 22] = [
+    "if-match",
+    "if-none-match",
     "x-amz-acl",
     "x-amz-content-sha256",
     "x-amz-copy-source",

@@ -13,7 +13,8 @@ use super::super::headers::unix_seconds;
 
 /// Fields that need no condition: they say how the others are signed, or nothing.
 const FREE: [&str; 6] = ["x-amz-signature", "signature", "awsaccesskeyid", "file", "submit", "policy"];
-const IGNORED: &str = "x-ignore-";
+/// As free are fields that begin so: what nobody reads, and what the file is held against.
+const FREE_STARTS: [&str; 2] = ["x-ignore-", "x-amz-checksum-"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Condition {
@@ -99,7 +100,9 @@ impl Policy {
                 Condition::Length(_) => false,
             })
         };
-        let is_free = |name: &&str| FREE.contains(name) || name.starts_with(IGNORED) || is_named(name);
+        let is_free = |name: &&str| {
+            FREE.contains(name) || FREE_STARTS.iter().any(|start| name.starts_with(start)) || is_named(name)
+        };
         // A policy that names no bucket would be good for all that its signer has.
         let mut names = fields.keys().map(String::as_str).chain(["bucket"]);
         match names.find(|name| !is_free(name)) {
@@ -156,7 +159,13 @@ mod tests {
             ["starts-with", "$x-amz-meta-any", ""],
             ["content-length-range", 1, "9"],
         ]);
-        let good = [("key", "p/a"), ("acl", "private"), ("policy", "x"), ("x-ignore-this", "y")];
+        let good = [
+            ("key", "p/a"),
+            ("acl", "private"),
+            ("policy", "x"),
+            ("x-ignore-this", "y"),
+            ("x-amz-checksum-sha1", "z"),
+        ];
         let until = 1_893_456_000;
         assert_eq!(check(&all, &good, until - 1), Ok(()));
         let denied = Err("AccessDenied".to_owned());
