@@ -324,6 +324,8 @@ def bucket_tagging(world):
     refused("NoSuchTagSet", 404, world.s3.get_bucket_tagging, Bucket=bucket)
     tags = [{"Key": "team", "Value": "storage + möre: a/b_c=d@e.-"}, {"Key": "empty", "Value": ""}]
     world.s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": tags})
+    refused("InvalidTag", 400, world.s3.put_bucket_tagging, Bucket=bucket,
+            Tagging={"TagSet": [{"Key": "team", "Value": "storage & <more>"}]})
     same(world.s3.get_bucket_tagging(Bucket=bucket)["TagSet"], tags, "tags")
     world.s3.delete_bucket_tagging(Bucket=bucket)
     refused("NoSuchTagSet", 404, world.s3.get_bucket_tagging, Bucket=bucket)
@@ -1104,8 +1106,13 @@ def bodies_that_lie(world):
         true(answer is None or (answer.status, answer.code) == (400, "IncompleteBody"),
              f"{answer and (answer.status, answer.code)} after {cut} of {len(body)} bytes")
     nolength = Raw(world, "PUT", path, payload_hash="UNSIGNED-PAYLOAD", headers={"Content-Length": None})
+    nolength.send(body=b"").expect(411, "MissingContentLength")
     nolength.headers["Transfer-Encoding"] = "chunked"
-    nolength.send(body=b"3\r\nabc\r\n0\r\n\r\n").expect(411, "MissingContentLength")
+    answer = nolength.send(body=b"3\r\nabc\r\n", close_write=True)
+    true(answer is None or answer.status == 400, f"{answer and answer.status} to a body without its last chunk")
+    large = b"%x\r\n" % (5 * MIB) + bytes(5 * MIB) + b"\r\n0\r\n\r\n"
+    answer = nolength.send(body=large)
+    true(answer is None or answer.code == "MissingContentLength", f"{answer and answer.code} to 5 MiB without a length")
     big = Raw(world, "PUT", path, payload_hash="UNSIGNED-PAYLOAD", headers={
         "Content-Length": str(6 * 1024 * MIB), "Expect": "100-continue"})
     big.send(body=b"").expect(400, "EntityTooLarge")
@@ -1116,6 +1123,13 @@ def bodies_that_lie(world):
 
 @check
 def chunked_bodies(world):
+    body = b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
+    for payload_hash in ["UNSIGNED-PAYLOAD", hashlib.sha256(b"abcdefg").hexdigest()]:
+        raw = Raw(world, "PUT", f"/{world.bucket}/http-chunked", payload_hash=payload_hash,
+                  headers={"Content-Length": None})
+        raw.headers["Transfer-Encoding"] = "chunked"
+        same(raw.send(body=body).status, 200, "status of HTTP's own chunks")
+        same(world.get("http-chunked"), b"abcdefg", "bytes of HTTP's own chunks")
     path = f"/{world.bucket}/chunked"
     pieces = [world.bytes(64 * KIB), world.bytes(64 * KIB), world.bytes(100)]
     raw, body = signed_chunks(world, path, pieces)

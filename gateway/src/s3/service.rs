@@ -378,8 +378,18 @@ impl S3Door {
             let waits_for_continue = head.headers.contains_key(header::EXPECT);
             let inbound =
                 Inbound::new(body, Arc::clone(notes), BODY_STALL_MAX, framing, digests, !waits_for_continue);
-            if head.method == Method::PUT && has_parameter(&head.uri, "versioning") {
-                s3s::Body::from(versioning(inbound, notes).await?)
+            let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+            let is_versioning = head.method == Method::PUT && has_parameter(&head.uri, "versioning");
+            if !has_length || is_versioning {
+                let body = whole(inbound, notes, if has_length { too_big } else { no_length }).await?;
+                if is_versioning {
+                    check_versioning(&body)?;
+                }
+                // Sent in HTTP's chunks, as from a pipe: `s3s` wants to know a length.
+                if !has_length {
+                    head.headers.insert(header::CONTENT_LENGTH, body.len().into());
+                }
+                s3s::Body::from(body)
             } else {
                 s3s::Body::http_body(inbound)
             }
@@ -595,20 +605,29 @@ fn has_parameter(uri: &Uri, wanted: &str) -> bool {
     query.split('&').any(|pair| pair.split('=').next() == Some(wanted))
 }
 
-/// Reads a versioning configuration. `s3s` would leave out MinIO's exceptions from it without a word.
-async fn versioning(inbound: Inbound, notes: &Notes) -> S3Result<Bytes> {
+/// Reads a body to its end.
+async fn whole(inbound: Inbound, notes: &Notes, too_long: fn() -> S3Error) -> S3Result<Bytes> {
     let read = Limited::new(inbound, XML_BYTES_MAX).collect().await;
-    let body = read.map(http_body_util::Collected::to_bytes).map_err(|_| match notes.fault() {
-        Some(fault) => fault.error(),
-        None => too_big(),
-    })?;
-    if ["ExcludeFolders", "ExcludedPrefixes"].iter().any(|name| contains(&body, name.as_bytes())) {
+    read.map(http_body_util::Collected::to_bytes)
+        .map_err(|_| notes.fault().map_or_else(too_long, |fault| fault.error()))
+}
+
+/// `s3s` would leave out MinIO's exceptions from a versioning configuration without a word.
+fn check_versioning(body: &[u8]) -> S3Result<()> {
+    if ["ExcludeFolders", "ExcludedPrefixes"].iter().any(|name| contains(body, name.as_bytes())) {
         return Err(s3_error!(
             NotImplemented,
             "Versioning without some folders or prefixes is not implemented: version the whole bucket."
         ));
     }
-    Ok(body)
+    Ok(())
+}
+
+fn no_length() -> S3Error {
+    s3_error!(
+        MissingContentLength,
+        "You must provide the Content-Length HTTP header: without it, a body may have {XML_BYTES_MAX} bytes."
+    )
 }
 
 fn too_big() -> S3Error {

@@ -67,7 +67,10 @@ const LIMITS: [(&str, &str); 26] = [
         "of whole buckets: MinIO's `ExcludeFolders` and `ExcludedPrefixes`, and MFA delete, are `NotImplemented` (501)",
     ),
     ("PutBucketWebsite", "served under `BUCKET.DOMAIN` of `s3.website_domains`"),
-    ("PutObject", "5 GiB; 2 KiB of user metadata; SSE-C, SSE-KMS with keys of the tenant's store, SSE-S3"),
+    (
+        "PutObject",
+        "5 GiB, without a `Content-Length` 4 MiB; 2 KiB of user metadata; SSE-C, SSE-KMS with keys of the tenant's store, SSE-S3",
+    ),
     ("PutObjectAcl", "100 grants"),
     ("PutObjectTagging", "10 tags"),
     ("RestoreObject", "`InvalidObjectState` (403): nothing is archived"),
