@@ -879,6 +879,8 @@ def multipart(world):
     again = world.s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
     same(again["ETag"], done["ETag"], "ETag of a repeated completion")
     whole = b"".join(bodies.values())
+    same((done["ChecksumCRC32"], done["ChecksumType"]),
+         (base64.b64encode(zlib.crc32(whole).to_bytes(4, "big")).decode(), "FULL_OBJECT"), "checksum unasked")
     true(world.get("multi") == whole, "the bytes differ")
     head = world.s3.head_object(**where)
     same((head["ContentType"], head["Metadata"]), ("text/multi", {"m": "1"}), "headers")

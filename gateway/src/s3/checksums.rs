@@ -329,7 +329,13 @@ pub(super) fn complete<'a>(
 ) -> S3Result<Option<Checksum>> {
     let algorithm = upload.checksum_algorithm.as_deref().map(Algorithm::parse).transpose()?;
     let Some((claimed_algorithm, claimed)) = claimed else {
-        return Ok(algorithm.and_then(|algorithm| combine(algorithm, upload.checksum_is_composite, parts)));
+        let mut parts = parts.peekable();
+        let is_composite = algorithm.is_some() && upload.checksum_is_composite;
+        // Of an upload that announced none: what its parts have, where that can be told of the whole.
+        let of_parts = parts.peek().and_then(|part| part.checksum.as_ref());
+        let algorithm =
+            algorithm.or_else(|| of_parts.and_then(|checksum| Algorithm::parse(&checksum.algorithm).ok()));
+        return Ok(algorithm.and_then(|algorithm| combine(algorithm, is_composite, parts)));
     };
     if algorithm.is_some_and(|algorithm| algorithm != claimed_algorithm) {
         return Err(s3_error!(
@@ -498,6 +504,18 @@ mod tests {
             *complete(&upload, parts.iter(), claimed).unwrap_err().code(),
             S3ErrorCode::InvalidRequest
         );
+    }
+
+    #[test]
+    fn an_upload_that_announced_none_has_what_its_parts_share() {
+        let whole = |algorithm| {
+            let parts = parts(algorithm, &[b"one", b"two"]);
+            complete(&upload(None, false), parts.iter(), None).unwrap().map(|kept| kept.value)
+        };
+        for algorithm in [Algorithm::Crc32, Algorithm::Crc64Nvme] {
+            assert_eq!(whole(algorithm), Some(sum(algorithm, b"onetwo")));
+        }
+        assert_eq!(whole(Algorithm::Sha256), None, "of hashes none can be told");
     }
 
     #[test]

@@ -92,18 +92,20 @@ impl Operations {
             .await
             .map_err(refused)?;
         let objects = granted.of_upload(&self.objects, &upload.headers)?;
-        let mut promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
-        if let Some(expected) = upload.checksum_algorithm.as_deref().map(Algorithm::parse).transpose()? {
-            if promise.algorithm().is_some_and(|algorithm| algorithm != expected) {
-                return Err(s3_error!(
-                    InvalidRequest,
-                    "Checksum Type mismatch occurred: the upload was created with {}, the part came with {}.",
-                    expected.name(),
-                    promise.algorithm().map_or("none", Algorithm::name)
-                ));
-            }
-            promise = promise.or_compute(expected);
+        let promise = Promise::read(&request.headers, request.trailing_headers.as_ref())?;
+        let announced = upload.checksum_algorithm.as_deref().map(Algorithm::parse).transpose()?;
+        if let Some(expected) = announced
+            && promise.algorithm().is_some_and(|algorithm| algorithm != expected)
+        {
+            return Err(s3_error!(
+                InvalidRequest,
+                "Checksum Type mismatch occurred: the upload was created with {}, the part came with {}.",
+                expected.name(),
+                promise.algorithm().map_or("none", Algorithm::name)
+            ));
         }
+        // As S3 does for those who name none.
+        let promise = promise.or_compute(announced.unwrap_or(Algorithm::Crc64Nvme));
         let notes = request.extensions.get::<Arc<Notes>>().cloned();
         let upstream = upstream(input.body.take(), input.content_length, promise, notes)?;
         let part =
@@ -243,14 +245,6 @@ impl Operations {
         claimed: Option<(Algorithm, String)>,
     ) -> S3Result<Option<makai_raft::facts::object::Checksum>> {
         check_type(upload, input.checksum_type.as_ref())?;
-        let names_checksums = named.iter().any(|part| !matches!(one_of(checksum_fields!(part)), Ok(None)));
-        let needs_parts = upload.checksum_algorithm.is_some()
-            || claimed.is_some()
-            || names_checksums
-            || input.mpu_object_size.is_some();
-        if !needs_parts {
-            return Ok(None);
-        }
         let known = self.known_parts(caller, &input.bucket, &input.key, &input.upload_id).await?;
         let mut chosen = Vec::with_capacity(named.len());
         for (named, (number, _)) in named.iter().zip(parts) {

@@ -34,7 +34,7 @@ const ALL: &str = "AbortMultipartUpload CompleteMultipartUpload CopyObject Creat
 const LIMITS: [(&str, &str); 26] = [
     ("CopyObject", "by reference within a tenant; by bytes between tenants and encryption keys"),
     ("CreateBucket", "10,000 buckets a tenant; `x-makai-scheme: k+m` chooses the coding"),
-    ("CreateMultipartUpload", "without an algorithm no checksum of the whole is kept"),
+    ("CreateMultipartUpload", "without an algorithm the whole has the CRC that all of its parts have"),
     ("DeleteObjects", "1,000 keys"),
     ("GetBucketAccelerateConfiguration", "never accelerated"),
     ("GetBucketPolicyStatus", "public by policy or by access list; answers without a policy, too"),
