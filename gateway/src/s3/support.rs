@@ -50,7 +50,7 @@ const LIMITS: [(&str, &str); 26] = [
     ("PutBucketLogging", "to a bucket of the same tenant; `TargetGrants` are `NotImplemented` (501)"),
     (
         "PutBucketNotificationConfiguration",
-        "to webhooks, named `arn:makai:webhook:::URL`; 100 rules; no EventBridge",
+        "to webhooks, named `arn:makai:webhook:::URL`; 100 rules; no EventBridge; what mounts change is not told",
     ),
     ("PutBucketPolicy", "20 KiB; conditions of every operator and policy variables"),
     (
