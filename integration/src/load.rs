@@ -221,6 +221,8 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Whether a client goes on after a request that failed.
     pub goes_on: bool,
+    /// What a client rests after each request, so that a test that waits long does not fill its disks meanwhile.
+    pub rest: Duration,
 }
 
 /// Clients at work until [`stop`](Load::stop).
@@ -289,6 +291,9 @@ async fn client(
     for step in 0.. {
         if is_over.load(Ordering::Relaxed) || doors.is_empty() {
             break;
+        }
+        if step > 0 && !options.rest.is_zero() {
+            tokio::time::sleep(options.rest).await;
         }
         let door = &doors[(number + step) % doors.len()];
         let recent = held.len().saturating_sub(KEYS_IN_USE_MAX)..held.len();

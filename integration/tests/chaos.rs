@@ -28,6 +28,8 @@ const SCRUB_PERIOD_SECS: u64 = 10;
 const WELL_WITHIN: Duration = Duration::from_secs(120);
 /// Requests of customers between one thing that happens and the next.
 const REQUESTS: usize = 25;
+/// Of a customer after each of them: a scrub ends only where it reads faster than they write.
+const REST: Duration = Duration::from_millis(100);
 const BLOCK_BYTES: usize = 4096;
 
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +78,7 @@ async fn whatever_happens_to_one_machine_costs_no_byte() -> anyhow::Result<()> {
                 sizes: vec![600, 30_000, 400_000, 1_500_000],
                 seed: dice.random(),
                 goes_on: true,
+                rest: REST,
             };
             let begun = makai::clock::instant();
             let load = Load::start(&cluster.doors(), &options);

@@ -69,6 +69,7 @@ async fn six_nodes_become_nine_and_seven_under_load() -> anyhow::Result<()> {
         sizes: vec![500, 20_000, 300_000, 2_000_000],
         seed: seed(),
         goes_on: true,
+        rest: std::time::Duration::ZERO,
     };
     let load = Load::start(&doors, &options);
     load.goes_on(REQUESTS).await?;

@@ -31,6 +31,7 @@ async fn the_leader_may_die_under_load() -> anyhow::Result<()> {
             sizes: vec![100, 4096, 16 * 1024, 64 * 1024],
             seed: seed.wrapping_add(round * 1000),
             goes_on: true,
+            rest: std::time::Duration::ZERO,
         };
         let load = Load::start(&doors, &options);
         load.goes_on(100).await?;

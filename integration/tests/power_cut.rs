@@ -23,6 +23,7 @@ async fn what_was_acknowledged_survives_the_end_of_every_process_at_once() -> an
             sizes: vec![0, 700, 5_000, 150_000, 1 << 20],
             seed: seed.wrapping_add(round * 1000),
             goes_on: false,
+            rest: std::time::Duration::ZERO,
         };
         let load = Load::start(&cluster.doors(), &options);
         load.goes_on(200).await?;

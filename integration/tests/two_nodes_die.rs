@@ -54,6 +54,7 @@ async fn any_two_nodes_may_die_and_two_others_after_the_cluster_has_healed() -> 
                     sizes: vec![500, 20 * KIB, 300 * KIB, 2 * MIB],
                     seed: dice.random(),
                     goes_on: true,
+                    rest: std::time::Duration::ZERO,
                 };
                 Load::start(&doors, &options)
             })

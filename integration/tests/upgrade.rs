@@ -398,6 +398,7 @@ async fn nodes_are_replaced_one_by_one_under_load() -> anyhow::Result<()> {
             sizes: vec![500, 20_000, 300_000],
             seed: seed(),
             goes_on: true,
+            rest: std::time::Duration::ZERO,
         };
         let load = Load::start(&doors, &options);
         load.goes_on(10).await?;
