@@ -141,6 +141,15 @@ async fn s3_and_back(cluster: &Cluster, one: &Mounted, other: &Mounted) -> anyho
         cluster.s3(at + 1).check(BUCKET, &format!("from-mount/{length}"), &made).await?;
         eventually(&other.at(&format!("from-mount/{length}")), &made.bytes()).await?;
     }
+    // What a program does not say, its file's name does; who puts says it itself, or nobody knows.
+    create(&one.at("from-mount/picture.png"), b"as good as one")?;
+    cluster.s3(1).put(BUCKET, "from-s3/picture.png", &Content::new("untold", 10)).await?;
+    for (key, expected) in
+        [("from-mount/picture.png", "image/png"), ("from-s3/picture.png", "binary/octet-stream")]
+    {
+        let found = cluster.s3(2).get(BUCKET, key).await?;
+        ensure!(found.header("content-type") == expected, "{key} is {}", found.header("content-type"));
+    }
     // Content that lies in the metadata is edited, and what comes next is not taken for the same request.
     for at in 0..8 {
         let name = format!("from-s3/small-{at}");

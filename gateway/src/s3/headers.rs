@@ -370,7 +370,7 @@ macro_rules! describe {
         output.accept_ranges = Some("bytes".into());
         output.e_tag = Some($crate::s3::headers::etag(head));
         output.last_modified = Some($crate::s3::headers::timestamp(head.modified_at));
-        output.content_type = Some($crate::s3::headers::content_type(headers));
+        output.content_type = Some($crate::s3::headers::content_type(head));
         output.content_encoding.clone_from(&headers.content_encoding);
         output.content_disposition.clone_from(&headers.content_disposition);
         output.content_language.clone_from(&headers.content_language);
@@ -387,8 +387,14 @@ macro_rules! describe {
 }
 pub(super) use describe;
 
-pub(super) fn content_type(headers: &ObjectHeaders) -> String {
-    headers.content_type.clone().unwrap_or_else(|| DEFAULT_CONTENT_TYPE.to_owned())
+pub(super) fn content_type(head: &ObjectHead) -> String {
+    known_type(head).unwrap_or(DEFAULT_CONTENT_TYPE).to_owned()
+}
+
+/// As who put the object said. A program on a mount says nothing: of its files it is what their names end in.
+pub(super) fn known_type(head: &ObjectHead) -> Option<&str> {
+    let by_name = || head.file.as_ref().and_then(|_| mime_guess::from_path(&head.key).first_raw());
+    head.headers.content_type.as_deref().or_else(by_name)
 }
 
 pub(super) fn expires(headers: &ObjectHeaders) -> Option<Timestamp> {

@@ -15,7 +15,8 @@ use super::checksums::{Algorithm, Promise, kind, set_checksum};
 use super::copying::{Source, Target, copy_bytes};
 use super::errors::{refused, unreadable, unreadable_source};
 use super::headers::{
-    copy_from, etag, object_headers, object_tagging, precondition, source_conditions, timestamp, unix_seconds,
+    copy_from, etag, known_type, object_headers, object_tagging, precondition, source_conditions, timestamp,
+    unix_seconds,
 };
 use super::operations::Operations;
 use super::versions::{made, version_id};
@@ -120,6 +121,9 @@ impl Operations {
             asked
         } else {
             let mut headers = if new_metadata { asked.clone() } else { source.headers.clone() };
+            if !new_metadata {
+                headers.content_type = known_type(&source).map(str::to_owned);
+            }
             headers.tagging = if new_tags { asked.tagging } else { source.headers.tagging };
             headers.lock = asked.lock;
             headers.is_replica = false;

@@ -16,7 +16,7 @@ use hyper::body::Frame;
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::journal::{Change, Happening};
-use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
+use makai_raft::facts::object::ObjectHead;
 use makai_raft::handle::{MetaError, Metadata};
 
 use super::remote::{Remote, RemoteError, Sent};
@@ -30,7 +30,7 @@ use crate::objects::{ByteRange, Objects, ObjectsError};
 use crate::outbound::Outbound;
 use crate::s3::documents::read_xml;
 use crate::s3::following::{self, Acts, Following};
-use crate::s3::headers::parse_tags;
+use crate::s3::headers::{known_type, parse_tags};
 use crate::s3::lock;
 use crate::s3::service::{element, escape};
 
@@ -251,7 +251,7 @@ impl Page<'_> {
         rule: &Rule,
         head: &ObjectHead,
     ) -> Result<(), RemoteError> {
-        let mut headers = headers_of(&head.headers, rule)?;
+        let mut headers = headers_of(head, rule)?;
         let md5 = hex::decode(&head.etag).ok().filter(|md5| md5.len() == 16);
         if let Some(md5) = md5.and_then(|md5| HeaderValue::try_from(BASE64_STANDARD.encode(md5)).ok()) {
             headers.insert(HeaderName::from_static("content-md5"), md5);
@@ -264,7 +264,7 @@ impl Page<'_> {
     async fn copy_parts(&self, target: &Target, rule: &Rule, head: &ObjectHead) -> Result<(), RemoteError> {
         let key = &head.key;
         let remote = self.remote(target, rule);
-        let headers = headers_of(&head.headers, rule)?;
+        let headers = headers_of(head, rule)?;
         let empty = || Sent::Whole(Bytes::new());
         let begun = remote.must(Method::POST, key, &[("uploads", "")], headers, empty()).await?;
         let said = String::from_utf8_lossy(begun.body()).into_owned();
@@ -360,7 +360,9 @@ impl Page<'_> {
 }
 
 /// The headers that make a copy.
-fn headers_of(headers: &ObjectHeaders, rule: &Rule) -> Result<HeaderMap, RemoteError> {
+fn headers_of(head: &ObjectHead, rule: &Rule) -> Result<HeaderMap, RemoteError> {
+    let headers = &head.headers;
+    let content_type = known_type(head).map(str::to_owned);
     let mut all = HeaderMap::new();
     let mut add = |name: &str, value: &str| -> Result<(), RemoteError> {
         let parts = (HeaderName::try_from(name), HeaderValue::from_bytes(value.as_bytes()));
@@ -372,7 +374,7 @@ fn headers_of(headers: &ObjectHeaders, rule: &Rule) -> Result<HeaderMap, RemoteE
     };
     add(REPLICA.0, REPLICA.1)?;
     let standard = [
-        ("content-type", &headers.content_type),
+        ("content-type", &content_type),
         ("content-encoding", &headers.content_encoding),
         ("content-disposition", &headers.content_disposition),
         ("content-language", &headers.content_language),
