@@ -170,6 +170,28 @@ fn names_too_long_and_offsets_too_far_are_refused() {
     assert_eq!(file.metadata().unwrap().len(), 0);
 }
 
+/// Not even who opens it for reading alone may empty it.
+#[test]
+fn a_program_that_runs_is_not_changed() {
+    let Some(mounted) = mounted("running", false) else { return };
+    // By another process: a program that any process has open for writing cannot be started.
+    if !run("cp", &["/bin/sleep", "program"], &mounted.path) {
+        return;
+    }
+    let before = fs::read(mounted.at("program")).unwrap();
+    let mut running = Command::new(mounted.at("program")).arg("60").spawn().unwrap();
+    let (mut writes, mut empties) = (OpenOptions::new(), OpenOptions::new());
+    for how in [writes.write(true), empties.read(true).custom_flags(libc::O_TRUNC)] {
+        let opened = how.open(mounted.at("program")).map(drop);
+        assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::ETXTBSY));
+        assert!(fs::read(mounted.at("program")).unwrap() == before);
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+    File::create(mounted.at("program")).unwrap();
+    assert!(fs::read(mounted.at("program")).unwrap().is_empty());
+}
+
 /// The holder is another process; so is the waiter, which is killed.
 #[test]
 fn a_process_that_waits_for_a_lock_can_be_killed() {

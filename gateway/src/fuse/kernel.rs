@@ -144,7 +144,8 @@ pub fn detach(directory: &Path) -> io::Result<()> {
 /// # Errors
 /// As [`detach`].
 pub fn detach_dead(directory: &Path) -> io::Result<bool> {
-    match std::fs::metadata(directory) {
+    // Opened, not looked at: the kernel remembers for a while what a directory is like, whoever is dead.
+    match std::fs::File::open(directory) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => detach(directory).map(|()| true),
         _ => Ok(false),
     }
@@ -321,9 +322,9 @@ fn kernel_lock(owner: LockOwner, start: u64, end: u64, kind: i32, pid: u32) -> R
 
 impl fuser::Filesystem for Kernel {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        const WANTED: [InitFlags; 10] = [
+        // Not `FUSE_ATOMIC_O_TRUNC`: with it a running program is emptied before the kernel says that it may not be.
+        const WANTED: [InitFlags; 9] = [
             InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -495,16 +496,10 @@ impl fuser::Filesystem for Kernel {
         self.entry(reply, async move { mount.link(view.ino(ino), view.ino(parent), &name).await });
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let (mount, ino) = (self.mount.clone(), self.view.ino(ino));
         self.serve(async move {
-            let opened = async {
-                if flags.0 & libc::O_TRUNC != 0 {
-                    mount.empty(ino).await?;
-                }
-                mount.open(ino).await
-            };
-            match opened.await {
+            match mount.open(ino).await {
                 Ok((number, may_keep)) => reply.opened(FileHandle(number), open_flags(may_keep)),
                 Err(error) => reply.error(errno(error)),
             }
