@@ -273,64 +273,8 @@ impl Mount {
         true
     }
 
-    /// Takes a name of a file away; `None`: the pool is to be asked.
-    pub(super) fn unlink_alone(&self, place: &Place) -> Option<Result<()>> {
-        let mut told = lock(&self.later.told);
-        if !self.may_decide(&told) {
-            return None;
-        }
-        let directory = told.alone(place.parent)?;
-        if let Some(errno) = directory.failure.take() {
-            return Some(Err(errno));
-        }
-        let Some(ino) = directory.names.as_ref()?.get(&place.name).copied() else {
-            return Some(Err(Errno::NOENT));
-        };
-        let node = lock(&self.table).node(ino)?;
-        let at = self.now_ms();
-        let mut discarded = 0;
-        {
-            let mut state = lock(&node.state);
-            if state.attr.kind == Kind::Directory {
-                return Some(Err(Errno::ISDIR));
-            }
-            if state.fresh_in != self.epoch() || !state.sending.is_empty() {
-                return None;
-            }
-            let is_unborn = state.making.is_some() && state.untold == 1 && state.opens == 0;
-            let is_held = state.opens > 0;
-            lose_link(&mut state, at);
-            if state.attr.nlink == 0 && !is_held {
-                discarded = state.discard_unsent();
-            }
-            if is_unborn {
-                state.making = None; // Nobody will ever know of it.
-            } else {
-                state.untold += 1;
-                directory.untold += 1;
-                told.push(Entry::Unlink { place: place.clone(), node: node.clone(), is_held });
-            }
-        }
-        self.forget_name(&mut told, place);
-        drop(told);
-        self.touch(place.parent, at, 0);
-        self.has_sent(discarded);
-        lock(&self.table).drop_unused(ino);
-        self.later.wake.notify_one();
-        Some(Ok(()))
-    }
-
-    fn forget_name(&self, told: &mut Told, place: &Place) {
-        let directory = told.directory(place.parent);
-        directory.was_changed();
-        if let Some(names) = directory.names.as_mut() {
-            names.remove(&place.name);
-        }
-        lock(&self.table).unname(place);
-    }
-
-    /// Removes a directory that is this mount's alone in one that is, too; `None`: the pool is to be asked.
-    pub(super) fn remove_directory_alone(&self, place: &Place) -> Option<Result<()>> {
+    /// Takes the name of a file away, or of a directory that is this mount's alone, too; `None`: the pool is to be asked.
+    pub(super) fn remove_alone(&self, place: &Place, is_directory: bool) -> Option<Result<()>> {
         let mut told = lock(&self.later.told);
         if !self.may_decide(&told) {
             return None;
@@ -343,29 +287,55 @@ impl Mount {
             return Some(Err(Errno::NOENT));
         };
         let node = lock(&self.table).node(ino)?;
-        if node.kind() != Kind::Directory {
-            return Some(Err(Errno::NOTDIR));
-        }
-        let removed = told.alone(ino)?;
-        if removed.names.as_ref().is_some_and(|names| !names.is_empty()) {
-            return Some(Err(Errno::NOTEMPTY));
-        }
-        // The pool forgets with the directory whose it was.
-        removed.names = None;
-        told.directory(place.parent).untold += 1;
         let at = self.now_ms();
-        {
-            let mut state = lock(&node.state);
-            state.changes += 1;
-            state.untold += 1;
-            (state.attr.nlink, state.attr.ctime) = (0, at);
+        let (entry, discarded) = match (node.kind() == Kind::Directory, is_directory) {
+            (true, true) => match removed_directory(told.alone(ino)?, place, &node, at) {
+                Ok(entry) => (Some(entry), 0),
+                Err(errno) => return Some(Err(errno)),
+            },
+            (false, false) => self.unlinked(place, &node, at)?,
+            (true, false) => return Some(Err(Errno::ISDIR)),
+            (false, true) => return Some(Err(Errno::NOTDIR)),
+        };
+        if let Some(entry) = entry {
+            lock(&node.state).untold += 1;
+            told.directory(place.parent).untold += 1;
+            told.push(entry);
         }
-        told.push(Entry::RemoveDirectory { place: place.clone(), node });
         self.forget_name(&mut told, place);
         drop(told);
-        self.touch(place.parent, at, -1);
+        self.touch(place.parent, at, -i64::from(is_directory));
+        self.has_sent(discarded);
+        lock(&self.table).drop_unused(ino);
         self.later.wake.notify_one();
         Some(Ok(()))
+    }
+
+    /// What the pool is to be told of a file that lost a name, if anything, and the bytes that nobody needs any more; `None`:
+    /// more is to be known of it than is known here.
+    fn unlinked(&self, place: &Place, node: &Arc<Node>, at: SystemTime) -> Option<(Option<Entry>, usize)> {
+        let mut state = lock(&node.state);
+        if state.fresh_in != self.epoch() || !state.sending.is_empty() {
+            return None;
+        }
+        let is_held = state.opens > 0;
+        let is_unborn = state.making.is_some() && state.untold == 1 && !is_held;
+        lose_link(&mut state, at);
+        let discarded = if state.attr.nlink == 0 && !is_held { state.discard_unsent() } else { 0 };
+        if is_unborn {
+            state.making = None; // Nobody will ever know of it.
+            return Some((None, discarded));
+        }
+        Some((Some(Entry::Unlink { place: place.clone(), node: node.clone(), is_held }), discarded))
+    }
+
+    fn forget_name(&self, told: &mut Told, place: &Place) {
+        let directory = told.directory(place.parent);
+        directory.was_changed();
+        if let Some(names) = directory.names.as_mut() {
+            names.remove(&place.name);
+        }
+        lock(&self.table).unname(place);
     }
 
     /// Gives a file another name; `None`: the pool is to be asked.
@@ -696,6 +666,23 @@ impl Mount {
         }
         idle.is_empty() && is_any_left && self.service.alone_for() < RENEWED_BELOW
     }
+}
+
+fn removed_directory(
+    removed: &mut Directory,
+    place: &Place,
+    node: &Arc<Node>,
+    at: SystemTime,
+) -> Result<Entry> {
+    if names_len(removed) > 0 {
+        return Err(Errno::NOTEMPTY);
+    }
+    // The pool forgets with the directory whose it was.
+    removed.names = None;
+    let mut state = lock(&node.state);
+    state.changes += 1;
+    (state.attr.nlink, state.attr.ctime) = (0, at);
+    Ok(Entry::RemoveDirectory { place: place.clone(), node: node.clone() })
 }
 
 fn names_len(directory: &Directory) -> usize {

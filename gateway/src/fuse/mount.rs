@@ -448,13 +448,13 @@ impl Mount {
     /// As the pool says.
     pub async fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let place = Self::place(parent, name)?;
-        if let Some(done) = self.unlink_alone(&place) {
+        if let Some(done) = self.remove_alone(&place, false) {
             return done;
         }
         if let Ok(directory) = self.node(parent) {
             self.have_alone(&directory).await;
         }
-        if let Some(done) = self.unlink_alone(&place) {
+        if let Some(done) = self.remove_alone(&place, false) {
             return done;
         }
         let _changing = self.change_in(&[parent]).await;
@@ -475,7 +475,7 @@ impl Mount {
     /// As the pool says.
     pub async fn remove_directory(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let place = Self::place(parent, name)?;
-        if let Some(done) = self.remove_directory_alone(&place) {
+        if let Some(done) = self.remove_alone(&place, true) {
             return done;
         }
         let (node, _) = self.known(&place);
