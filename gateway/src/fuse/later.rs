@@ -359,33 +359,34 @@ impl Mount {
         first
     }
 
-    /// Returns when the pool was told of the node, if it is to be.
+    /// Returns when the pool was told of the node and, where it is a directory, of what was decided in it.
     pub(super) async fn tell_of_node(&self, node: &Node) {
-        loop {
-            let moved = self.later.moved.notified();
-            if lock(&node.state).untold == 0 {
-                return;
-            }
-            lock(&self.later.told).hurry();
-            self.later.wake.notify_one();
-            moved.await;
+        let (until, is_told) = {
+            let told = lock(&self.later.told);
+            let is_any_in_it = told.directories.get(&node.ino).is_some_and(|known| known.untold > 0);
+            (told.put, !is_any_in_it && lock(&node.state).untold == 0)
+        };
+        if !is_told {
+            self.tell_until(until).await;
         }
     }
 
     /// Returns when the pool was told of all that is decided now.
     pub(super) async fn tell_all(&self) {
-        let until = {
-            let mut told = lock(&self.later.told);
-            told.hurry();
-            told.put
-        };
+        let until = lock(&self.later.told).put;
+        self.tell_until(until).await;
+    }
+
+    /// Returns when so many entries of the queue were told.
+    async fn tell_until(&self, until: u64) {
         loop {
             let moved = self.later.moved.notified();
             {
-                let told = lock(&self.later.told);
-                if told.taken >= until && told.under_way == 0 {
+                let mut told = lock(&self.later.told);
+                if told.taken - told.under_way as u64 >= until {
                     return;
                 }
+                told.hurry = told.hurry.max(until);
             }
             self.later.wake.notify_one();
             moved.await;
