@@ -3,8 +3,11 @@
 mod pool;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::result::Result;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -12,6 +15,9 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use makai_gateway::files::Files;
+use makai_gateway::fuse::client::{FileClient, Target};
+use makai_gateway::fuse::register::{Kept, Record};
+use makai_gateway::fuse::service::{self, Errno, FileService as _, Ino, LockKind};
 use makai_gateway::grpc::proto::file::v1::files_client::FilesClient;
 use makai_gateway::grpc::proto::file::v1::*;
 use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
@@ -82,6 +88,26 @@ impl World {
         let opened = client.open_session(request).await.unwrap().into_inner();
         let root = opened.root.clone().unwrap().inode;
         Mount { client, session: opened.session, root, opened }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What `makai mount` speaks through, with a folder for sessions.
+    async fn connect(&self, register: &Path) -> Arc<FileClient> {
+        let target = Target {
+            endpoints: vec![self.endpoint()],
+            authorities: Vec::new(),
+            access_key_id: self.pool.access_key.clone(),
+            secret_access_key: self.pool.secret_key.clone(),
+            bucket: BUCKET.into(),
+            prefix: String::new(),
+            client: "a test".into(),
+            timeout: Duration::from_secs(20),
+            register: Some(register.to_owned()),
+        };
+        FileClient::connect(target).await.unwrap()
     }
 
     async fn put(&self, key: &str, bytes: Vec<u8>) {
@@ -678,6 +704,116 @@ async fn a_users_policies_say_what_its_mounts_may() {
     let refused = reader.apply(change).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     assert_eq!(world.keys().await, ["seen"]);
+}
+
+fn range_lock(of: &Attributes, kind: LockType, start: u64, end: u64) -> operation::What {
+    let lock = Lock { r#type: kind.into(), owner: 1, is_flock: false, start, end, pid: 42 };
+    operation::What::SetLock(SetLock { file: file(of), lock: Some(lock) })
+}
+
+/// As a program's request comes through a mount that saw the file under this name.
+fn seen_as(root: u64, of: &Attributes, name: &'static str) -> service::FileRef {
+    let place = service::Place { parent: Ino(root), name: Bytes::from_static(name.as_bytes()) };
+    service::FileRef { ino: Ino(of.inode), place: Some(place) }
+}
+
+fn wanted(kind: LockKind, start: u64, end: u64) -> service::Lock {
+    service::Lock { kind, start, end, owner: 5, pid: 6 }
+}
+
+async fn try_lock(client: &FileClient, file: &service::FileRef, lock: service::Lock) -> Result<(), Errno> {
+    let operation = service::Operation::Lock { file: file.clone(), lock };
+    client.apply(vec![operation]).await.and_then(|mut done| done.remove(0)).map(drop)
+}
+
+/// The locks of a mount that died end as soon as its bucket is mounted again on its machine, and no others do.
+#[tokio::test]
+async fn a_dead_mounts_locks_end_with_the_next_mount_on_its_machine() {
+    let world = World::start().await;
+    let (mut dead, mut living) = (world.mount().await, world.mount().await);
+    let (one, two) =
+        (dead.make(dead.root, "one", Kind::File).await, dead.make(dead.root, "two", Kind::File).await);
+    dead.one(range_lock(&one, LockType::Write, 0, 9)).await.unwrap();
+    living.one(range_lock(&two, LockType::Write, 0, 9)).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let record = |session| Record { bucket: BUCKET.into(), endpoints: vec![world.endpoint()], session };
+    let _living = Kept::begin(folder.path(), record(living.session)).unwrap();
+    drop(Kept::begin(folder.path(), record(dead.session)).unwrap());
+
+    let next = world.connect(folder.path()).await;
+    let all = wanted(LockKind::Write, 0, 9);
+    assert_eq!(try_lock(&next, &seen_as(dead.root, &one, "one"), all).await, Ok(()));
+    assert_eq!(try_lock(&next, &seen_as(dead.root, &two, "two"), all).await, Err(Errno::AGAIN));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "the living ones");
+    next.close().await;
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// SQLite's index is shared memory: a program on one mount is never told that it may join those of another.
+#[tokio::test]
+async fn an_index_in_use_on_one_mount_is_in_use_by_a_writer_for_another() {
+    let world = World::start().await;
+    let mut one = world.mount().await;
+    let folder = tempfile::tempdir().unwrap();
+    let other = world.connect(folder.path()).await;
+    let index = one.make(one.root, "d.db-shm", Kind::File).await;
+    let plain = one.make(one.root, "d.db", Kind::File).await;
+    let (read, write) = (wanted(LockKind::Read, 128, 128), wanted(LockKind::Write, 128, 128));
+    for (file, name, of_another, is_had) in
+        [(&index, "d.db-shm", LockKind::Write, Err(Errno::AGAIN)), (&plain, "d.db", LockKind::Read, Ok(()))]
+    {
+        one.one(range_lock(file, LockType::Read, 128, 128)).await.unwrap();
+        let seen = seen_as(one.root, file, name);
+        assert_eq!(other.lock_conflict(&seen, write).await.unwrap().unwrap().kind, of_another, "{name}");
+        assert_eq!(try_lock(&other, &seen, read).await, is_had, "{name}");
+        assert_eq!(try_lock(&other, &seen, wanted(LockKind::Read, 120, 120)).await, Ok(()), "{name}");
+        one.one(range_lock(file, LockType::Unlock, 0, 200)).await.unwrap();
+        // Programs of one mount do share it.
+        assert_eq!(try_lock(&other, &seen, read).await, Ok(()), "{name}");
+        let neighbour = service::Lock { owner: 7, ..read };
+        assert_eq!(try_lock(&other, &seen, neighbour).await, Ok(()), "{name}");
+    }
+}
+
+/// Who lost a lock while the pool was away changes nothing by what it knew before; other files, and the file once it was
+/// closed, are as ever.
+#[tokio::test]
+async fn a_file_whose_lock_was_lost_is_an_error_until_it_is_closed() {
+    let world = World::start().await;
+    let mut other = world.mount().await;
+    let (lost, kept) =
+        (other.make(other.root, "lost", Kind::File).await, other.make(other.root, "kept", Kind::File).await);
+    let folder = tempfile::tempdir().unwrap();
+    let client = world.connect(folder.path()).await;
+    let (lost_file, kept_file) = (seen_as(other.root, &lost, "lost"), seen_as(other.root, &kept, "kept"));
+    let all = wanted(LockKind::Write, 0, 9);
+    for file in [&lost_file, &kept_file] {
+        client.hold(file.ino);
+        assert_eq!(try_lock(&client, file, all).await, Ok(()));
+    }
+
+    // As when a lease runs out.
+    let record: Record = serde_json::from_slice(
+        &fs::read(fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path()).unwrap(),
+    )
+    .unwrap();
+    let close = CloseSessionRequest { bucket: BUCKET.into(), session: record.session };
+    other.client.close_session(close).await.unwrap();
+    other.one(range_lock(&lost, LockType::Write, 0, 9)).await.unwrap();
+
+    let write = async |file: &service::FileRef| {
+        let data = service::Payload::Inline(Bytes::from_static(b"x"));
+        let edits = vec![service::Edit::Write { offset: 0, data }];
+        let operation = service::Operation::Edit { file: file.clone(), edits, mtime: None };
+        client.apply(vec![operation]).await.and_then(|mut done| done.remove(0)).map(drop)
+    };
+    assert_eq!(write(&lost_file).await, Err(Errno::IO));
+    assert_eq!(client.read(&lost_file, 0, 9).await.map(|read| read.data), Err(Errno::IO));
+    assert_eq!(write(&kept_file).await, Ok(()));
+    assert_eq!(other.one(range_lock(&kept, LockType::Read, 0, 9)).await, Err("EAGAIN".into()), "taken again");
+    client.release(lost_file.ino);
+    assert_eq!(write(&lost_file).await, Ok(()));
+    client.close().await;
 }
 
 /// What others want to change in a directory that one mount has alone waits until it is given back, S3 too; and the holder

@@ -1,11 +1,12 @@
 //! Promise: ordinary programs work on a mounted bucket of a real cluster, over TLS too, and a database outlives the death
-//! of the mount under it. Where the machine does not mount, the test says so and passes; programs that it lacks are left out.
+//! of the mount under it. What a mount decides alone about names is what a pool would have decided, whoever dies and whoever
+//! else comes. Where the machine does not mount, the test says so and passes; programs that it lacks are left out.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -26,6 +27,14 @@ const SEEN_WITHIN: Duration = Duration::from_secs(10);
 const KILLS: usize = 3;
 /// Steps of mounts and S3, compared after each.
 const STEPS: usize = 400;
+/// Files that a mount makes until it dies, or a gateway does.
+const FILES: usize = 400;
+/// The one that is synced.
+const SYNCED: usize = 250;
+/// Names that two mounts want at once.
+const CONTESTED: usize = 120;
+/// A directory that a dead mount had alone is another's after 5 s, a gateway that died is left within seconds.
+const STALL_MAX: Duration = Duration::from_secs(20);
 
 /// Runs a program to its end; `false`: this machine has none.
 fn run(program: &str, arguments: &[&str], folder: &Path) -> anyhow::Result<bool> {
@@ -82,9 +91,10 @@ async fn programs_work_and_a_database_outlives_its_mount() -> anyhow::Result<()>
         }),
         ..ClusterOptions::default()
     };
-    let cluster = Cluster::start(options).await?;
+    let mut cluster = Cluster::start(options).await?;
     cluster.s3(1).create_bucket(BUCKET, None).await?;
-    let address = |at: usize| cluster.nodes[at].config.grpc.listen.context("no gRPC door");
+    let doors: Vec<_> = cluster.nodes.iter().map(|node| node.config.grpc.listen).collect();
+    let address = |at: usize| doors[at].context("no gRPC door");
     let plain = format!("http://{}", address(1)?);
     let secure = match has_tls {
         true => format!("https://localhost:{}", address(SECURE)?.port()),
@@ -103,13 +113,23 @@ async fn programs_work_and_a_database_outlives_its_mount() -> anyhow::Result<()>
     let mounted = Mounted::start(&profile, BUCKET, mounts.join("one"), options)?.context("mounted")?;
     programs(&mounted).context("programs")?;
     let mounted = databases(mounted, || Mounted::start(&profile, BUCKET, mounts.join("one"), options))
-        .await
         .context("databases")?;
-    let profile = write_profile_of(&cluster, &[plain])?;
+    let profile = write_profile_of(&cluster, std::slice::from_ref(&plain))?;
     let other = Mounted::start(&profile, BUCKET, mounts.join("other"), &[])?.context("mounted")?;
-    everyone(&cluster, &mounted, &other).await.context("mounts and S3 at once")?;
-    other.unmount().await?;
+    one_mount_has_a_log(&mounted, &other).await.context("a log on two mounts")?;
     mounted.unmount().await?;
+    let alone = ["--alone"];
+    let mut one = Mounted::start(&profile, BUCKET, mounts.join("one"), &alone)?.context("mounted")?;
+    everyone(&cluster, &one, &other).await.context("mounts and S3 at once")?;
+    let synced = make_files(&one, "left").context("files")?;
+    one.kill()?;
+    a_beginning_is_left(&cluster, &other, synced).await.context("a mount that died")?;
+    let profile = write_profile_of(&cluster, &[plain, format!("http://{}", address(2)?)])?;
+    let one = Mounted::start(&profile, BUCKET, mounts.join("one"), &alone)?.context("mounted")?;
+    one_wins(&cluster, &one, &other).await.context("names that two want")?;
+    a_gateway_dies(&mut cluster, &one).await.context("a gateway dies")?;
+    other.unmount().await?;
+    one.unmount().await?;
     cluster.finish().await
 }
 
@@ -158,9 +178,10 @@ fn programs(mounted: &Mounted) -> anyhow::Result<()> {
 
 /// Counts its commits aloud; each is durable when it is counted.
 const WRITER: &str = "import sqlite3,sys
-c=sqlite3.connect(sys.argv[1]+'.db',timeout=60)
-c.execute('pragma journal_mode='+sys.argv[1])
-c.execute('pragma synchronous=full')
+name,journal,synchronous=sys.argv[1:]
+c=sqlite3.connect(name+'.db',timeout=60)
+c.execute('pragma journal_mode='+journal)
+c.execute('pragma synchronous='+synchronous)
 c.execute('create table if not exists t(a integer primary key,b)')
 i=c.execute('select coalesce(max(a),0) from t').fetchone()[0]
 while True:
@@ -168,30 +189,57 @@ while True:
  c.execute('insert into t values(?,?)',(i,'x'*(i%3000)))
  c.commit()
  print(i,flush=True)";
+/// All that is in it, and whole.
 const READER: &str = "import sqlite3,sys
 c=sqlite3.connect(sys.argv[1]+'.db',timeout=60)
 assert c.execute('pragma integrity_check').fetchone()[0]=='ok'
+c.execute('create table if not exists t(a integer primary key,b)')
 n,m=c.execute('select count(*),coalesce(max(a),0) from t').fetchone()
 assert n==m,(n,m)
 print(n)";
 
-/// A database is written to while the mount under it is killed: what was committed is there, whole.
-async fn databases(
+/// A database as a program may have it.
+struct Database {
+    name: &'static str,
+    journal: &'static str,
+    synchronous: &'static str,
+    /// Each commit is synced. Otherwise the last may be missing, and nothing more.
+    is_each_synced: bool,
+}
+
+const DATABASES: [Database; 3] = [
+    Database { name: "rollback", journal: "delete", synchronous: "full", is_each_synced: true },
+    Database { name: "wal", journal: "wal", synchronous: "full", is_each_synced: true },
+    Database { name: "relaxed", journal: "wal", synchronous: "normal", is_each_synced: false },
+];
+
+fn writer(mounted: &Mounted, database: &Database) -> anyhow::Result<Child> {
+    let Database { name, journal, synchronous, .. } = database;
+    let mut python = Command::new("python3");
+    let writer = python.args(["-c", WRITER, name, journal, synchronous]).current_dir(&mounted.path);
+    Ok(writer.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
+}
+
+/// How many rows a database has.
+fn rows(mounted: &Mounted, database: &Database) -> anyhow::Result<u64> {
+    let mut python = Command::new("python3");
+    let output = python.args(["-c", READER, database.name]).current_dir(&mounted.path).output()?;
+    ensure!(output.status.success(), "{}: {}", database.name, String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+}
+
+/// A database is written to while the mount under it is killed: what was committed is there, whole, as soon as the next
+/// mount is: nothing of the dead one stands in the way.
+fn databases(
     mut mounted: Mounted,
     again: impl Fn() -> anyhow::Result<Option<Mounted>>,
 ) -> anyhow::Result<Mounted> {
-    if !run("python3", &["-c", "import sqlite3"], Path::new("/"))? {
+    if !has_sqlite()? {
         return Ok(mounted);
     }
     for round in 0..KILLS {
-        // Not `wal`: its index is shared memory, which outlives no mount, and SQLite keeps it off network filesystems for that.
-        for mode in ["delete"] {
-            let mut writer = Command::new("python3")
-                .args(["-c", WRITER, mode])
-                .current_dir(&mounted.path)
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()?;
+        for database in &DATABASES {
+            let mut writer = writer(&mounted, database)?;
             let mut lines = BufReader::new(writer.stdout.take().context("no output")?).lines();
             let mut committed = 0u64;
             for _ in 0..5 + 3 * round {
@@ -205,23 +253,44 @@ async fn databases(
             let _ = writer.kill();
             writer.wait()?;
             mounted = again()?.context("mounted again")?;
-            // Locks of the dead mount end with its lease.
-            let found = wait::until("the database opens with all of it", Duration::from_secs(90), || async {
-                let output =
-                    Command::new("python3").args(["-c", READER, mode]).current_dir(&mounted.path).output()?;
-                ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-                let found: u64 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
-                ensure!(found >= committed, "{mode}: {found} rows, {committed} were committed");
-                Ok::<u64, anyhow::Error>(found)
-            })
-            .await?;
+            let found = rows(&mounted, database)?;
+            let is_all = found >= committed || !database.is_each_synced;
             ensure!(
-                found == committed || found == committed + 1,
-                "{mode}: {found} rows, {committed} were committed"
+                is_all && found <= committed + 1,
+                "{}: {found} rows, {committed} were committed",
+                database.name
             );
         }
     }
     Ok(mounted)
+}
+
+/// SQLite's write-ahead log needs memory that its programs share: those of another mount are refused, and miss nothing
+/// once they are not.
+async fn one_mount_has_a_log(mounted: &Mounted, other: &Mounted) -> anyhow::Result<()> {
+    if !has_sqlite()? {
+        return Ok(());
+    }
+    let database = &DATABASES[1];
+    let mut writer = writer(mounted, database)?;
+    let mut lines = BufReader::new(writer.stdout.take().context("no output")?).lines();
+    lines.next().context("the writer ended")??;
+    let refused = rows(other, database);
+    ensure!(refused.is_err(), "it is open on another mount: {refused:?}");
+    writer.kill()?;
+    let mut committed = 0u64;
+    for line in lines.map_while(Result::ok) {
+        committed = line.parse()?;
+    }
+    writer.wait()?;
+    // The kernel gives a dead program's locks back after it.
+    let found = wait::until("it opens", SEEN_WITHIN, || async { rows(other, database) }).await?;
+    ensure!(found == committed || found == committed + 1, "{found} rows, {committed} were committed");
+    Ok(())
+}
+
+fn has_sqlite() -> anyhow::Result<bool> {
+    run("python3", &["-c", "import sqlite3"], Path::new("/"))
 }
 
 /// Who does something.
@@ -277,7 +346,7 @@ async fn everyone(cluster: &Cluster, one: &Mounted, other: &Mounted) -> anyhow::
                     "step {step}: {who:?} removed {name}: {done:?}; there: {is_there}"
                 );
                 // A name is gone for everyone once its directory was synced.
-                fs::File::open(mount(who).at(&format!("everyone/{folder}")))?.sync_all()?;
+                File::open(mount(who).at(&format!("everyone/{folder}")))?.sync_all()?;
                 model.remove(&name);
             }
             (who, _, is_there) => {
@@ -287,7 +356,7 @@ async fn everyone(cluster: &Cluster, one: &Mounted, other: &Mounted) -> anyhow::
                     done.is_ok() == is_there,
                     "step {step}: {who:?} moved {name}: {done:?}; there: {is_there}"
                 );
-                fs::File::open(mount(who).at(&format!("everyone/{folder}")))?.sync_all()?;
+                File::open(mount(who).at(&format!("everyone/{folder}")))?.sync_all()?;
                 if let Some(content) = model.remove(&name) {
                     model.insert(to, content);
                 }
@@ -336,4 +405,141 @@ async fn everyone(cluster: &Cluster, one: &Mounted, other: &Mounted) -> anyhow::
         cluster.s3(2).check(BUCKET, name, content).await?;
     }
     Ok(())
+}
+
+fn content(folder: &str, at: usize) -> Content {
+    Content::new(format!("{folder}/{at}"), 1 + 37 * (at as u64 % 90))
+}
+
+fn name(folder: &str, at: usize) -> String {
+    format!("{folder}/{at:04}")
+}
+
+/// Makes files one after another, and syncs one of them: its number.
+fn make_files(mounted: &Mounted, folder: &str) -> anyhow::Result<usize> {
+    fs::create_dir(mounted.at(folder))?;
+    for at in 0..FILES {
+        let mut file = File::create_new(mounted.at(&name(folder, at)))?;
+        file.write_all(&content(folder, at).bytes())?;
+        if at == SYNCED {
+            file.sync_all()?;
+        }
+    }
+    Ok(SYNCED)
+}
+
+/// Of what a dead mount decided alone all up to some name is there, and all that was synced; the directory is another's soon.
+async fn a_beginning_is_left(cluster: &Cluster, other: &Mounted, synced: usize) -> anyhow::Result<()> {
+    let asked_at = makai::clock::instant();
+    fs::write(other.at("left/theirs"), b"theirs")?;
+    ensure!(asked_at.elapsed() < STALL_MAX, "a dead mount was waited for: {:?}", asked_at.elapsed());
+    File::open(other.at("left/theirs"))?.sync_all()?;
+    let listed = cluster.s3(3).list(BUCKET, "left/0").await?;
+    let expected: Vec<String> = (0..listed.len()).map(|at| name("left", at)).collect();
+    ensure!(listed.iter().map(|(key, _)| key).eq(&expected), "names are missing in between: {listed:?}");
+    ensure!(listed.len() > synced, "{} names, {synced} was synced", listed.len());
+    for (at, (key, size)) in listed.iter().enumerate() {
+        let whole = content("left", at).bytes();
+        ensure!(
+            *size == whole.len() as u64 || (*size == 0 && at > synced),
+            "{key} has {size} bytes of {}",
+            whole.len()
+        );
+        ensure!(fs::read(other.at(key))?[..] == whole[..*size as usize], "{key} has other bytes");
+    }
+    Ok(())
+}
+
+/// Two mounts make, and S3 puts, in one directory at once: each name has one maker, and all see all.
+async fn one_wins(cluster: &Cluster, one: &Mounted, other: &Mounted) -> anyhow::Result<()> {
+    fs::create_dir(one.at("both"))?;
+    wait::until("the directory is seen", SEEN_WITHIN, || async { fs::metadata(other.at("both")) }).await?;
+    let makers = [one, other].map(|mounted| {
+        let path = mounted.path.clone();
+        tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<bool>> {
+            let mut made = Vec::new();
+            for at in 0..CONTESTED {
+                made.push(match File::create_new(path.join(name("both", at))) {
+                    Ok(mut file) => {
+                        file.write_all(&content("both", at).bytes())?;
+                        true
+                    }
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+                    Err(error) => return Err(error).context(name("both", at)),
+                });
+            }
+            File::open(path.join("both"))?.sync_all()?;
+            Ok(made)
+        })
+    });
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    for at in 0..CONTESTED / 6 {
+        let put = Content::new(format!("put/{at}"), 100);
+        cluster.s3(2 + at % 3).put(BUCKET, &format!("both/put-{at}"), &put).await?;
+        cluster.s3(2 + at % 2).check(BUCKET, &format!("both/put-{at}"), &put).await?;
+        expected.insert(format!("both/put-{at}"), 100);
+    }
+    let mut made = Vec::new();
+    for maker in makers {
+        made.push(maker.await??);
+    }
+    for (at, (here, there)) in made[0].iter().zip(&made[1]).enumerate() {
+        ensure!(here != there, "{} was made by {}", name("both", at), if *here { "both" } else { "nobody" });
+        expected.insert(name("both", at), content("both", at).bytes().len() as u64);
+    }
+    wait::until("all is there", SEEN_WITHIN, || async {
+        let listed = cluster.s3(2).list(BUCKET, "both/").await?;
+        let listed: BTreeMap<_, _> = listed.into_iter().filter(|(key, _)| key != "both/").collect();
+        ensure!(listed == expected, "{listed:?}, not {expected:?}");
+        for (key, size) in &expected {
+            for mounted in [one, other] {
+                ensure!(fs::metadata(mounted.at(key))?.len() == *size, "{key} has another size");
+            }
+        }
+        anyhow::Ok(())
+    })
+    .await
+}
+
+/// The gateway that a mount asks dies while names are decided on the mount: each is made, moved and removed once.
+async fn a_gateway_dies(cluster: &mut Cluster, one: &Mounted) -> anyhow::Result<()> {
+    let path = one.path.clone();
+    let (tell, mut told) = tokio::sync::mpsc::channel(FILES);
+    let worker = tokio::task::spawn_blocking(move || -> anyhow::Result<BTreeMap<String, u64>> {
+        let mut model = BTreeMap::new();
+        fs::create_dir(path.join("dying"))?;
+        for at in 0..FILES {
+            let (made, moved) = (name("dying", at), format!("dying/moved-{at}"));
+            fs::write(path.join(&made), content("dying", at).bytes())?;
+            model.insert(made.clone(), content("dying", at).bytes().len() as u64);
+            if at % 3 == 1 {
+                fs::rename(path.join(&made), path.join(&moved))?;
+                let size = model.remove(&made).context("it was made")?;
+                model.insert(moved, size);
+            }
+            if at % 5 == 4 {
+                let gone = name("dying", at - 1);
+                if model.remove(&gone).is_some() {
+                    fs::remove_file(path.join(&gone))?;
+                }
+            }
+            let _ = tell.try_send(at);
+        }
+        File::open(path.join("dying"))?.sync_all()?;
+        Ok(model)
+    });
+    while told.recv().await.is_some_and(|at| at < FILES / 4) {}
+    let asked_at = makai::clock::instant();
+    cluster.kill(&[1]);
+    let model = worker.await??;
+    ensure!(asked_at.elapsed() < STALL_MAX, "{:?} without a gateway", asked_at.elapsed());
+    wait::until("S3 has what was decided", SEEN_WITHIN, || async {
+        let listed = cluster.s3(3).list(BUCKET, "dying/").await?;
+        let listed: BTreeMap<_, _> = listed.into_iter().filter(|(key, _)| key != "dying/").collect();
+        ensure!(listed == model, "{listed:?}, not {model:?}");
+        anyhow::Ok(())
+    })
+    .await?;
+    cluster.restart(&[1]).await?;
+    cluster.wait_formed().await
 }

@@ -21,7 +21,7 @@
 //! | [`notify`]    | a gateway | webhooks hear of changes of keys, as their buckets' owners wish   |
 //! | [`schedule`]  | leader   | tasks that wait are given to nodes; attempts of dead nodes end     |
 //! | [`agent`]     | compute  | attempts given to this node run, and are reported                 |
-//! | [`sessions`]  | leader   | replies of processes long gone are forgotten                      |
+//! | [`sessions`]  | leader   | replies of processes long gone are forgotten, and mounts that died |
 //! | [`epochs`]    | voters   | epochs sealed, computed and signed                                |
 //! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
 //! | [`billing`]   | leader   | jobs are charged while they run, at the configuration's prices    |

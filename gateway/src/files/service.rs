@@ -2,7 +2,8 @@
 
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::files::{
-    DIRECTORY_LEASE_MS, FileAnswer, FileCommand, FileQuery, FileReply, LEASE_MS, Name, OPS_MAX, SessionGrant,
+    DIRECTORY_LEASE_MS, FileAnswer, FileCommand, FileQuery, FileReply, LEASE_MS, Lock, Name, OPS_MAX,
+    SessionGrant,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -182,14 +183,16 @@ impl files_server::Files for Files {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
         let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
-        let query = FileQuery::Lock {
-            bucket: named(&bucket),
-            session: request.session,
-            file: convert::file_ref(request.file)?,
-            lock: convert::lock_of(request.lock)?,
-        };
-        let FileAnswer::Lock(held) = self.ask(query).await? else { return Err(mismatch().into()) };
-        let is_own_session = held.is_some_and(|(session, _)| session == request.session);
+        let mut held = self.lock_held(&bucket, &request).await?;
+        let is_others =
+            |held: &Option<(u64, Lock)>| held.is_some_and(|(holder, _)| holder != request.session);
+        if is_others(&held) {
+            // Its holder may be dead by now, which nobody has noticed.
+            let command = FileCommand::ExpireSessions { bucket: named(&bucket) };
+            self.tell(&bucket.name, command).await?;
+            held = self.lock_held(&bucket, &request).await?;
+        }
+        let is_own_session = held.is_some() && !is_others(&held);
         let held = held.map(|(_, lock)| convert::lock(lock));
         Ok(Response::new(proto::GetLockReply { held, is_own_session }))
     }
@@ -211,6 +214,24 @@ impl files_server::Files for Files {
 }
 
 impl Files {
+    /// A lock that stands in the way, and whose it is.
+    async fn lock_held(
+        &self,
+        bucket: &Bucket,
+        request: &proto::GetLockRequest,
+    ) -> Result<Option<(u64, Lock)>, Failure> {
+        let query = FileQuery::Lock {
+            bucket: named(bucket),
+            session: request.session,
+            file: convert::file_ref(request.file.clone())?,
+            lock: convert::lock_of(request.lock)?,
+        };
+        match self.ask(query).await? {
+            FileAnswer::Lock(held) => Ok(held),
+            _ => Err(mismatch()),
+        }
+    }
+
     async fn begin(
         &self,
         caller: &Caller,

@@ -6,11 +6,13 @@
 //!
 //! A session ends when it was not renewed in time: the pool was away, or this machine slept. A new one begins then, nothing
 //! told before is believed, and locks are taken again. What a gateway may have done in the old session and did not
-//! answer is repeated where doing it twice is the same as once, else it is `EIO`.
+//! answer is repeated where doing it twice is the same as once, else it is `EIO`. A file on which a lock could not be
+//! taken again is `EIO` until it is closed: what its program knew of it may be wrong.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,6 +27,7 @@ use tonic::{Code, Request, Status};
 
 use super::messages::{attr, done, errno_of, refusal, wire_file, wire_lock, wire_operation};
 use super::nodes::lock;
+use super::register::{self, Kept, Record};
 use super::service::{
     Attr, Change, Done, Edit, Entry, Errno, FileRef, FileService, Ino, Lock, LockKind, Operation, Page,
     Payload, Place, Read, Result, SeekTo, Space, XattrMode,
@@ -59,6 +62,10 @@ const NUMBERS_WANTED: u32 = 65_536;
 const ALONE_SHARE: f64 = 0.6;
 /// Sessions that one change outlives.
 const SESSIONS_TRIED_MAX: usize = 3;
+/// SQLite's index of a write-ahead log: memory that programs share, in a file of this ending, and the byte of it that is
+/// locked by each of them as long as the memory is to be believed.
+const INDEX_SUFFIX: &[u8] = b"-shm";
+const INDEX_IN_USE_AT: u64 = 128;
 
 /// Where a bucket is and who asks.
 #[derive(Clone)]
@@ -76,6 +83,8 @@ pub struct Target {
     pub client: String,
     /// A call is given up after so long.
     pub timeout: Duration,
+    /// Where mounts of this machine write down their sessions; without it, that of a dead one ends with its lease.
+    pub register: Option<PathBuf>,
 }
 
 type Stub = FilesClient<InterceptedService<Channel, Credentials>>;
@@ -177,6 +186,9 @@ pub struct FileClient {
     alone_for: Duration,
     alone_until: Mutex<Option<Instant>>,
     locks: Mutex<HashMap<(Ino, u64), LockSteps>>,
+    /// Open files on which locks were lost.
+    lost: Mutex<HashSet<Ino>>,
+    kept: Mutex<Option<Kept>>,
     heard_at: Mutex<Option<Instant>>,
     seen: AtomicU64,
     changes: tokio::sync::Mutex<mpsc::Receiver<Change>>,
@@ -223,7 +235,11 @@ impl FileClient {
         let mut why = "no gateway is named".to_owned();
         for (at, door) in doors.iter().enumerate() {
             match door.clone().open_session(open_request(&target)).await {
-                Ok(opened) => return Self::begin(doors, at, target, opened.into_inner()),
+                Ok(opened) => {
+                    let client = Self::begin(doors, at, target, opened.into_inner())?;
+                    client.register().await;
+                    return Ok(client);
+                }
                 Err(status) => why = status.message().to_owned(),
             }
         }
@@ -253,6 +269,8 @@ impl FileClient {
             alone_for: Duration::from_millis(opened.directory_lease_ms.into()).mul_f64(ALONE_SHARE),
             alone_until: Mutex::new(None),
             locks: Mutex::default(),
+            lost: Mutex::default(),
+            kept: Mutex::new(None),
             heard_at: Mutex::new(None),
             seen: AtomicU64::new(opened.sequence),
             changes: tokio::sync::Mutex::new(changes),
@@ -264,6 +282,36 @@ impl FileClient {
         let watch = tokio::spawn(client.clone().watch(tell));
         lock(&client.tasks).extend([renew, watch]);
         Ok(client)
+    }
+
+    /// Ends the sessions that dead mounts of this bucket left here, and writes down this one's.
+    async fn register(&self) {
+        let Some(folder) = &self.target.register else { return };
+        let record = Record {
+            bucket: self.bucket(),
+            endpoints: self.target.endpoints.clone(),
+            session: self.session(),
+        };
+        for left in register::left(folder, &record) {
+            match self.end_session(left.record.session).await {
+                Ok(()) => _ = left.end(), // One that stays is ended again by the next mount, which changes nothing.
+                Err(errno) => {
+                    tracing::warn!(%errno, "the locks of a dead mount stand until its lease is over")
+                }
+            }
+        }
+        match Kept::begin(folder, record) {
+            Ok(kept) => *lock(&self.kept) = Some(kept),
+            Err(error) => {
+                let folder = folder.display();
+                tracing::warn!(%error, %folder, "if this mount dies, its locks will stand until its lease is over");
+            }
+        }
+    }
+
+    async fn end_session(&self, session: u64) -> Result<()> {
+        let request = wire::CloseSessionRequest { bucket: self.bucket(), session };
+        self.ask(async |mut stub: Stub| stub.close_session(request.clone()).await).await.map(drop)
     }
 
     fn session(&self) -> u64 {
@@ -298,9 +346,15 @@ impl FileClient {
         *lock(&self.alone_until) = None;
         *lock(&self.numbers) = Numbers::of(opened.session, opened.inodes);
         self.seen.store(opened.sequence, Ordering::Release);
-        self.session.store(opened.session, Ordering::Release);
+        if let Some(kept) = lock(&self.kept).as_mut()
+            && let Err(error) = kept.change(opened.session)
+        {
+            tracing::warn!(%error, "if this mount dies, its locks will stand until its lease is over");
+        }
         tracing::warn!("the mount's session had ended, as the pool was out of reach; a new one has begun");
+        // Nothing is done in it before it is known which locks are lost.
         self.lock_again(opened.session).await;
+        self.session.store(opened.session, Ordering::Release);
         Ok(())
     }
 
@@ -310,12 +364,15 @@ impl FileClient {
         for ((ino, owner), steps) in locks {
             let mut kept = Vec::with_capacity(steps.len());
             for (file, step) in steps {
-                let operation = wire_operation(Operation::Lock { file: file.clone(), lock: step });
-                let operations = [operation];
-                let told = self.apply_in(session, &operations, &AtomicBool::new(false), false).await;
-                match told.as_deref() {
-                    Ok([Ok(_)]) => kept.push((file, step)),
-                    _ => tracing::error!(inode = ino.0, owner, "a lock is lost: another took it meanwhile"),
+                if self.take_again(session, &file, step).await {
+                    kept.push((file, step));
+                } else {
+                    tracing::error!(
+                        inode = ino.0,
+                        owner,
+                        "a lock is lost: another took it meanwhile; the file is an I/O error until it is closed"
+                    );
+                    lock(&self.lost).insert(ino);
                 }
             }
             let mut locks = lock(&self.locks);
@@ -323,6 +380,42 @@ impl FileClient {
             kept.append(since);
             *since = kept;
         }
+    }
+
+    async fn take_again(&self, session: u64, file: &FileRef, step: Lock) -> bool {
+        if self.is_index_of_another(session, file, step).await != Ok(false) {
+            return false;
+        }
+        let operations = [wire_operation(Operation::Lock { file: file.clone(), lock: step })];
+        let told = self.apply_in(session, &operations, &AtomicBool::new(false), false).await;
+        matches!(told.as_deref(), Ok([Ok(_)]))
+    }
+
+    /// Whether a lock is to say that an index is in use here which is in use on another mount: the memory that programs share
+    /// there is not what has reached the pool of it.
+    async fn is_index_of_another(&self, session: u64, file: &FileRef, wanted: Lock) -> Result<bool> {
+        if wanted.kind != LockKind::Read || !is_index_in_use(file, &wanted) {
+            return Ok(false);
+        }
+        let held = self.conflict(session, file, Lock { kind: LockKind::Write, ..wanted }).await?;
+        Ok(held.is_some_and(|(_, is_own)| !is_own))
+    }
+
+    /// A lock that stands in the way of another, and whether it is of the same session.
+    async fn conflict(&self, session: u64, file: &FileRef, wanted: Lock) -> Result<Option<(Lock, bool)>> {
+        let request = wire::GetLockRequest {
+            bucket: self.bucket(),
+            session,
+            file: wire_file(file),
+            lock: Some(wire_lock(wanted)),
+        };
+        let reply = self.ask(async |mut stub: Stub| stub.get_lock(request.clone()).await).await?;
+        Ok(reply.held.map(|held| {
+            let is_read = held.r#type == i32::from(wire::LockType::Read);
+            let kind = if is_read { LockKind::Read } else { LockKind::Write };
+            let lock = Lock { kind, start: held.start, end: held.end, owner: held.owner, pid: held.pid };
+            (lock, reply.is_own_session)
+        }))
     }
 
     fn keep_lock(&self, file: FileRef, step: Lock) {
@@ -507,10 +600,14 @@ impl FileClient {
             .collect();
         let is_repeatable = operations.iter().all(is_repeatable);
         let is_of_session = operations.iter().any(is_of_session);
+        let known: Vec<Ino> = operations.iter().filter_map(known_before).collect();
         let operations: Vec<_> = operations.into_iter().map(wire_operation).collect();
         let is_doubtful = AtomicBool::new(false);
         for _ in 0..SESSIONS_TRIED_MAX {
             let session = self.session();
+            if known.iter().any(|ino| lock(&self.lost).contains(ino)) {
+                return Err(Errno::IO);
+            }
             match self.apply_in(session, &operations, &is_doubtful, is_brief).await {
                 Err(Errno::STALE) => {
                     self.begin_anew(session).await?;
@@ -581,6 +678,22 @@ fn endpoint(target: &Target, address: &str) -> std::result::Result<Endpoint, ton
         }
         false => Ok(endpoint),
     }
+}
+
+/// The file of an operation that a program may have decided on by what it knew of the file under a lock.
+fn known_before(operation: &Operation) -> Option<Ino> {
+    match operation {
+        Operation::Edit { file, .. } => Some(file.ino),
+        Operation::SetAttributes { file, change } => change.size.map(|_| file.ino),
+        Operation::Lock { file, lock } => (lock.kind != LockKind::Unlock).then_some(file.ino),
+        _ => None,
+    }
+}
+
+/// Whether a lock says that an index of SQLite's is in use.
+fn is_index_in_use(file: &FileRef, lock: &Lock) -> bool {
+    let is_index = file.place.as_ref().is_some_and(|place| place.name.ends_with(INDEX_SUFFIX));
+    is_index && (lock.start, lock.end) == (INDEX_IN_USE_AT, INDEX_IN_USE_AT)
 }
 
 /// Whether what was done twice is as if it was done once.
@@ -685,6 +798,9 @@ impl FileService for FileClient {
     }
 
     async fn read(&self, file: &FileRef, offset: u64, length: u64) -> Result<Read> {
+        if lock(&self.lost).contains(&file.ino) {
+            return Err(Errno::IO);
+        }
         let request = wire::ReadRequest {
             bucket: self.bucket(),
             file: wire_file(file),
@@ -724,17 +840,10 @@ impl FileService for FileClient {
     }
 
     async fn lock_conflict(&self, file: &FileRef, lock: Lock) -> Result<Option<Lock>> {
-        let request = wire::GetLockRequest {
-            bucket: self.bucket(),
-            session: self.session(),
-            file: wire_file(file),
-            lock: Some(wire_lock(lock)),
-        };
-        let reply = self.ask(async |mut stub: Stub| stub.get_lock(request.clone()).await).await?;
-        Ok(reply.held.map(|held| {
-            let is_read = held.r#type == i32::from(wire::LockType::Read);
-            let kind = if is_read { LockKind::Read } else { LockKind::Write };
-            Lock { kind, start: held.start, end: held.end, owner: held.owner, pid: held.pid }
+        let held = self.conflict(self.session(), file, lock).await?;
+        Ok(held.map(|(held, is_own)| match !is_own && is_index_in_use(file, &lock) {
+            true => Lock { kind: LockKind::Write, ..held },
+            false => held,
         }))
     }
 
@@ -759,6 +868,11 @@ impl FileService for FileClient {
     }
 
     async fn apply(&self, operations: Vec<Operation>) -> Result<Vec<Result<Done>>> {
+        if let [Operation::Lock { file, lock }] = &operations[..]
+            && self.is_index_of_another(self.session(), file, *lock).await?
+        {
+            return Ok(vec![Err(Errno::AGAIN)]);
+        }
         self.carry_out(operations, false).await
     }
 
@@ -786,6 +900,7 @@ impl FileService for FileClient {
 
     fn release(&self, ino: Ino) {
         lock(&self.open).remove(&ino);
+        lock(&self.lost).remove(&ino);
     }
 
     async fn changes(&self) -> Vec<Change> {
@@ -803,9 +918,12 @@ impl FileService for FileClient {
 
     async fn close(&self) {
         lock(&self.tasks).drain(..).for_each(|task| task.abort());
-        let request = wire::CloseSessionRequest { bucket: self.bucket(), session: self.session() };
-        if let Err(errno) = self.ask(async |mut stub: Stub| stub.close_session(request.clone()).await).await {
-            tracing::warn!(%errno, "the mount's session ends by itself when its lease is over");
+        match (self.end_session(self.session()).await, lock(&self.kept).take()) {
+            (Ok(()), Some(kept)) => _ = kept.end(),
+            (Ok(()), None) => {}
+            (Err(errno), _) => {
+                tracing::warn!(%errno, "the mount's session ends by itself when its lease is over");
+            }
         }
     }
 }

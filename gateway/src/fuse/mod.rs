@@ -15,6 +15,7 @@
 //! | [`nodes`], [`buffer`], [`blocks`], [`acl`] | what is known of a file; unsent bytes; cached bytes; access lists | nothing |
 //! | [`disk_cache`] | blocks kept on this machine's disk, sealed                      | the disk      |
 //! | [`client`], `messages` | the real pool: a session over gRPC; its messages      | network       |
+//! | [`register`] | which sessions the mounts of this machine have                    | the disk      |
 //! | [`kernel`]  | `fuser`                                                            | the kernel    |
 //!
 //! What a program may rely on is written in `FUSE.md`. Always: unsent bytes are bounded in memory and age; an error
@@ -33,4 +34,5 @@ mod later;
 mod messages;
 pub mod mount;
 pub mod nodes;
+pub mod register;
 pub mod service;

@@ -141,6 +141,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         prefix: prefix.trim_matches('/').into(),
         client: format!("{} pid {}", args.directory.display(), std::process::id()),
         timeout: Duration::from_secs(args.timeout.max(1)),
+        register: register(),
     };
     let secret = target.secret_access_key.clone();
     let service = FileClient::connect(target).await?;
@@ -179,6 +180,15 @@ fn endpoints(profile: &Profile) -> Vec<String> {
         }
     }
     endpoints
+}
+
+/// Where this user's mounts write down their sessions: gone after a start of the machine, as they are.
+fn register() -> Option<PathBuf> {
+    let folder = match rustix::process::geteuid().is_root() {
+        true => PathBuf::from("/run"),
+        false => std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)?,
+    };
+    Some(folder.join("makai/mounts"))
 }
 
 fn authorities(given: Option<&Path>) -> anyhow::Result<Vec<u8>> {
