@@ -28,7 +28,11 @@ async fn clients_work_with_their_stock_settings() -> anyhow::Result<()> {
         "{python:?} is missing: run ./test, which installs it, or set MAKAI_TEST_CLIENTS=skip"
     );
 
-    let cluster = Cluster::start(ClusterOptions::default()).await?;
+    let options = ClusterOptions {
+        change: Box::new(|_, config| config.storage.lifecycle_interval_secs = 1),
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options).await?;
     let request = TenantRequest { name: "other".into(), quota_bytes: None };
     let other: Option<KeyAnswer> =
         cluster.nodes[0].console(Method::POST, "/api/v1/tenants", Some(&request)).await?;
