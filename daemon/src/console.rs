@@ -10,6 +10,7 @@
 //! | `POST /api/v1/standing`     | [`StandingRequest`] -> the node                                 | yes             |
 //! | `POST /api/v1/gpu`          | [`CardRequest`] -> [`CardAnswer`]: this machine's cards         | yes             |
 //! | `GET /api/v1/due?node=`     | [`due::DiskDue`] for each of its disks                          | yes             |
+//! | `GET /api/v1/lost?cursor=`  | [`lost::LostPage`]: objects that cannot be read                | yes             |
 //! | `POST /api/v1/rebalance`    | [`RebalanceRequest`] -> nothing                                 | yes             |
 //! | `GET /api/v1/backup`        | the facts as a snapshot's stream; a voter only                 | yes             |
 //! | `GET /api/v1/tenants`       | tenants                                                        | yes             |
@@ -27,6 +28,7 @@
 pub mod buckets;
 pub mod customers;
 pub mod due;
+pub mod lost;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -109,6 +111,9 @@ pub struct Status {
     /// As above, of their lines.
     #[serde(default)]
     pub lines: Vec<NodeLine>,
+    /// Blobs that cannot be read, as the leader heard and its map says.
+    #[serde(default)]
+    pub lost: lost::LostCount,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -418,7 +423,12 @@ impl Console {
         let body = body.map_err(|error| failure(StatusCode::BAD_REQUEST, error))?.to_bytes();
         let query = parts.uri.query();
         match (&parts.method, parts.uri.path()) {
-            (&Method::GET, "/api/v1/status") => json(&self.status()),
+            (&Method::GET, "/api/v1/status") => {
+                let mut status = self.status();
+                status.lost = lost::count(&self.shell, status.lost).await;
+                json(&status)
+            }
+            (&Method::GET, "/api/v1/lost") => json(&self.lost(parameter(query, "cursor")).await?),
             (&Method::POST, "/api/v1/join-token") => json(&self.join_token(read(&body)?).await?),
             (&Method::POST, "/api/v1/standing") => json(&self.standing(read(&body)?).await?),
             (&Method::POST, "/api/v1/gpu") => json(&self.cards(read(&body)?).await?),
@@ -510,8 +520,13 @@ impl Console {
         let map = shell.map.get();
         let meta = shell.members.meta().map(makai_raft::handle::MetaNode::status);
         let heard = if shell.is_leader() { shell.members.heard() } else { HashMap::new() };
-        let repairs =
+        let repairs: Vec<NodeRepair> =
             heard.iter().map(|(node, heard)| NodeRepair { node: *node, repair: heard.repair }).collect();
+        let sum = |of: fn(&ProgressNow) -> u64| repairs.iter().map(|node| of(&node.repair)).sum();
+        let lost = lost::LostCount {
+            gone_blobs: sum(|repair| repair.gone_blobs),
+            away_blobs: sum(|repair| repair.away_blobs),
+        };
         let offers = heard
             .iter()
             .filter_map(|(node, heard)| Some(NodeCompute { node: *node, offer: heard.compute.clone()? }));
@@ -536,6 +551,7 @@ impl Console {
             repairs,
             compute,
             lines,
+            lost,
         }
     }
 
@@ -552,6 +568,10 @@ impl Console {
         metrics::gauge!(names::RAFT_APPLIED_INDEX).set(status.applied.unwrap_or(0) as f64);
         metrics::gauge!(names::DAEMON_PEERS).set(self.shell.transport.stats().connections as f64);
         metrics::gauge!(names::DAEMON_MISSING_SHARDS).set(status.repair.pending as f64);
+        metrics::gauge!(names::DAEMON_GONE_BLOBS).set(status.repair.gone_blobs as f64);
+        metrics::gauge!(names::DAEMON_AWAY_BLOBS).set(status.repair.away_blobs as f64);
+        let unreadable = if status.is_leader { lost::unreadable_groups(&status.map).len() } else { 0 };
+        metrics::gauge!(names::DAEMON_UNREADABLE_GROUPS).set(unreadable as f64);
         metrics::counter!(names::DAEMON_REPAIRED_SHARDS).absolute(status.repair.rebuilt_shards);
         metrics::counter!(names::DAEMON_REPAIRED_BYTES).absolute(status.repair.rebuilt_bytes);
         self.metrics.render()

@@ -16,6 +16,7 @@
 //! | 8    | capacity  | voters, gateways  | a job's specification -> where it could run         |
 //! | 9    | why       | voters, gateways  | a job -> why its tasks stand where they do, in lines |
 //! | 10   | speed     | members           | bytes asked for (u32, big-endian), any others -> so many bytes |
+//! | 11   | lost      | voters, gateways  | nothing -> [`crate::reconcile::lost::LostBlob`]s that the node tells of      |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //! | 130  | drill     | voters            | [`DrillRequest`] -> [`crate::accounts::drills::DrillReply`] |
@@ -52,10 +53,11 @@ use crate::accounts::audits::{self, AuditRequest};
 use crate::accounts::drills::{DrillReply, DrillRequest, Drills};
 use crate::clock;
 use crate::disks::LocalDisks;
+use crate::reconcile::lost::NAMED_MAX;
 use crate::reconcile::plan::Explained;
 use crate::reconcile::reach::LineNow;
 use crate::reconcile::schedule;
-use crate::reconcile::shards::ProgressNow;
+use crate::reconcile::shards::{Progress, ProgressNow};
 use crate::relay::Relay;
 use crate::state::KnownPeer;
 use crate::ticket::Ticket;
@@ -71,6 +73,7 @@ pub const WAKE: u16 = 7;
 pub const CAPACITY: u16 = 8;
 pub const WHY: u16 = 9;
 pub const SPEED: u16 = 10;
+pub const LOST: u16 = 11;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
 pub const DRILL: u16 = 130;
@@ -212,6 +215,8 @@ pub struct Members {
     agent: OnceLock<Arc<Agent>>,
     drills: OnceLock<Arc<Drills>>,
     relay: OnceLock<Relay>,
+    /// What this node repairs.
+    progress: OnceLock<Arc<Progress>>,
     /// Told when a node says that slots that move to it are there.
     pub filled_changed: Notify,
     /// Told when there may be something to schedule.
@@ -241,6 +246,7 @@ impl Members {
             agent: OnceLock::new(),
             drills: OnceLock::new(),
             relay: OnceLock::new(),
+            progress: OnceLock::new(),
             filled_changed: Notify::new(),
             jobs_changed: Notify::new(),
             explained: Explained::default(),
@@ -311,6 +317,10 @@ impl Members {
     /// Has this node pass requests on to nodes that others cannot dial.
     pub fn set_relay(&self, relay: Relay) {
         let _ = self.relay.set(relay);
+    }
+
+    pub fn set_progress(&self, progress: Arc<Progress>) {
+        let _ = self.progress.set(progress);
     }
 
     pub fn set_agent(&self, agent: Arc<Agent>) {
@@ -576,8 +586,13 @@ impl PeerHandler for Members {
             }
             CAPACITY if self.has_role(from, &TRUSTED) => encode(&self.capacity(decode(&body)?).await?),
             WHY if self.has_role(from, &TRUSTED) => encode(&self.explained.why(decode(&body)?)),
+            LOST if self.has_role(from, &TRUSTED) => {
+                let mut lost = self.progress.get().map_or(Vec::new(), |progress| progress.lost());
+                lost.truncate(NAMED_MAX);
+                encode(&lost)
+            }
             META | HEARTBEAT | FACTS | SPEED | AUDIT | BIND_PAYOUT | DRILL | ATTEMPTS | JOB_LOG | WAKE
-            | CAPACITY | WHY => Err(format!("node {from} may not ask this (kind {kind})")),
+            | CAPACITY | WHY | LOST => Err(format!("node {from} may not ask this (kind {kind})")),
             _ => Err(format!("kind {kind} is unknown to this release")),
         }
     }

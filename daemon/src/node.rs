@@ -226,6 +226,7 @@ impl Node {
             jobs: Arc::default(),
             stop: CancellationToken::new(),
         };
+        members.set_progress(Arc::clone(&shell.progress));
         if is_trusted {
             let direct = direct_shards(&shell.transport, &shell.map);
             let relay = Relay { own: shell.disks.clone(), direct: Arc::new(direct), map: shell.map.clone() };

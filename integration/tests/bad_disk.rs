@@ -1,5 +1,5 @@
 //! Promise: a disk that forgets, garbles or fills up costs no byte: what it holds is never served wrong, the damage is
-//! reported, and the cluster mends it.
+//! reported, and the cluster mends it. Where more disks forget than a scheme bears, the cluster says what is lost.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use makai_integration::cluster::{Cluster, ClusterOptions};
+use makai::console::lost::LostPage;
+use makai_integration::cluster::{Cluster, ClusterOptions, makai};
 use makai_integration::load::{Model, seed};
 use makai_integration::s3::{Content, S3};
 use makai_integration::wait;
@@ -44,6 +45,7 @@ async fn a_bad_disk_costs_no_byte() -> anyhow::Result<()> {
     bits_flip(&mut cluster, &mut model, &mut dice).await.context("bits flip while a node is away")?;
     a_file_is_lost(&mut cluster, &mut model).await.context("a segment file is lost")?;
     a_disk_is_full(&mut cluster, &mut model).await.context("a disk is full")?;
+    what_is_lost_is_told(&mut cluster).await.context("more is lost than the scheme bears")?;
     cluster.finish().await
 }
 
@@ -182,4 +184,55 @@ async fn a_disk_is_full(cluster: &mut Cluster, model: &mut Model) -> anyhow::Res
     cluster.s3(0).put(BUCKET, "room-again", &content).await.context("there is room again")?;
     model.set("room-again", Some(content));
     model.check(&cluster.doors(), BUCKET).await
+}
+
+/// What the leader's command line says.
+async fn said(cluster: &Cluster, args: &[&str]) -> anyhow::Result<String> {
+    let leader = &cluster.nodes[cluster.leader().await?];
+    let config = leader.config_path.to_str().context("a UTF-8 path")?;
+    let said = makai(&[args, &["--config", config]].concat())?;
+    let (out, err) = (String::from_utf8(said.stdout)?, String::from_utf8_lossy(&said.stderr).into_owned());
+    ensure!(said.status.success(), "{args:?}: {out} {err}");
+    Ok(out)
+}
+
+/// Three of the six disks forget everything that 4+2 needs: each blob is counted once, and every object is named.
+async fn what_is_lost_is_told(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.wait_healed().await?;
+    ensure!(said(cluster, &["repair", "lost"]).await?.contains("can be read"), "nothing is lost yet");
+    // Smaller ones stand in the facts.
+    let listed: Vec<(String, u64)> = cluster.s3(0).list(BUCKET, "").await?;
+    let mut stored: Vec<String> =
+        listed.into_iter().filter(|(_, size)| *size > 4 * KIB).map(|(key, _)| key).collect();
+    stored.sort();
+    let forget = [3, 4, 5];
+    for at in forget {
+        cluster.nodes[at].stop().await?;
+        for file in segments(&cluster.nodes[at].disk())? {
+            fs::remove_file(file)?;
+        }
+    }
+    cluster.restart(&forget).await?;
+    cluster.wait_formed().await?;
+    let cluster = &*cluster;
+    let named = wait::until("all that is lost is named", MENDED_WITHIN, || async {
+        let page: LostPage = serde_json::from_str(&said(cluster, &["repair", "lost", "--json"]).await?)?;
+        let mut keys: Vec<String> = page.objects.iter().map(|object| object.key.clone()).collect();
+        keys.sort();
+        ensure!(keys == stored, "{} of {} objects are named: {page:?}", keys.len(), stored.len());
+        anyhow::Ok(page)
+    })
+    .await?;
+    ensure!(named.away_blobs == 0 && named.silent.is_empty(), "{named:?}");
+    wait::until("the status counts each once", MENDED_WITHIN, || async {
+        let status: serde_json::Value = serde_json::from_str(&said(cluster, &["status", "--json"]).await?)?;
+        ensure!(status["blobs_gone"] == named.gone_blobs, "{} pieces are lost: {status}", named.gone_blobs);
+        anyhow::Ok(())
+    })
+    .await?;
+    let status = said(cluster, &["status"]).await?;
+    ensure!(status.contains("data is lost") && status.contains("makai repair lost"), "{status}");
+    let repair = said(cluster, &["repair", "status"]).await?;
+    ensure!(repair.contains("pieces of objects for good"), "{repair}");
+    Ok(())
 }

@@ -51,6 +51,13 @@ pub const DAEMON_REPAIRED_SHARDS: &str = "makai_daemon_repaired_shards_total";
 pub const DAEMON_REPAIRED_BYTES: &str = "makai_daemon_repaired_bytes_total";
 /// Gauge: shards known to be missing and not yet rebuilt, as this node's loop saw them last.
 pub const DAEMON_MISSING_SHARDS: &str = "makai_daemon_missing_shards_count";
+/// Gauge: blobs that cannot be read and never will be: more shards are lost than their scheme bears. The sum over all nodes
+/// counts each once. Anything but 0 is for a person: `makai repair lost`.
+pub const DAEMON_GONE_BLOBS: &str = "makai_daemon_gone_blobs_count";
+/// Gauge: blobs that cannot be read until disks that are away come back. As above.
+pub const DAEMON_AWAY_BLOBS: &str = "makai_daemon_away_blobs_count";
+/// Gauge, on the leader: placement groups of which too few disks answer.
+pub const DAEMON_UNREADABLE_GROUPS: &str = "makai_daemon_unreadable_groups_count";
 /// Counter: shard bytes read back and found whole.
 pub const DAEMON_SCRUBBED_BYTES: &str = "makai_daemon_scrubbed_bytes_total";
 /// Counter: shards removed because no fact named them.
@@ -106,6 +113,14 @@ pub const METRICS: &[Metric] = {
         metric(DAEMON_REPAIRED_SHARDS, Counter, Count, "Shards rebuilt by this node."),
         metric(DAEMON_REPAIRED_BYTES, Counter, Bytes, "Bytes of shards rebuilt by this node."),
         metric(DAEMON_MISSING_SHARDS, Gauge, Count, "Shards missing and not yet rebuilt."),
+        metric(DAEMON_GONE_BLOBS, Gauge, Count, "Blobs that cannot be read and never will be."),
+        metric(DAEMON_AWAY_BLOBS, Gauge, Count, "Blobs that cannot be read until disks come back."),
+        metric(
+            DAEMON_UNREADABLE_GROUPS,
+            Gauge,
+            Count,
+            "Groups of which too few disks answer; on the leader.",
+        ),
         metric(DAEMON_SCRUBBED_BYTES, Counter, Bytes, "Shard bytes read back and found whole."),
         metric(DAEMON_COLLECTED_SHARDS, Counter, Count, "Shards removed because no fact named them."),
     ]

@@ -11,7 +11,9 @@ use serde::Serialize;
 use super::node::label;
 use super::remote::Target;
 use super::{human_bytes, print_json};
+use crate::console::lost::{LostObject, LostPage, unreadable_groups};
 use crate::console::{NodeRepair, Status};
+use crate::reconcile::lost::Unreadable;
 use crate::reconcile::shards::ProgressNow;
 
 /// Show whether the cluster is well: leader, voters, nodes, groups
@@ -51,6 +53,11 @@ enum RepairCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Objects that cannot be read: too many of their shards are lost, or on disks that do not answer now
+    Lost {
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// The leader's status where it can be asked, since it alone hears from every node; else any node's.
@@ -81,6 +88,11 @@ struct Summary {
     /// Of those that are not whole, the ones that have nothing to spare: one more loss and they cannot be read.
     groups_endangered: usize,
     groups_unreadable: usize,
+    /// Of those, the ones whose disks are out for good.
+    groups_gone: usize,
+    /// Pieces of objects of which too few shards are left, and such that disks that do not answer now could bring back.
+    blobs_gone: u64,
+    blobs_away: u64,
     default_scheme: String,
 }
 
@@ -127,6 +139,9 @@ fn summarize(status: &Status) -> Summary {
         groups: map.groups.len(),
         groups_endangered: map.groups.iter().filter(|group| is_endangered(map, group)).count(),
         groups_unreadable: map.groups.iter().filter(|group| spare(map, group) < 0).count(),
+        groups_gone: unreadable_groups(map).iter().filter(|(_, why)| *why == Unreadable::Gone).count(),
+        blobs_gone: status.lost.gone_blobs,
+        blobs_away: status.lost.away_blobs,
         groups_whole: map.groups.iter().filter(|group| disks_up(map, group) == group.disks.len()).count(),
         default_scheme: status.default_scheme.clone(),
     }
@@ -135,8 +150,12 @@ fn summarize(status: &Status) -> Summary {
 pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let status = fetch(&args.target).await?;
     let summary = summarize(&status);
-    let is_well =
-        summary.leader_answers && summary.nodes_up == summary.nodes && summary.groups_whole == summary.groups;
+    let is_lossless = summary.blobs_gone == 0 && summary.groups_gone == 0;
+    let is_well = summary.leader_answers
+        && summary.nodes_up == summary.nodes
+        && summary.groups_whole == summary.groups
+        && is_lossless
+        && summary.blobs_away == 0;
     if args.target.json {
         print_json(&summary)?;
         return Ok(answered(&summary));
@@ -159,7 +178,14 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
         None => "none".into(),
     };
     println!("cluster   {}  (makai {}, codec {})", summary.cluster_id, summary.version, summary.kernel);
-    println!("state     {}", if is_well { "well" } else { "degraded" });
+    println!(
+        "state     {}",
+        match (is_well, is_lossless) {
+            (true, _) => "well",
+            (false, true) => "degraded",
+            (false, false) => "data is lost",
+        }
+    );
     println!("leader    {leader}{}", if summary.leader_answers { "" } else { " (does not answer)" });
     println!("voters    {} of {} up", summary.voters_up, summary.voters);
     println!("nodes     {} of {} up", summary.nodes_up, summary.nodes);
@@ -175,10 +201,29 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
         summary.groups_unreadable,
         summary.default_scheme
     );
+    for line in lost_lines(summary.blobs_gone, summary.blobs_away) {
+        println!("lost      {line}");
+    }
     for line in unprotected(&status.map, &summary.default_scheme) {
         println!("note      {line}");
     }
     Ok(answered(&summary))
+}
+
+/// What cannot be read, for people; nothing where all can.
+fn lost_lines(gone: u64, away: u64) -> Vec<String> {
+    let mut lines = Vec::new();
+    if gone > 0 {
+        lines.push(format!(
+            "{gone} pieces of objects for good: more of their shards are gone than their scheme bears; `makai repair lost` names the objects"
+        ));
+    }
+    if away > 0 {
+        lines.push(format!(
+            "{away} pieces of objects cannot be read until disks that are away are back; `makai repair lost` names the objects"
+        ));
+    }
+    lines
 }
 
 /// For scripts: whether the cluster can be said to work.
@@ -245,6 +290,9 @@ struct RepairSummary<'s> {
     /// Groups that have nothing to spare, and such that cannot be read now.
     groups_endangered: usize,
     groups_unreadable: usize,
+    /// As in `makai status`.
+    blobs_gone: u64,
+    blobs_away: u64,
     /// Damaged and lost shards met in reads and scrubs since the nodes started.
     damaged: u64,
     scrubbed_bytes: u64,
@@ -257,7 +305,10 @@ struct RepairSummary<'s> {
 }
 
 pub async fn repair(args: RepairArgs) -> anyhow::Result<ExitCode> {
-    let RepairCommand::Status { target } = args.what;
+    let target = match args.what {
+        RepairCommand::Status { target } => target,
+        RepairCommand::Lost { target } => return lost(&target).await,
+    };
     let mut status = fetch(&target).await.context("read the repair status")?;
     if status.repairs.is_empty() {
         status.repairs.push(NodeRepair { node: status.node, repair: status.repair });
@@ -271,6 +322,8 @@ pub async fn repair(args: RepairArgs) -> anyhow::Result<ExitCode> {
         eta_secs: status.repairs.iter().filter_map(|node| eta_secs(&node.repair)).max(),
         groups_endangered: status.map.groups.iter().filter(|group| is_endangered(&status.map, group)).count(),
         groups_unreadable: status.map.groups.iter().filter(|group| spare(&status.map, group) < 0).count(),
+        blobs_gone: status.lost.gone_blobs,
+        blobs_away: status.lost.away_blobs,
         damaged: sum(|node| node.repair.damaged),
         scrubbed_bytes: sum(|node| node.repair.scrubbed_bytes),
         rebuilt_shards: sum(|node| node.repair.rebuilt_shards),
@@ -305,6 +358,9 @@ pub async fn repair(args: RepairArgs) -> anyhow::Result<ExitCode> {
         "danger    {} groups with nothing to spare, {} unreadable",
         summary.groups_endangered, summary.groups_unreadable
     );
+    for line in lost_lines(summary.blobs_gone, summary.blobs_away) {
+        println!("lost      {line}");
+    }
     println!(
         "scrub     {} read back, {} shards found damaged or lost",
         human_bytes(summary.scrubbed_bytes),
@@ -324,6 +380,65 @@ pub async fn repair(args: RepairArgs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Names what cannot be read, as far as it is found; a page of keys after the other.
+async fn lost(target: &Target) -> anyhow::Result<ExitCode> {
+    let mut cursor: Option<String> = None;
+    let mut all: Option<LostPage> = None;
+    loop {
+        let query = cursor.as_ref().map_or(String::new(), |cursor| format!("?cursor={cursor}"));
+        let page: LostPage = target.get(&format!("/api/v1/lost{query}")).await.context("ask what is lost")?;
+        if !target.json {
+            page.objects.iter().for_each(print_lost);
+        }
+        cursor.clone_from(&page.cursor);
+        all = Some(match all {
+            None => page,
+            Some(mut all) => {
+                all.objects.extend(page.objects);
+                LostPage { objects: all.objects, ..page }
+            }
+        });
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let all = all.unwrap_or_default();
+    if target.json {
+        print_json(&all)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if all.gone_blobs + all.away_blobs == 0 {
+        println!("everything that is known of can be read");
+    } else {
+        eprintln!(
+            "{} objects; {} pieces are gone, {} away",
+            all.objects.len(),
+            all.gone_blobs,
+            all.away_blobs
+        );
+        eprintln!(
+            "put the disks of pieces that are away back; delete what is gone, or put it again from another copy"
+        );
+    }
+    if all.is_cut {
+        eprintln!("there is more than was looked for: once these are deleted, the rest is named");
+    }
+    for node in &all.silent {
+        eprintln!("node {node} did not answer: what it alone misses is not named");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_lost(object: &LostObject) {
+    let why = match object.why {
+        Unreadable::Gone => "gone",
+        Unreadable::Away => "away",
+    };
+    let version =
+        if object.version == "null" { String::new() } else { format!("  version {}", object.version) };
+    println!("{why:<5} s3://{}/{}  {}{version}", object.bucket, object.key, human_bytes(object.size));
 }
 
 /// Until a node misses nothing, at the rate of its last minute.

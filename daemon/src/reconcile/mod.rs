@@ -43,6 +43,7 @@ pub mod garbage;
 pub mod health;
 pub mod heartbeat;
 pub mod lifecycle;
+pub mod lost;
 pub mod map;
 pub mod notify;
 pub mod orphans;

@@ -23,13 +23,14 @@ use makai_erasure::layout::BlobLayout;
 use makai_erasure::store::ShardStore;
 use makai_erasure::stripe::{RebuildSource, Rebuilt, StripeError, copy_shard, rebuild_shard};
 use makai_erasure::{BlobId, DiskId, PgId, Scheme, ShardKey};
-use makai_raft::facts::cluster::Group;
+use makai_raft::facts::cluster::{ClusterMap, Group};
 use makai_raft::facts::object::Blob;
 use makai_raft::facts::query::{Answer, Query};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
-use super::Shell;
+use super::lost::{LostBlob, Unreadable};
+use super::{Shell, lost};
 use crate::clock;
 use crate::members::{FILLED_MAX, Filled};
 
@@ -46,6 +47,8 @@ const PENDING_MAX: usize = 100_000;
 const IDLE_PAUSE_MAX: Duration = Duration::from_secs(3);
 /// Pause after a rebuild that failed before it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(15);
+/// The same, where too few shards are left anywhere: until then they are found only if someone puts a disk's files back.
+const LOST_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Shards made at once: each holds a window of k sources, and waits for them most of the time.
 const AT_ONCE: usize = 4;
 /// After so long the order is made anew: others may have become more endangered.
@@ -65,6 +68,8 @@ pub struct Progress {
     pub rebuilt_shards: AtomicU64,
     pub rebuilt_bytes: AtomicU64,
     pub failures: AtomicU64,
+    /// Blobs that cannot be read, of which it is for this node to tell.
+    lost: Mutex<Vec<LostBlob>>,
     filled: Mutex<Vec<Filled>>,
     /// Told when `filled` changed: the leader should hear of it at once.
     pub filled_changed: Notify,
@@ -95,9 +100,41 @@ pub struct ProgressNow {
     /// Bytes of shards read back.
     #[serde(default)]
     pub scrubbed_bytes: u64,
+    /// Blobs of which too few shards are left, and such that disks that are away could bring back: each is counted by one node.
+    #[serde(default)]
+    pub gone_blobs: u64,
+    #[serde(default)]
+    pub away_blobs: u64,
 }
 
 impl Progress {
+    /// Blobs that cannot be read, of which this node tells.
+    #[must_use]
+    pub fn lost(&self) -> Vec<LostBlob> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count_lost(&self, why: Unreadable) -> u64 {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.iter().filter(|blob| blob.why == why).count() as u64
+    }
+
+    /// Takes note of what cannot be rebuilt. What its group tells of already is left out.
+    fn set_lost(&self, round: &Round, map: &ClusterMap) {
+        let of_group = |pg: PgId| map.groups.iter().find(|group| group.id == pg);
+        let told = round.missing.values().filter_map(|missing| {
+            let why = missing.lost?;
+            let group = of_group(missing.blob.pg)?;
+            lost::outlook(map, group).is_none().then_some(LostBlob {
+                blob: missing.blob.id,
+                pg: group.id,
+                why,
+            })
+        });
+        let told = told.collect();
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    }
+
     /// Moving slots that are whole here.
     #[must_use]
     pub fn filled(&self) -> Vec<Filled> {
@@ -155,6 +192,8 @@ impl Progress {
             bytes_per_sec: self.bytes_per_sec(),
             damaged: read(&self.damaged),
             scrubbed_bytes: read(&self.scrubbed_bytes),
+            gone_blobs: self.count_lost(Unreadable::Gone),
+            away_blobs: self.count_lost(Unreadable::Away),
         }
     }
 }
@@ -165,6 +204,8 @@ struct Missing {
     due: Instant,
     at: Holding,
     shard_bytes: u64,
+    /// Too few other shards were found when it was tried, and this node tells of it.
+    lost: Option<Unreadable>,
 }
 
 #[derive(Default)]
@@ -192,6 +233,7 @@ pub async fn run(shell: Shell) {
         mend(&shell, &mut round).await;
         let is_filling = tell_filled(&shell, &round, looked.is_ok());
         shell.progress.set_pending(&round);
+        shell.progress.set_lost(&round, &shell.map.get().map);
         match looked {
             Ok(found) => {
                 shell.progress.looks.fetch_add(1, Ordering::Relaxed);
@@ -288,7 +330,8 @@ impl Round {
                 let wait = if kind == Kind::Own { MISSING_FOR } else { Duration::ZERO };
                 let shard_bytes =
                     BlobLayout::new(group.scheme, blob.plain_len).map_or(0, |layout| layout.shard_len());
-                let missing = Missing { blob: blob.clone(), due: clock::instant() + wait, at, shard_bytes };
+                let due = clock::instant() + wait;
+                let missing = Missing { blob: blob.clone(), due, at, shard_bytes, lost: None };
                 self.missing.entry((blob.id, index, disk)).or_insert(missing);
             }
         }
@@ -381,6 +424,12 @@ enum Outcome {
     /// The facts did not answer.
     Unknown,
     Failed(StripeError),
+    /// Too few shards are left; `is_told`: this node tells of it.
+    Lost {
+        error: StripeError,
+        why: Unreadable,
+        is_told: bool,
+    },
 }
 
 /// Makes what has been missing for long enough, several at once, under the configured rate.
@@ -462,6 +511,19 @@ async fn make(shell: &Shell, codec: &Codec, blob: &Blob, at: Holding) -> Outcome
         Some(copied) => Outcome::Made(copied, group.clone()),
         None => match rebuild_shard(&shell.peers, codec, &source, index, disk).await {
             Ok(rebuilt) => Outcome::Made(rebuilt, group.clone()),
+            Err(StripeError::TooFewShards { blob, have, need, last, mut gone }) => {
+                // A slot on its way is missing where it comes from only if that disk says so.
+                gone.extend((held.kind == Kind::Own).then_some(index));
+                let fates = lost::survey(&*shell.peers, &map.map, group, blob, &gone).await;
+                let error = StripeError::TooFewShards { blob, have, need, last, gone };
+                match lost::judge(group.scheme.data, &fates) {
+                    Some(why) => {
+                        let is_told = held.kind == Kind::Own && lost::is_told_by(index, &fates);
+                        Outcome::Lost { error, why, is_told }
+                    }
+                    None => Outcome::Failed(error),
+                }
+            }
             Err(error) => Outcome::Failed(error),
         },
     }
@@ -490,7 +552,20 @@ fn conclude(shell: &Shell, round: &mut Round, key: (BlobId, u8, DiskId), outcome
             }
             if let Some(missing) = round.missing.get_mut(&key) {
                 missing.due = clock::instant() + RETRY_AFTER;
+                missing.lost = None;
             }
+        }
+        Outcome::Lost { error, why, is_told } => {
+            shell.progress.failures.fetch_add(1, Ordering::Relaxed);
+            let Some(missing) = round.missing.get_mut(&key) else { return };
+            let now_told = is_told.then_some(why);
+            if now_told == Some(Unreadable::Gone) && missing.lost != now_told {
+                tracing::error!(%blob, %error,
+                    "a blob is lost: too few of its shards are left; `makai repair lost` names the objects");
+            }
+            missing.lost = now_told;
+            let pause = if why == Unreadable::Gone { LOST_RETRY_AFTER } else { RETRY_AFTER };
+            missing.due = clock::instant() + pause;
         }
     }
 }

@@ -74,6 +74,14 @@ pub enum PeerError {
     Refused(String),
 }
 
+impl PeerError {
+    /// Whether the disk answers and does not have the shard's bytes.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Missing | Self::Corrupt(_))
+    }
+}
+
 /// Why a blob could not be written, read or rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StripeError {
@@ -82,8 +90,10 @@ pub enum StripeError {
     /// `is_full`: the disks that failed because they take no more would have been enough.
     QuorumLost { live: usize, need: usize, last: String, is_full: bool },
     /// Too few shards answer: it may work later, when disks are back.
+    ///
+    /// `gone`: those that were found missing or damaged where they should be, of the ones that were tried.
     #[error("blob {blob}: {have} of {need} shards answer; last failure: {last}")]
-    TooFewShards { blob: BlobId, have: usize, need: usize, last: String },
+    TooFewShards { blob: BlobId, have: usize, need: usize, last: String, gone: Vec<u8> },
     /// Enough shards answer and no choice of them opens: bytes are lost or the key is wrong.
     #[error("blob {blob}: no {need} of its shards give authentic bytes")]
     Damaged { blob: BlobId, need: usize },

@@ -202,6 +202,7 @@ impl Reader<'_> {
                     have: asking.have,
                     need: asking.need,
                     last,
+                    gone: Vec::new(),
                 });
             }
             tokio::select! {
@@ -282,7 +283,8 @@ impl Reader<'_> {
             }
         }
         if cells.len() < need {
-            return Err(StripeError::TooFewShards { blob: self.source.blob, have: cells.len(), need, last });
+            let (blob, have) = (self.source.blob, cells.len());
+            return Err(StripeError::TooFewShards { blob, have, need, last, gone: Vec::new() });
         }
         let held: Vec<u8> = cells.keys().copied().collect();
         for choice in choices(held.len(), need).take(CHOICES_MAX) {

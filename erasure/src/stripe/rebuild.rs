@@ -43,6 +43,8 @@ enum Attempt {
     /// These sources failed or lied; without them it may work.
     Without {
         failed: Vec<u8>,
+        /// Of those that failed, the ones whose disk answered and does not have them.
+        gone: Vec<u8>,
         liars: Vec<u8>,
         last: String,
     },
@@ -73,24 +75,26 @@ pub async fn rebuild_shard(
     let mut last_failure = String::from("none");
     let footer = match find_footer(peers, source, &left).await {
         Ok(footer) => footer,
-        Err(last) => {
-            return Err(StripeError::TooFewShards { blob: source.blob, have: 0, need, last });
+        Err(NoFooter { last, gone }) => {
+            return Err(StripeError::TooFewShards { blob: source.blob, have: 0, need, last, gone });
         }
     };
+    let mut all_gone = Vec::new();
     loop {
         let mut sources: Vec<u8> = left.iter().copied().collect();
         sources.sort_by_key(|other| !peers.is_up(source.disks[usize::from(*other)]));
         sources.truncate(need);
         if sources.len() < need {
-            let have = sources.len();
-            return Err(StripeError::TooFewShards { blob: source.blob, have, need, last: last_failure });
+            let (blob, have, last) = (source.blob, sources.len(), last_failure);
+            return Err(StripeError::TooFewShards { blob, have, need, last, gone: all_gone });
         }
         match attempt(peers, codec, source, layout, &footer, &sources, index, target).await? {
             Attempt::Done(bytes) => return Ok(Rebuilt { bytes, liars: all_liars }),
-            Attempt::Without { failed, liars, last } => {
+            Attempt::Without { failed, gone, liars, last } => {
                 for other in failed.iter().chain(&liars) {
                     left.remove(other);
                 }
+                all_gone.extend(gone.iter().chain(&liars));
                 all_liars.extend(liars);
                 last_failure = last;
             }
@@ -118,10 +122,16 @@ pub async fn copy_shard(
         have: 0,
         need: 1,
         last: format!("disk {from}: {error}"),
+        gone: if error.is_gone() { vec![index] } else { Vec::new() },
     };
-    let footer = find_footer(peers, source, &BTreeSet::from([index]))
-        .await
-        .map_err(|last| StripeError::TooFewShards { blob: source.blob, have: 0, need: 1, last })?;
+    let found = find_footer(peers, source, &BTreeSet::from([index])).await;
+    let footer = found.map_err(|NoFooter { last, gone }| StripeError::TooFewShards {
+        blob: source.blob,
+        have: 0,
+        need: 1,
+        last,
+        gone,
+    })?;
     let refused =
         |error: PeerError| StripeError::Invalid(format!("disk {target} does not take the shard: {error}"));
     let shard_len = layout.shard_len();
@@ -155,13 +165,19 @@ fn header_of(source: &RebuildSource, index: u8, shard_len: u64) -> ShardHeader {
     }
 }
 
+/// Why there is no footer, and the shards found missing or damaged on the way.
+struct NoFooter {
+    last: String,
+    gone: Vec<u8>,
+}
+
 /// A footer that the blob's root vouches for.
 async fn find_footer(
     peers: &Arc<dyn ShardPeers>,
     source: &RebuildSource,
     others: &BTreeSet<u8>,
-) -> Result<ShardFooter, String> {
-    let mut last = String::from("no other shard");
+) -> Result<ShardFooter, NoFooter> {
+    let (mut last, mut gone) = (String::from("no other shard"), Vec::new());
     let mut others: Vec<u8> = others.iter().copied().collect();
     others.sort_by_key(|other| !peers.is_up(source.disks[usize::from(*other)]));
     for other in others {
@@ -174,11 +190,17 @@ async fn find_footer(
             {
                 return Ok(footer);
             }
-            Ok(_) => last = format!("shard {key}: its footer is not the blob's"),
-            Err(error) => last = format!("shard {key}: {error}"),
+            Ok(_) => {
+                last = format!("shard {key}: its footer is not the blob's");
+                gone.push(other);
+            }
+            Err(error) => {
+                last = format!("shard {key}: {error}");
+                gone.extend(error.is_gone().then_some(other));
+            }
         }
     }
-    Err(last)
+    Err(NoFooter { last, gone })
 }
 
 async fn attempt(
@@ -202,7 +224,7 @@ async fn attempt(
     while at < shard_len {
         let window = at..shard_len.min(at + WINDOW_CELLS * CELL_BYTES);
         let answers = read_window(peers, source, sources, &window).await;
-        let mut failed = Vec::new();
+        let (mut failed, mut gone) = (Vec::new(), Vec::new());
         let mut last = String::new();
         let mut present: Vec<(usize, Bytes)> = Vec::with_capacity(sources.len());
         for ((other, hasher), answer) in sources.iter().zip(&mut source_hashes).zip(answers) {
@@ -214,11 +236,12 @@ async fn attempt(
                 Err(error) => {
                     last = error.to_string();
                     failed.push(*other);
+                    gone.extend(error.is_gone().then_some(*other));
                 }
             }
         }
         if !failed.is_empty() {
-            return Ok(Attempt::Without { failed, liars: Vec::new(), last });
+            return Ok(Attempt::Without { failed, gone, liars: Vec::new(), last });
         }
         let present: Vec<(usize, &[u8])> =
             present.iter().map(|(other, bytes)| (*other, &bytes[..])).collect();
@@ -242,6 +265,7 @@ async fn attempt(
         }
         return Ok(Attempt::Without {
             failed: Vec::new(),
+            gone: Vec::new(),
             liars,
             last: "a source's bytes do not have its root".into(),
         });

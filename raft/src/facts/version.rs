@@ -7,7 +7,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use makai_erasure::Scheme;
+use makai_erasure::{BlobId, Scheme};
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
@@ -269,6 +269,8 @@ pub enum VersionQuery {
     Lifecycle { bucket: String },
     /// -> `LifecycleBuckets`: those that have rules, numbers above `after`.
     LifecycleBuckets { after: u64, entries_max: u32 },
+    /// Versions of a page that lie in one of these blobs: -> `Naming`
+    Naming { page: ListVersions, blobs: Vec<BlobId> },
 }
 
 /// A page of a bucket's versions.
@@ -305,6 +307,12 @@ pub enum VersionAnswer {
     Lifecycle(Option<Bytes>),
     /// A bucket's number and name, and its rules.
     LifecycleBuckets(Vec<(u64, String, Bytes)>),
+    Naming {
+        /// Each with those of the blobs that it lies in.
+        versions: Vec<(ObjectHead, Vec<BlobId>)>,
+        /// Key and id of the page's last version, where more follow.
+        next: Option<(String, VersionId)>,
+    },
 }
 
 /// Why something could not be done with a version.

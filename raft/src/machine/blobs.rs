@@ -271,7 +271,7 @@ fn listed(view: &dyn View, from: &[u8], to: &[u8], entries_max: u32) -> Outcome<
     Ok(Answer::Blobs(blobs))
 }
 
-fn check_count(ids: &[BlobId]) -> Result<(), Refusal> {
+pub fn check_count(ids: &[BlobId]) -> Result<(), Refusal> {
     if ids.len() > BLOB_IDS_MAX {
         return Err(Refusal::Invalid(format!("{} blobs at once; at most {BLOB_IDS_MAX}", ids.len())));
     }

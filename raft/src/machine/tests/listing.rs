@@ -10,6 +10,7 @@ use super::model::{key, list};
 use super::oracle::naive_list;
 use super::*;
 use crate::facts::query::{ListObjects, Listed};
+use crate::facts::version::{ListVersions, VersionAnswer, VersionCommand, VersionQuery, Versioning};
 use crate::machine::kv::{KvError, View};
 
 /// Keys of one letter and slashes nest and differ in empty pieces; the others differ within pieces.
@@ -173,4 +174,37 @@ fn a_page_is_bounded_in_bytes() {
         list.after = page.last().map(name).expect("a page shows something").to_owned();
     }
     assert_eq!(seen, 150);
+}
+
+/// Whoever lies in a blob is named, old versions too, page by page; nobody else is.
+#[test]
+fn versions_that_lie_in_a_blob_are_named() {
+    let mut world = World::new();
+    let enable = VersionCommand::SetVersioning { bucket: "aaa".to_owned(), versioning: Versioning::Enabled };
+    world.run(Command::Version(enable)).expect("it can be versioned");
+    let now = world.now;
+    let lost = world.put("old", whole(1, 9, now)).expect("it can be put");
+    world.put("old", whole(2, 9, now)).expect("it can be put");
+    world.put("spread", content(vec![extent(1, 9, 9), extent(2, 9, 9)], vec![])).expect("it can be put");
+    world.put("sound", whole(3, 9, now)).expect("it can be put");
+    world.put("empty", empty()).expect("it can be put");
+    for entries_max in [1, 2, 100] {
+        let mut page = ListVersions { bucket: "aaa".to_owned(), entries_max, ..ListVersions::default() };
+        let mut named = Vec::new();
+        loop {
+            let blobs = vec![blob_id(1), blob_id(9)];
+            let asked = VersionQuery::Naming { page: page.clone(), blobs };
+            let Ok(Answer::Version(VersionAnswer::Naming { versions, next })) =
+                world.ask(Query::Version(asked))
+            else {
+                panic!("not what was asked");
+            };
+            named.extend(versions.into_iter().map(|(head, blobs)| (head.key, head.version, blobs)));
+            let Some((after, version)) = next else { break };
+            (page.after, page.after_version) = (after, Some(version));
+        }
+        let keys: Vec<&str> = named.iter().map(|(key, ..)| key.as_str()).collect();
+        assert_eq!(keys, ["old", "spread"], "pages of {entries_max}");
+        assert_eq!((named[0].1, &named[0].2), (lost.version, &vec![blob_id(1)]));
+    }
 }

@@ -1,9 +1,11 @@
 //! A page of all versions of a bucket's keys: those in the tree and those beside it, merged.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 
-use super::{newest, null_number};
+use makai_erasure::BlobId;
+
+use super::{find, newest, null_number};
 use crate::facts::bucket::Bucket;
 use crate::facts::query::{Answer, Listed};
 use crate::facts::version::{ListVersions, ListedVersion, VersionAnswer, VersionId};
@@ -12,12 +14,18 @@ use crate::machine::files;
 use crate::machine::kv::{KvError, View};
 use crate::machine::listing::{ANSWER_BYTES_MAX, Window, roll_up};
 use crate::machine::objects::{self, Meta};
-use crate::machine::{buckets, keys, listing, names, page};
+use crate::machine::{blobs, buckets, content, keys, listing, names, page};
 
 /// By key, then newest first.
 ///
 /// Cost: in proportion to what is returned; a common prefix is one seek beside the tree.
 pub fn list(view: &dyn View, asked: &ListVersions) -> Outcome<Answer> {
+    let (entries, is_truncated) = page_of(view, asked)?;
+    Ok(Answer::Version(VersionAnswer::Versions { entries, is_truncated }))
+}
+
+/// The page's entries, and whether more follow.
+fn page_of(view: &dyn View, asked: &ListVersions) -> Outcome<(Vec<ListedVersion>, bool)> {
     let bucket = buckets::get(view, &asked.bucket)?;
     let entries_max = page(asked.entries_max);
     let (mut entries, mut is_truncated) = (Vec::new(), false);
@@ -25,7 +33,42 @@ pub fn list(view: &dyn View, asked: &ListVersions) -> Outcome<Answer> {
         let (current, others) = sources(view, &bucket, asked, entries_max + 1)?;
         (entries, is_truncated) = merge(current, others, entries_max);
     }
-    Ok(Answer::Version(VersionAnswer::Versions { entries, is_truncated }))
+    Ok((entries, is_truncated))
+}
+
+/// Those of a page that lie in one of `wanted`.
+///
+/// Cost: as the page, and one look at the content of each version of it.
+pub fn naming(view: &dyn View, asked: &ListVersions, wanted: &[BlobId]) -> Outcome<Answer> {
+    blobs::check_count(wanted)?;
+    let wanted: BTreeSet<BlobId> = wanted.iter().copied().collect();
+    let bucket = buckets::get(view, &asked.bucket)?;
+    let (entries, is_truncated) = page_of(view, asked)?;
+    let (mut versions, mut last) = (Vec::new(), None);
+    for entry in entries {
+        let (head, is_latest) = match entry {
+            ListedVersion::Version { head, is_latest } => (head, is_latest),
+            ListedVersion::Marker { key, version, .. } => {
+                last = Some((key, version));
+                continue;
+            }
+            ListedVersion::CommonPrefix(_) => continue,
+        };
+        let id = head.version_id();
+        last = Some((head.key.clone(), id));
+        if head.size == 0 {
+            continue;
+        }
+        let found = find(view, &bucket, &head.key, (!is_latest).then_some(id))?;
+        let extents = content::extents(view, found.meta.inode, &found.body)?;
+        let named: BTreeSet<BlobId> =
+            extents.iter().map(|extent| extent.blob).filter(|blob| wanted.contains(blob)).collect();
+        if !named.is_empty() {
+            versions.push((head, named.into_iter().collect()));
+        }
+    }
+    let next = last.filter(|_| is_truncated);
+    Ok(Answer::Version(VersionAnswer::Naming { versions, next }))
 }
 
 /// One side of the merge, and whether it ends before the bucket does.

@@ -94,6 +94,7 @@ pub fn answer(view: &dyn View, query: &VersionQuery) -> Outcome<Answer> {
             objects::describe(view, &bucket, key, found.meta, found.body, *from_offset, *extents_max)
         }
         VersionQuery::Versions(list) => listing::list(view, list),
+        VersionQuery::Naming { page, blobs } => listing::naming(view, page, blobs),
         VersionQuery::Parts { bucket, key, version, after, entries_max } => {
             let bucket = buckets::get(view, bucket)?;
             let found = find(view, &bucket, key, *version)?;
