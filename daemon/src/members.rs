@@ -17,6 +17,7 @@
 //! | 9    | why       | voters, gateways  | a job -> why its tasks stand where they do, in lines |
 //! | 10   | speed     | members           | bytes asked for (u32, big-endian), any others -> so many bytes |
 //! | 11   | lost      | voters, gateways  | nothing -> [`crate::reconcile::lost::LostBlob`]s that the node tells of      |
+//! | 12   | never     | voters, gateways  | [`Asked`] -> why no machine could ever run it        |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //! | 130  | drill     | voters            | [`DrillRequest`] -> [`crate::accounts::drills::DrillReply`] |
@@ -41,7 +42,7 @@ use makai_raft::facts::accounts::{AccountsCommand, AccountsQuery, PayoutBinding}
 use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::desk::{self, Request};
-use makai_raft::facts::jobs::{JobSpec, STATEMENT_PURPOSE};
+use makai_raft::facts::jobs::{JobSpec, Resources, STATEMENT_PURPOSE};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::TenantId;
 use makai_raft::handle::{MetaError, MetaNode, Metadata, wire};
@@ -54,7 +55,7 @@ use crate::accounts::drills::{DrillReply, DrillRequest, Drills};
 use crate::clock;
 use crate::disks::LocalDisks;
 use crate::reconcile::lost::NAMED_MAX;
-use crate::reconcile::plan::Explained;
+use crate::reconcile::plan::{self, Explained};
 use crate::reconcile::reach::LineNow;
 use crate::reconcile::schedule;
 use crate::reconcile::shards::{Progress, ProgressNow};
@@ -74,6 +75,7 @@ pub const CAPACITY: u16 = 8;
 pub const WHY: u16 = 9;
 pub const SPEED: u16 = 10;
 pub const LOST: u16 = 11;
+pub const NEVER: u16 = 12;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
 pub const DRILL: u16 = 130;
@@ -90,6 +92,9 @@ const FACTS_TIMEOUT: Duration = Duration::from_secs(5);
 const FACTS_DEADLINE: Duration = Duration::from_secs(15);
 /// Pause before the next voter is asked.
 const FACTS_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a task asks for: resources, site, and whether it is kernels of a module.
+pub type Asked = (Resources, String, bool);
 
 /// A machine asks to become a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +280,39 @@ impl Members {
             Err(error) => return Err(error.to_string()),
         };
         schedule::capacity(&**facts, &map, self.heard(), &self.history, asked).await
+    }
+
+    /// Why no machine that is known could ever run such a task; `None`: one could, or there are some of which it is not known.
+    ///
+    /// # Errors
+    /// The facts do not answer.
+    pub async fn never(&self, (resources, site, is_module): Asked) -> Result<Option<String>, String> {
+        let demand = plan::demand(&resources, &site, is_module);
+        let heard = self.heard();
+        let offers = || heard.iter().filter_map(|(node, heard)| Some((node, heard.compute.as_ref()?)));
+        if site.is_empty() && offers().any(|(_, offer)| plan::fits(offer, &demand) > 0) {
+            return Ok(None);
+        }
+        let facts = self.facts.get().ok_or("this node is still starting; try again")?;
+        let map = match facts.query(Query::ClusterMap { known_epoch: None }).await {
+            Ok(Answer::ClusterMap(map)) => map,
+            Ok(other) => return Err(format!("the facts answered {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        };
+        let is_machine =
+            |node: &&Node| node.standing != Standing::Lost && node.roles.contains(&Role::Compute);
+        let (mut known, mut is_unknown) = (Vec::new(), false);
+        for node in map.nodes.iter().filter(is_machine) {
+            match heard.get(&node.id).and_then(|heard| heard.compute.as_ref()) {
+                Some(offer) => known.push((node.site.as_str(), offer)),
+                None => is_unknown = true,
+            }
+        }
+        // One that has not been heard since this node leads, or runs nothing now, may be larger.
+        if is_unknown {
+            return Ok(None);
+        }
+        Ok(plan::never(&known, &demand))
     }
 
     /// The members as the facts have them: those no longer there are shut out.
@@ -591,8 +629,9 @@ impl PeerHandler for Members {
                 lost.truncate(NAMED_MAX);
                 encode(&lost)
             }
+            NEVER if self.has_role(from, &TRUSTED) => encode(&self.never(decode(&body)?).await?),
             META | HEARTBEAT | FACTS | SPEED | AUDIT | BIND_PAYOUT | DRILL | ATTEMPTS | JOB_LOG | WAKE
-            | CAPACITY | WHY | LOST => Err(format!("node {from} may not ask this (kind {kind})")),
+            | CAPACITY | WHY | LOST | NEVER => Err(format!("node {from} may not ask this (kind {kind})")),
             _ => Err(format!("kind {kind} is unknown to this release")),
         }
     }

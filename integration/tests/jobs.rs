@@ -134,6 +134,7 @@ async fn every_task_has_one_result_though_a_machine_dies() -> anyhow::Result<()>
     modules(&cluster, &customer).await?;
     stages(&cluster, &customer).await?;
     python(&customer)?;
+    what_a_customer_is_told(&customer)?;
     an_array(&mut cluster, &customer).await?;
     cluster.finish().await
 }
@@ -322,30 +323,83 @@ fn python(customer: &Customer) -> anyhow::Result<()> {
         println!("SKIPPED: the client in Python; ./test installs grpcio and grpcio-tools for it");
         return Ok(());
     }
-    let (proto, generated) = (root.join("gateway/proto"), customer.profile.with_file_name("generated"));
-    fs::create_dir_all(&generated)?;
-    let made = Command::new(&program)
-        .args(["-m", "grpc_tools.protoc", "-I"])
-        .arg(&proto)
-        .args(["--python_out", ".", "--grpc_python_out", "."])
-        .arg(proto.join("makai/jobs/v1/jobs.proto"))
-        .current_dir(&generated)
-        .output()?;
-    ensure!(made.status.success(), "{}", said(&made));
+    let (proto, example) = (root.join("gateway/proto"), customer.profile.with_file_name("example"));
+    fs::create_dir_all(&example)?;
+    for file in ["submit_job.py", "makai_token.py"] {
+        fs::copy(root.join("gateway/examples/python").join(file), example.join(file))?;
+    }
     let run = |script: &str| {
-        let example = root.join("gateway/examples/python/submit_job.py");
         Command::new(&program)
-            .arg(example)
+            .arg(example.join("submit_job.py"))
             .arg(&customer.profile)
             .args(["s3://images/busybox.tar", "--", "/bin/busybox", "sh", "-c", script])
-            .env("PYTHONPATH", &generated)
+            .env_remove("PYTHONPATH")
             .stdin(Stdio::null())
             .output()
     };
+    let early = run("true")?;
+    let told = String::from_utf8_lossy(&early.stderr).into_owned();
+    ensure!(
+        !early.status.success() && told.contains("grpc_tools.protoc"),
+        "it says what to do first: {told}"
+    );
+    let made = Command::new(&program)
+        .args(["-m", "grpc_tools.protoc", "-I"])
+        .arg(&proto)
+        .arg("--python_out")
+        .arg(&example)
+        .arg("--grpc_python_out")
+        .arg(&example)
+        .arg(proto.join("makai/jobs/v1/jobs.proto"))
+        .output()?;
+    ensure!(made.status.success(), "{}", said(&made));
     let out = run("echo hello from python")?;
     ensure!(out.status.success() && out.stdout == b"hello from python\n", "{}", said(&out));
     let fails = run("exit 3")?;
     ensure!(fails.status.code() == Some(1), "{}", said(&fails));
+    Ok(())
+}
+
+/// What no machine here could ever run is refused with the reason, or queued by wish; whoever waits may stop waiting; a gateway that
+/// is gone is no reason not to answer.
+fn what_a_customer_is_told(customer: &Customer) -> anyhow::Result<()> {
+    let fat = ["--image", "s3://images/busybox.tar", "--memory", "900G", "--", "/bin/busybox", "true"];
+    let submit = |more: &[&'static str]| {
+        let words: Vec<&str> = ["submit"].iter().chain(more).chain(&fat).copied().collect();
+        customer.job(&words)
+    };
+    let refused = submit(&[])?;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1), "{}", said(&refused));
+    ensure!(told.contains("of memory, the largest machine offers") && !told.contains("cores"), "{told}");
+    ensure!(told.contains("--queue-anyway") && !told.contains("status:"), "{told}");
+    let none = submit(&["--array", "0"])?;
+    ensure!(none.status.code() == Some(2), "{}", said(&none));
+
+    let queued = submit(&["--queue-anyway"])?;
+    ensure!(queued.status.success(), "{}", said(&queued));
+    let id = String::from_utf8(queued.stdout)?.trim().to_owned();
+    // The first gateway that this profile names is not there, and neither is any of the other's.
+    let profile: Value = serde_json::from_slice(&fs::read(&customer.profile)?)?;
+    let with = |name: &str, grpc: Value, nodes: Value| -> anyhow::Result<Customer> {
+        let path = customer.profile.with_file_name(name);
+        let text = json!({ "s3": profile["s3"], "grpc": { "endpoint": grpc }, "nodes": nodes }).to_string();
+        fs::write(&path, text)?;
+        Ok(Customer { profile: path })
+    };
+    let gone = json!("http://127.0.0.1:1");
+    let half = with("half.json", gone.clone(), profile["nodes"].clone())?;
+    for words in
+        [&["ls"][..], &["show", &id, "--why"], &["wait", &id, "--timeout-secs", "1"], &["cancel", &id]]
+    {
+        let out = half.job(words)?;
+        let code = if words[0] == "wait" { 124 } else { 0 };
+        ensure!(out.status.code() == Some(code), "{words:?}: {}", said(&out));
+    }
+    let none = with("none.json", gone, json!([]))?.job(&["ls"])?;
+    let told = String::from_utf8_lossy(&none.stderr).into_owned();
+    ensure!(none.status.code() == Some(1) && told.contains("http://127.0.0.1:1 cannot be reached"), "{told}");
+    ensure!(!told.contains("status:"), "{told}");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Commands: one a file. Each is a clap `Args` struct and a `run`.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. Every command takes `--json`; what a person reads goes
-//! to standard output, progress and errors to standard error.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; `job wait` has more. Every command takes `--json`; what a
+//! person reads goes to standard output, progress and errors to standard error.
 
 mod accounts;
 mod audit;

@@ -15,7 +15,7 @@ use makai_gpu_runtime::runner::Runner;
 use makai_raft::facts::cluster::{Node, Role, Standing};
 use makai_raft::facts::desk::{Reply, Request};
 use makai_raft::facts::joblog::LogPart;
-use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources, STATEMENT_PURPOSE};
+use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources, STATEMENT_PURPOSE, Work};
 use makai_raft::facts::tenant::TenantId;
 use tokio::sync::{Notify, watch};
 
@@ -23,7 +23,7 @@ use super::Shell;
 use super::cards::CardRoom;
 use crate::clock;
 use crate::identity::NodeIdentity;
-use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, WHY, decode, encode};
+use crate::members::{ATTEMPTS, CAPACITY, JOB_LOG, NEVER, WHY, decode, encode};
 
 /// A gateway may wait for disks and for the leader.
 const DESK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -252,6 +252,16 @@ impl JobNodes for Nodes {
         }
         let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
         let answer = self.shell.transport.request(leader, CAPACITY, encode(&asked)?, LOG_TIMEOUT).await;
+        decode(&answer.map_err(|error| error.to_string())?)
+    }
+
+    async fn never(&self, spec: &JobSpec) -> Result<Option<String>, String> {
+        let asked = (spec.resources.clone(), spec.site.clone(), matches!(spec.work, Work::Module(_)));
+        if self.shell.is_leader() {
+            return self.shell.members.never(asked).await;
+        }
+        let leader = self.shell.members.leader().ok_or("no leader is known now; try again")?;
+        let answer = self.shell.transport.request(leader, NEVER, encode(&asked)?, LOG_TIMEOUT).await;
         decode(&answer.map_err(|error| error.to_string())?)
     }
 

@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use makai_erasure::NodeId;
-use makai_gpu_runtime::inventory::Inventory;
+use makai_gpu_runtime::inventory::{self, Inventory};
 use makai_gpu_runtime::scheduler::predict::{History, Subject};
 use makai_gpu_runtime::scheduler::{
     self, Action, Cluster, Demand, Estimate, Gpu, GpuDemand, Node as Place, NodeNumber, Queue, Refusal,
@@ -266,6 +266,102 @@ pub fn fits(offer: &Inventory, demand: &Demand) -> u32 {
         .min(cards)
         .min(NODE_ATTEMPTS_MAX as u64);
     u32::try_from(least).unwrap_or(u32::MAX)
+}
+
+/// Why no machine could ever run such an attempt, even if it were idle; `None`: one could. `machines`: all that run jobs, with
+/// their sites. Pure.
+#[must_use]
+pub fn never(machines: &[(&str, &Inventory)], demand: &Demand) -> Option<String> {
+    const WHO: &str = "no machine of this cluster could ever run a task of it";
+    if machines.is_empty() {
+        return Some(format!("{WHO}: none has the role compute"));
+    }
+    let of_site = |(site, _): &&(&str, &Inventory)| demand.site.is_empty() || *site == demand.site;
+    // A card that its owner has taken back may be given again.
+    let open = |gpu: &inventory::Gpu| inventory::Gpu { closed: String::new(), ..gpu.clone() };
+    let offers: Vec<Inventory> = machines
+        .iter()
+        .filter(of_site)
+        .map(|(_, offer)| Inventory { gpus: offer.gpus.iter().map(open).collect(), ..(*offer).clone() })
+        .collect();
+    if offers.is_empty() {
+        let sites: BTreeSet<&str> =
+            machines.iter().map(|(site, _)| *site).filter(|site| !site.is_empty()).collect();
+        let sites = match sites.is_empty() {
+            true => "none says of which site it is".to_owned(),
+            false => format!("there are {}", sites.into_iter().collect::<Vec<_>>().join(", ")),
+        };
+        return Some(format!("{WHO}: none is of site {:?}; {sites}", demand.site));
+    }
+    if offers.iter().any(|offer| fits(offer, demand) > 0) {
+        return None;
+    }
+    let cores = |millis: u64| format!("{} cores", millis as f64 / 1000.0);
+    let gib = |mib: u64| format!("{:.1} GiB", mib as f64 / 1024.0);
+    let most = |of: fn(&Inventory) -> u64| offers.iter().map(of).max().unwrap_or(0);
+    let cpu = most(|offer| offer.cpu_millis);
+    let memory = most(|offer| offer.memory_bytes / MIB);
+    let scratch = most(|offer| offer.scratch_bytes / MIB);
+    let mut too_much = Vec::new();
+    if demand.cpu_milli > cpu {
+        too_much.push(format!(
+            "it asks for {}, the largest machine offers {}",
+            cores(demand.cpu_milli),
+            cores(cpu)
+        ));
+    }
+    if demand.memory_mib > memory {
+        let asked = gib(demand.memory_mib);
+        too_much.push(format!("it asks for {asked} of memory, the largest machine offers {}", gib(memory)));
+    }
+    if demand.scratch_mib > scratch {
+        let asked = gib(demand.scratch_mib);
+        too_much
+            .push(format!("it asks for {asked} of scratch, the largest machine offers {} now", gib(scratch)));
+    }
+    too_much.extend(demand.gpu.as_ref().and_then(|gpu| lacking_gpu(&offers, gpu)));
+    if too_much.is_empty() {
+        too_much.push(format!(
+            "none has all that it asks for together; the most of each is {}, {} of memory, {} of scratch",
+            cores(cpu),
+            gib(memory),
+            gib(scratch)
+        ));
+    }
+    Some(format!("{WHO}: {}", too_much.join("; ")))
+}
+
+/// What of a demand for cards no machine has.
+fn lacking_gpu(offers: &[Inventory], wanted: &GpuDemand) -> Option<String> {
+    let cards = || offers.iter().flat_map(|offer| &offer.gpus);
+    if cards().next().is_none() {
+        return Some("it asks for a GPU, and no machine has one".into());
+    }
+    let is_model =
+        |model: &str| wanted.models.is_empty() || wanted.models.iter().any(|part| model.contains(part));
+    let of_model = || cards().filter(|card| is_model(&card.model));
+    if of_model().next().is_none() {
+        let models: BTreeSet<&str> = cards().map(|card| card.model.as_str()).collect();
+        let models = models.into_iter().collect::<Vec<_>>().join(", ");
+        return Some(format!("it asks for a GPU {:?}, and there are: {models}", wanted.models.join(", ")));
+    }
+    let largest = of_model().map(|card| card.memory_mib).max().unwrap_or(0);
+    if wanted.memory_mib > largest {
+        return Some(format!(
+            "it asks for {} MiB of a GPU's memory, the largest such card has {largest}",
+            wanted.memory_mib
+        ));
+    }
+    let at_once = |offer: &Inventory| offer.gpus.iter().filter(|card| is_model(&card.model)).count();
+    let most = offers.iter().map(at_once).max().unwrap_or(0);
+    if wanted.milli >= 1000 && wanted.cards as usize > most {
+        return Some(format!("it asks for {} GPUs, the largest machine has {most} such", wanted.cards));
+    }
+    let is_kept = |card: &&inventory::Gpu| {
+        card.level_max >= wanted.level_min && (card.has_shadow || !wanted.needs_shadow)
+    };
+    (!of_model().any(|card| is_kept(&card)))
+        .then(|| "no GPU there keeps a task to its share as strictly as it asks".to_owned())
 }
 
 /// What would keep such an attempt to its card or its share of one, on a node on which it fits: by its number.
@@ -529,7 +625,6 @@ fn barred(facts: &Facts<'_>, names: &Names<'_>, voters: &[NodeId]) -> Vec<NodeNu
 
 #[cfg(test)]
 mod tests {
-    use makai_gpu_runtime::inventory;
     use makai_gpu_runtime::scheduler::predict::Needed;
     use makai_raft::facts::Timestamp;
     use makai_raft::facts::jobs::{GpuShare, QueuedTask};
@@ -817,6 +912,40 @@ mod tests {
             unreliable != first && slow != first && alike == first,
             "{first} {unreliable} {slow} {alike}"
         );
+    }
+
+    /// What no machine could ever run is told with what is too much; what one could run later is not.
+    #[test]
+    fn what_can_never_run_is_told() {
+        let scene = Scene::of(&[2000, 4000]);
+        let (small, large) = (&scene.offers[&id(1)], &scene.offers[&id(2)]);
+        let machines = [("here", small), ("", large)];
+        let why = |machines: &[(&str, &Inventory)], job: &QueuedJob, is_module| {
+            never(machines, &demand(&job.resources, &job.site, is_module)).unwrap_or_default()
+        };
+        assert_eq!(why(&machines, &job(1, 4000, 1), false), "");
+        let told = why(&machines, &job(1, 5000, 1), false);
+        assert!(told.contains("5 cores") && told.contains("largest machine offers 4 cores"), "{told}");
+        let mut fat = job(1, 1, 1);
+        fat.resources.memory_bytes = 900 << 40;
+        let told = why(&machines, &fat, false);
+        assert!(
+            told.contains("of memory") && told.contains("1024.0 GiB") && !told.contains("cores"),
+            "{told}"
+        );
+        let at = |site: &str, cpu_millis| QueuedJob { site: site.into(), ..job(1, cpu_millis, 1) };
+        assert_eq!(why(&machines, &at("here", 2000), false), "");
+        assert!(why(&machines, &at("here", 4000), false).contains("2 cores"), "the larger is elsewhere");
+        assert!(why(&machines, &at("there", 1), false).contains("there are here"));
+        assert!(why(&[], &job(1, 1, 1), false).contains("role compute"));
+        let mut card = on_card(1, 1000, 100, 1);
+        card.resources.gpu = card.resources.gpu.map(|gpu| GpuShare { model: "H900".into(), ..gpu });
+        assert!(why(&machines, &card, true).contains("NVIDIA Test Card"));
+        assert!(why(&machines, &on_card(1, 1000, 1001, 1), true).contains("has 1000"));
+        // Closed for now.
+        let mut closed = small.clone();
+        closed.gpus[0].closed = "paused".into();
+        assert_eq!(why(&[("", &closed)], &on_card(1, 300, 100, 1), true), "");
     }
 
     #[test]

@@ -1,23 +1,30 @@
 """Submits a job over gRPC and prints what it printed.
 
     pip install grpcio grpcio-tools
-    python -m grpc_tools.protoc -I gateway/proto --python_out=. --grpc_python_out=. gateway/proto/makai/jobs/v1/jobs.proto
+    python -m grpc_tools.protoc -I gateway/proto --python_out=gateway/examples/python \\
+        --grpc_python_out=gateway/examples/python gateway/proto/makai/jobs/v1/jobs.proto
     python gateway/examples/python/submit_job.py profile.json s3://images/busybox.tar -- /bin/busybox echo hello
 
-Ends with 0 only if the job succeeded.
+The second line writes the client's code from the service's definition into this file's folder, where it is found wherever the script
+is run from. Ends with 0 only if the job succeeded.
 """
 
 import json
 import sys
 import uuid
 
-import grpc
+try:
+    import grpc
+    from makai.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+except ImportError as missing:
+    sys.exit(f"{missing}\n\nInstall grpcio and generate the client's code first:\n{__doc__}")
 
-from makai.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from makai_token import authorization
 
 
 def main() -> int:
+    if len(sys.argv) < 5 or sys.argv[3] != "--":
+        sys.exit(f"usage: submit_job.py PROFILE s3://BUCKET/KEY -- COMMAND...\n\n{__doc__}")
     profile_path, image, _, *command = sys.argv[1:]
     with open(profile_path) as file:
         profile = json.load(file)

@@ -63,6 +63,12 @@ pub trait JobNodes: Send + Sync + 'static {
     /// The leader does not answer.
     async fn capacity(&self, tenant: TenantId, spec: &JobSpec) -> Result<Capacity, String>;
 
+    /// Why no machine that is known, up or down, could ever run a task of it; `None`: one could, or it is not known.
+    ///
+    /// # Errors
+    /// The leader does not answer.
+    async fn never(&self, spec: &JobSpec) -> Result<Option<String>, String>;
+
     /// Holds a module's launches against its code, `ptx`: kernels, arguments, sizes, shapes. `resources`: what its
     /// buffers may take, and whether a card runs it.
     ///

@@ -107,9 +107,11 @@ impl JobsService {
     ) -> Result<SubmitResponse, Status> {
         let capacity = self.options.nodes.capacity(tenant, &spec).await.map_err(Status::unavailable)?;
         if capacity.nodes == 0 {
-            return Err(Status::failed_precondition(
-                "no node could run a task even if it were idle: ask for less, or leave out site and gpu",
-            ));
+            let why = self.options.nodes.never(&spec).await.ok().flatten();
+            return Err(Status::failed_precondition(why.unwrap_or_else(|| {
+                "no node could run a task even if it were idle: ask for less, or leave out site and gpu"
+                    .into()
+            })));
         }
         let prices = self.prices().await?;
         let of = |ms: u64| {
@@ -181,7 +183,7 @@ fn holding<T: Send + 'static>(
 impl Jobs for JobsService {
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
         let admitted = self.gate.admit(request.metadata()).await?;
-        let SubmitRequest { spec, client_token, dry_run } = request.into_inner();
+        let SubmitRequest { spec, client_token, dry_run, queue_anyway } = request.into_inner();
         let spec = words::spec(spec.ok_or_else(|| Status::invalid_argument("spec is missing"))?)?;
         if !client_token.is_empty()
             && !dry_run
@@ -193,6 +195,12 @@ impl Jobs for JobsService {
         self.check(&admitted.caller, &spec).await?;
         if dry_run {
             return Ok(Response::new(self.dry_run(admitted.caller.tenant, spec).await?));
+        }
+        // Where nobody can tell, it waits as any other.
+        if !queue_anyway && let Ok(Some(why)) = self.options.nodes.never(&spec).await {
+            return Err(Status::failed_precondition(format!(
+                "{why}; ask for less, or queue it for a machine to come (--queue-anyway)"
+            )));
         }
         let command = JobsCommand::Submit {
             tenant: admitted.caller.tenant,

@@ -188,8 +188,8 @@ fn spec(kind: &str, work: &Work, tasks: u32) -> JobSpec {
 
 async fn submitted(client: &mut Client, spec: JobSpec) -> anyhow::Result<u64> {
     let client_token = hex::encode(rand::random::<[u8; 16]>());
-    let request = SubmitRequest { spec: Some(spec), client_token, dry_run: false };
-    Ok(client.submit(request).await?.job_id)
+    let request = SubmitRequest { spec: Some(spec), client_token, dry_run: false, queue_anyway: false };
+    Ok(client.ask(async |jobs| jobs.submit(request.clone()).await).await?.job_id)
 }
 
 async fn ended(client: &mut Client, id: u64) -> anyhow::Result<Job> {

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use makai_gateway::grpc::proto::jobs::v1::logs_response::Stream;
 use makai_gateway::grpc::proto::jobs::v1::{
     CancelRequest, Counts, Enforcement, GetRequest, Job, ListRequest, ListTasksRequest, LogsRequest, Phase,
-    SubmitRequest, SubmitResponse, Task, TaskPhase, WaitRequest, WatchRequest, WhyRequest,
+    SubmitRequest, SubmitResponse, Task, TaskPhase, WatchRequest, WhyRequest,
 };
 use serde_json::json;
 
@@ -30,6 +30,8 @@ const TASKS_SHOWN_MAX: u32 = 1000;
 const REOPEN_PAUSE: Duration = Duration::from_millis(300);
 /// Times in a row that a stream is opened again without anything coming of it.
 const REOPENED_MAX: u32 = 20;
+/// What `job wait` ends with when its time is over, as `timeout` does.
+const TIMED_OUT: u8 = 124;
 
 /// Submit work to the cluster's machines and follow it
 #[derive(Debug, clap::Args)]
@@ -50,6 +52,9 @@ enum JobCommand {
         /// Say where it could run, and submit nothing
         #[arg(long)]
         dry_run: bool,
+        /// Queue it even if no machine of the cluster could ever run it: one that can may join
+        #[arg(long)]
+        queue_anyway: bool,
         /// Print what task 0 prints, and end with its exit code; of an array, wait for all of it
         #[arg(long)]
         wait: bool,
@@ -92,6 +97,7 @@ enum JobCommand {
     /// Wait until a job is over; ends with its exit code, or of an array with 0 only if all of it succeeded
     Wait {
         id: u64,
+        /// End with code 124 if the job is not over by then; 0: wait for ever
         #[arg(long, default_value_t = 0, value_name = "SECS")]
         timeout_secs: u64,
         #[command(flatten)]
@@ -115,8 +121,8 @@ fn parse_phase(text: &str) -> Result<Phase, String> {
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
-        JobCommand::Submit { spec, token, dry_run, wait, target } => {
-            submit(*spec, token, dry_run, wait, &target).await
+        JobCommand::Submit { spec, token, dry_run, queue_anyway, wait, target } => {
+            submit(*spec, token, How { dry_run, queue_anyway, wait }, &target).await
         }
         JobCommand::Ls { phase, limit, target } => list(phase, limit, &target).await,
         JobCommand::Show { id, why, target } => show(id, why, &target).await,
@@ -128,13 +134,21 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         JobCommand::Wait { id, timeout_secs, target } => {
             let mut client = Client::open(&target)?;
-            let job = wait_for(&mut client, id, timeout_secs.saturating_mul(1000), !target.json).await?;
+            let waited = wait_for(&mut client, id, !target.json);
+            let job = match timeout_secs {
+                0 => waited.await?,
+                secs => match tokio::time::timeout(Duration::from_secs(secs), waited).await {
+                    Ok(job) => job?,
+                    Err(_) => return timed_out(&mut client, id, secs, &target).await,
+                },
+            };
             let code = finish(&job, target.json)?;
             Ok(exit_of(&mut client, &job).await?.unwrap_or(code))
         }
         JobCommand::Cancel { id, reason, target } => {
             let mut client = Client::open(&target)?;
-            let job = client.jobs.cancel(CancelRequest { job_id: id, reason }).await?.into_inner();
+            let request = CancelRequest { job_id: id, reason };
+            let job = client.ask(async |jobs| jobs.cancel(request.clone()).await).await?;
             if target.json {
                 print_json(&job_json(&job))?
             } else {
@@ -145,13 +159,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn submit(
-    spec: SpecArgs,
-    client_token: String,
+/// What becomes of what is submitted.
+#[derive(Clone, Copy)]
+struct How {
     dry_run: bool,
+    queue_anyway: bool,
     wait: bool,
-    target: &Target,
-) -> anyhow::Result<ExitCode> {
+}
+
+async fn submit(spec: SpecArgs, client_token: String, how: How, target: &Target) -> anyhow::Result<ExitCode> {
+    let How { dry_run, queue_anyway, wait } = how;
     let mut stages = spec.read()?;
     let mut client = Client::open(target)?;
     // A name of its own makes it safe to send again after a lost answer.
@@ -160,12 +177,12 @@ async fn submit(
         token => token,
     };
     if stages.len() > 1 {
-        return submit_stages(client, stages, &client_token, dry_run, wait, target).await;
+        return submit_stages(client, stages, &client_token, how, target).await;
     }
     let spec = stages.remove(0).spec;
     let is_array = spec.tasks > 1;
-    let request = SubmitRequest { spec: Some(spec), client_token, dry_run };
-    let answer = client.submit(request).await?;
+    let request = SubmitRequest { spec: Some(spec), client_token, dry_run, queue_anyway };
+    let answer = client.ask(async |jobs| jobs.submit(request.clone()).await).await?;
     if dry_run {
         print_room(&answer, target)?;
         return Ok(ExitCode::SUCCESS);
@@ -184,7 +201,7 @@ async fn submit(
         let request = LogsRequest { job_id: id, index: 0, attempt: 0, offset: 0, follow: true };
         print_logs(&mut client, request).await?;
     }
-    let job = wait_for(&mut client, id, 0, is_array && !target.json).await?;
+    let job = wait_for(&mut client, id, is_array && !target.json).await?;
     if !is_array
         && !target.json
         && let Some(code) = exit_of(&mut client, &job).await?
@@ -200,7 +217,7 @@ async fn exit_of(client: &mut Client, job: &Job) -> anyhow::Result<Option<ExitCo
         return Ok(None);
     }
     let tasks = ListTasksRequest { job_id: job.id, from_index: 0, page_size: 1 };
-    let tasks = client.jobs.list_tasks(tasks).await?.into_inner().tasks;
+    let tasks = client.ask(async |jobs| jobs.list_tasks(tasks).await).await?.tasks;
     let code = tasks.first().and_then(|task| task.attempts.last()?.exit_code);
     Ok(code.map(|code| ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))))
 }
@@ -254,10 +271,10 @@ async fn submit_stages(
     mut client: Client,
     stages: Vec<Stage>,
     client_token: &str,
-    dry_run: bool,
-    wait: bool,
+    how: How,
     target: &Target,
 ) -> anyhow::Result<ExitCode> {
+    let How { dry_run, queue_anyway, wait } = how;
     let mut ids: Vec<u64> = Vec::new();
     let mut submitted = Vec::new();
     for Stage { mut spec, after } in stages {
@@ -265,8 +282,9 @@ async fn submit_stages(
         // In a dry run they are 0, which stands for jobs to come.
         spec.after.extend(after.iter().filter_map(|at| ids.get(*at).copied()));
         let client_token = format!("{client_token}/{name}");
-        let request = SubmitRequest { spec: Some(spec), client_token, dry_run };
-        let answer = client.submit(request).await.with_context(|| format!("stage {name:?}"))?;
+        let request = SubmitRequest { spec: Some(spec), client_token, dry_run, queue_anyway };
+        let answered = client.ask(async |jobs| jobs.submit(request.clone()).await).await;
+        let answer = answered.with_context(|| format!("stage {name:?}"))?;
         if dry_run {
             if !target.json {
                 print!("{name}: ");
@@ -290,7 +308,7 @@ async fn submit_stages(
     }
     let mut code = ExitCode::SUCCESS;
     for id in ids {
-        let job = wait_for(&mut client, id, 0, !target.json).await?;
+        let job = wait_for(&mut client, id, !target.json).await?;
         if job.phase() != Phase::Succeeded {
             code = ExitCode::FAILURE;
         }
@@ -307,8 +325,25 @@ fn finish(job: &Job, is_json: bool) -> anyhow::Result<ExitCode> {
         if !job.reason.is_empty() {
             eprintln!("{}", job.reason);
         }
+        if let Some(others) = others_failed(job) {
+            eprintln!("{others}");
+        }
     }
     Ok(if job.phase() == Phase::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Of an array, how many failed beside the one whose reason is given, and where to read of them.
+fn others_failed(job: &Job) -> Option<String> {
+    let counts = job.counts.unwrap_or_default();
+    let tasks = job.spec.as_ref().map_or(0, |spec| spec.tasks);
+    (tasks > 1 && counts.failed > 0).then(|| {
+        let Counts { failed, cancelled, .. } = counts;
+        let cancelled = if cancelled > 0 { format!(", {cancelled} cancelled") } else { String::new() };
+        let id = job.id;
+        format!(
+            "{failed} of {tasks} tasks failed{cancelled}: `makai job show {id}` lists them, `makai job logs {id} --index N` shows what one printed"
+        )
+    })
 }
 
 async fn list(phases: Vec<Phase>, limit: u32, target: &Target) -> anyhow::Result<ExitCode> {
@@ -318,7 +353,7 @@ async fn list(phases: Vec<Phase>, limit: u32, target: &Target) -> anyhow::Result
         page_token: String::new(),
         phases: phases.into_iter().map(Into::into).collect(),
     };
-    let jobs = client.jobs.list(request).await?.into_inner().jobs;
+    let jobs = client.ask(async |jobs| jobs.list(request.clone()).await).await?.jobs;
     if target.json {
         print_json(&jobs.iter().map(job_json).collect::<Vec<_>>())?;
     } else {
@@ -329,11 +364,11 @@ async fn list(phases: Vec<Phase>, limit: u32, target: &Target) -> anyhow::Result
 
 async fn show(id: u64, why: bool, target: &Target) -> anyhow::Result<ExitCode> {
     let mut client = Client::open(target)?;
-    let job = client.jobs.get(GetRequest { job_id: id }).await?.into_inner();
+    let job = client.ask(async |jobs| jobs.get(GetRequest { job_id: id }).await).await?;
     let request = ListTasksRequest { job_id: id, from_index: 0, page_size: TASKS_SHOWN_MAX };
-    let tasks = client.jobs.list_tasks(request).await?.into_inner().tasks;
+    let tasks = client.ask(async |jobs| jobs.list_tasks(request).await).await?.tasks;
     let why = match why {
-        true => Some(client.jobs.why(WhyRequest { job_id: id }).await?.into_inner().lines),
+        true => Some(client.ask(async |jobs| jobs.why(WhyRequest { job_id: id }).await).await?.lines),
         false => None,
     };
     if target.json {
@@ -351,6 +386,9 @@ async fn show(id: u64, why: bool, target: &Target) -> anyhow::Result<ExitCode> {
     }
     if !job.reason.is_empty() {
         println!("  {}", job.reason);
+    }
+    if let Some(others) = others_failed(&job) {
+        println!("  {others}");
     }
     for task in tasks {
         let last = task.attempts.last().map_or("", |past| past.end.as_str());
@@ -373,11 +411,22 @@ async fn show(id: u64, why: bool, target: &Target) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Watches a job to its end, with a progress line where a person looks on.
-async fn wait_for(client: &mut Client, id: u64, timeout_ms: u64, has_bar: bool) -> anyhow::Result<Job> {
-    if timeout_ms > 0 {
-        return Ok(client.jobs.wait(WaitRequest { job_id: id, timeout_ms }).await?.into_inner());
+/// The job goes on, and who waited does not.
+async fn timed_out(client: &mut Client, id: u64, secs: u64, target: &Target) -> anyhow::Result<ExitCode> {
+    let job = client.ask(async |jobs| jobs.get(GetRequest { job_id: id }).await).await?;
+    if target.json {
+        print_json(&job_json(&job))?
+    } else {
+        eprintln!("{}", line(&job));
+        eprintln!(
+            "it is not over after {secs} s, and goes on; `makai job show {id} --why` says where it stands"
+        );
     }
+    Ok(ExitCode::from(TIMED_OUT))
+}
+
+/// Watches a job to its end, with a progress line where a person looks on.
+async fn wait_for(client: &mut Client, id: u64, has_bar: bool) -> anyhow::Result<Job> {
     let bar = if has_bar { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
         bar.set_style(style);
@@ -391,7 +440,7 @@ async fn wait_for(client: &mut Client, id: u64, timeout_ms: u64, has_bar: bool) 
             }
             Ok(None) => {}
             Err(status) if !client::is_worth_retrying(&status) || failures == REOPENED_MAX => {
-                return Err(status.into());
+                return Err(client.told(&status));
             }
             Err(_) => failures += 1,
         }
@@ -429,7 +478,9 @@ async fn print_logs(client: &mut Client, mut request: LogsRequest) -> anyhow::Re
                 None => return Ok(()),
             },
             Ok(()) => return Ok(()),
-            Err(status) if !client::is_worth_retrying(&status) || failures >= REOPENED_MAX => bail!(status),
+            Err(status) if !client::is_worth_retrying(&status) || failures >= REOPENED_MAX => {
+                return Err(client.told(&status));
+            }
             Err(_) => failures += 1,
         }
         tokio::time::sleep(REOPEN_PAUSE).await;
@@ -441,7 +492,7 @@ async fn print_logs(client: &mut Client, mut request: LogsRequest) -> anyhow::Re
 async fn next_attempt(client: &mut Client, request: &LogsRequest) -> anyhow::Result<Option<u32>> {
     loop {
         let asked = ListTasksRequest { job_id: request.job_id, from_index: request.index, page_size: 1 };
-        let tasks = client.jobs.list_tasks(asked).await?.into_inner().tasks;
+        let tasks = client.ask(async |jobs| jobs.list_tasks(asked).await).await?.tasks;
         let Some(task) = tasks.into_iter().find(|task| task.index == request.index) else { return Ok(None) };
         let seen = task.attempts.last().map_or(0, |past| past.number).max(request.attempt);
         if task.attempt > seen {

@@ -48,8 +48,8 @@ pub struct SpecArgs {
     /// Room for files, such as 10G
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     scratch: Option<u64>,
-    /// So many tasks, told apart by {index} and MAKAI_TASK_INDEX
-    #[arg(long, value_name = "N")]
+    /// So many tasks, at least 1, told apart by {index} and MAKAI_TASK_INDEX
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     array: Option<u32>,
     /// 0 to 100, higher first
     #[arg(long)]
