@@ -1,5 +1,6 @@
 //! `makai node`: nodes and their disks: list them, let new ones in, empty them, take them out.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::cluster::fetch;
 use super::remote::Target;
 use super::{human_bytes, print_json};
 use crate::clock;
+use crate::console::buckets::BucketListed;
 use crate::console::due::DiskDue;
 use crate::console::{JoinTokenAnswer, JoinTokenRequest, StandingRequest, Status};
 use crate::members::DiskBeat;
@@ -34,6 +36,9 @@ pub struct Args {
 enum NodeCommand {
     /// All nodes: roles, whether they are up, their disks
     Ls {
+        /// Those that were taken out, too
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         target: Target,
     },
@@ -94,6 +99,104 @@ struct Left {
     /// Of these, on their way to other disks now.
     moving: usize,
     is_empty: bool,
+    /// What keeps slots here, by scheme; empty: all can go.
+    stuck: Vec<Stuck>,
+}
+
+/// Slots of a scheme that no other disk can take as the cluster is.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Stuck {
+    scheme: String,
+    slots: usize,
+    /// Disks that a group of it needs, and those that would be left to take slots.
+    needs_disks: usize,
+    has_disks: usize,
+    /// Buckets that ask for it; empty: those that ask for none.
+    buckets: Vec<String>,
+}
+
+impl Stuck {
+    fn told(&self) -> String {
+        let Self { scheme, slots, needs_disks, has_disks, buckets } = self;
+        let whose = match &buckets[..] {
+            [] => String::new(),
+            [some @ .., last] if some.len() < BUCKETS_NAMED_MAX => {
+                let some: String = some.iter().map(|bucket| format!("{bucket}, ")).collect();
+                format!(" of {some}{last}")
+            }
+            many => format!(" of {} and {} other buckets", many[0], many.len() - 1),
+        };
+        let what = if *slots == 1 { "slot" } else { "slots" };
+        format!(
+            "{slots} {what}{whose} cannot move: scheme {scheme} needs {needs_disks} disks on machines apart, and {has_disks} others \
+             take shards"
+        )
+    }
+}
+
+/// Buckets named in one line.
+const BUCKETS_NAMED_MAX: usize = 5;
+/// What to do where a drain cannot make progress.
+const STUCK_HELP: &str = "add machines (`makai node join-token`): the drain goes on by itself; or copy these buckets' objects into buckets \
+                          with a narrower scheme and delete them; or call it off: `makai node drain NODE --cancel`";
+
+/// What cannot leave the meant disks of `node`, as far as the map says. `schemes`: of buckets, with their names. Pure.
+fn stuck_on(
+    map: &ClusterMap,
+    node: &Node,
+    disk: Option<DiskId>,
+    schemes: &[(Option<String>, String)],
+) -> Vec<Stuck> {
+    let is_meant = |known: &Disk| known.node == node.id && disk.is_none_or(|only| known.id == only);
+    let machine = |id: NodeId| map.nodes.iter().find(|known| known.id == id);
+    let takes = |known: &&Disk| {
+        let standing = machine(known.node).map_or(Standing::Lost, |node| node.standing).worse(known.standing);
+        let is_up = machine(known.node).is_some_and(|node| node.is_up);
+        !is_meant(known) && standing == Standing::Active && is_up && known.condition == Condition::Well
+    };
+    let taking: Vec<&Disk> = map.disks.iter().filter(takes).collect();
+    let node_of =
+        |id: &DiskId| map.disks.iter().find(|known| known.id == *id).and_then(|known| machine(known.node));
+    let mut stuck: BTreeMap<String, Stuck> = BTreeMap::new();
+    for group in &map.groups {
+        for (slot, from) in group.disks.iter().enumerate() {
+            let is_moving = group.moves.iter().any(|moving| usize::from(moving.slot) == slot);
+            if is_moving || !map.disks.iter().any(|known| known.id == *from && is_meant(known)) {
+                continue;
+            }
+            // A move puts no two slots nearer together than they were: machines first, then owners, then sites.
+            let others: Vec<&Node> = group.holding().filter(|id| *id != from).filter_map(node_of).collect();
+            let shares = |at: &Node| {
+                let count = |is_shared: &dyn Fn(&Node) -> bool| {
+                    others.iter().filter(|other| is_shared(other)).count()
+                };
+                [
+                    count(&|other| other.id == at.id),
+                    count(&|other| !at.owner.is_empty() && other.owner == at.owner),
+                    count(&|other| !at.site.is_empty() && other.site == at.site),
+                ]
+            };
+            let now = shares(node);
+            let may_take = |to: &Disk| {
+                let is_new = !group.holding().any(|held| *held == to.id);
+                is_new && machine(to.node).is_some_and(|machine| shares(machine) <= now)
+            };
+            if taking.iter().any(|to| may_take(to)) {
+                continue;
+            }
+            let scheme = group.scheme.to_string();
+            let of_scheme = |(asked, _): &&(Option<String>, String)| asked.as_ref() == Some(&scheme);
+            let entry = stuck.entry(scheme.clone()).or_insert_with(|| Stuck {
+                scheme: scheme.clone(),
+                slots: 0,
+                needs_disks: group.disks.len(),
+                has_disks: taking.len(),
+                buckets: schemes.iter().filter(of_scheme).map(|(_, name)| name.clone()).collect(),
+            });
+            entry.slots += 1;
+        }
+    }
+    stuck.into_values().collect()
 }
 
 fn left_on(map: &ClusterMap, node: &Node, disk: Option<DiskId>) -> Left {
@@ -108,7 +211,7 @@ fn left_on(map: &ClusterMap, node: &Node, disk: Option<DiskId>) -> Left {
             moving += usize::from(group.moves.iter().any(|moving| usize::from(moving.slot) == slot));
         }
     }
-    Left { slots, moving, is_empty: slots == 0 }
+    Left { slots, moving, is_empty: slots == 0, stuck: Vec::new() }
 }
 
 /// The disk of `node` that is meant by an id or the beginning of one.
@@ -133,7 +236,11 @@ pub(super) fn label(node: &Node) -> String {
 fn find<'m>(map: &'m ClusterMap, text: &str) -> anyhow::Result<&'m Node> {
     let is_meant =
         |node: &&Node| node.name == text || (text.len() >= 4 && node.id.to_string().starts_with(text));
-    let meant: Vec<&Node> = map.nodes.iter().filter(is_meant).collect();
+    let mut meant: Vec<&Node> = map.nodes.iter().filter(is_meant).collect();
+    // A machine that was taken out and set up again has its old name.
+    if meant.iter().any(|node| node.standing != Standing::Lost) {
+        meant.retain(|node| node.standing != Standing::Lost);
+    }
     match meant[..] {
         [node] => Ok(node),
         [] => bail!("no node is called {text:?}; see `makai node ls`"),
@@ -146,7 +253,7 @@ fn standing(node: &Node) -> &'static str {
         (Standing::Active, true) => "up",
         (Standing::Active, false) => "down",
         (Standing::Draining, _) => "draining",
-        (Standing::Lost, _) => "lost",
+        (Standing::Lost, _) => "removed",
     }
 }
 
@@ -301,12 +408,18 @@ fn print_node(status: &Status, node: &Node) {
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
-        NodeCommand::Ls { target } => {
+        NodeCommand::Ls { all, target } => {
             let status = fetch(&target).await?;
+            let is_shown = |node: &&Node| all || node.standing != Standing::Lost;
+            let shown: Vec<&Node> = status.map.nodes.iter().filter(is_shown).collect();
             if target.json {
-                print_json(&status.map.nodes)?;
+                print_json(&shown)?;
             } else {
-                status.map.nodes.iter().for_each(|node| print_node(&status, node));
+                shown.iter().for_each(|node| print_node(&status, node));
+                let hidden = status.map.nodes.len() - shown.len();
+                if hidden > 0 {
+                    eprintln!("{hidden} more were taken out: --all shows them");
+                }
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -321,7 +434,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let due = dues(&target, node.id).await?;
                 let of_disk = |beat: &DiskBeat| Held::of(beat, due.iter().find(|due| due.disk == beat.disk));
                 let held = beats.iter().filter(of_node).map(of_disk).collect();
-                print_json(&Shown { node, left: left_on(&status.map, node, None), held })?;
+                print_json(&Shown { node, left: left_now(&status.map, node, &target).await?, held })?;
                 return Ok(ExitCode::SUCCESS);
             }
             print_node(&status, node);
@@ -330,8 +443,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             for beat in beats.iter().filter(of_node) {
                 Held::of(beat, due.iter().find(|due| due.disk == beat.disk)).print();
             }
-            let left = left_on(&status.map, node, None);
+            let left = left_now(&status.map, node, &target).await?;
             println!("  {} slots of groups, {} of them on their way to other disks", left.slots, left.moving);
+            tell_stuck(&left.stuck);
             Ok(ExitCode::SUCCESS)
         }
         NodeCommand::JoinToken { roles, valid_hours, uses, target } => {
@@ -392,32 +506,78 @@ async fn drain(
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let first = left_on(&status.map, &node, disk);
-    let bar = if target.json || no_wait { ProgressBar::hidden() } else { drain_bar(first.slots) };
-    let mut left = first;
-    while !no_wait && !left.is_empty {
+    let schemes = schemes(target).await?;
+    let stuck = |map: &ClusterMap| stuck_on(map, &node, disk, &schemes);
+    let mut left = Left { stuck: stuck(&status.map), ..left_on(&status.map, &node, disk) };
+    if !target.json {
+        tell_stuck(&left.stuck);
+    }
+    let bar = if target.json || no_wait { ProgressBar::hidden() } else { drain_bar(left.slots) };
+    while !no_wait && !left.is_empty && !left.is_stuck() {
         tokio::time::sleep(DRAIN_LOOK_EVERY).await;
         let status = fetch(target).await?;
         let now = find(&status.map, &node.id.to_string())?;
         if left_to(now, disk, &status.map) != Standing::Draining {
             bail!("the drain of {} was called off", label(&node));
         }
-        left = left_on(&status.map, &node, disk);
+        left = Left { stuck: stuck(&status.map), ..left_on(&status.map, &node, disk) };
         bar.set_position(bar.length().unwrap_or(0).saturating_sub(left.slots as u64));
         bar.set_message(match left.moving {
-            0 if !left.is_empty => "no other disk may take these slots: add nodes, or --cancel".to_owned(),
-            moving => format!("{moving} moving"),
+            0 if left.stuck.is_empty() && !left.is_empty => {
+                "waiting for disks that may take the next".to_owned()
+            }
+            moving if left.stuck.is_empty() => format!("{moving} moving"),
+            moving => format!("{moving} moving, {} cannot", left.slots_stuck()),
         });
     }
     bar.finish_and_clear();
     if target.json {
         print_json(&left)?;
+    } else if left.is_stuck() {
+        println!(
+            "{} drains and cannot be emptied as the cluster is: {} slots left",
+            label(&node),
+            left.slots
+        );
     } else if left.is_empty {
         println!("{} is empty; stop its daemon, then `makai node remove`", label(&node));
     } else {
         println!("{} drains: {} slots left", label(&node), left.slots);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if left.is_stuck() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+impl Left {
+    fn slots_stuck(&self) -> usize {
+        self.stuck.iter().map(|stuck| stuck.slots).sum()
+    }
+
+    /// Whether nothing that is left can go.
+    fn is_stuck(&self) -> bool {
+        !self.is_empty && self.moving == 0 && self.slots_stuck() == self.slots
+    }
+}
+
+/// What a node holds, and what keeps it there if it is being emptied.
+async fn left_now(map: &ClusterMap, node: &Node, target: &Target) -> anyhow::Result<Left> {
+    let stuck = match node.standing {
+        Standing::Draining => stuck_on(map, node, None, &schemes(target).await?),
+        Standing::Active | Standing::Lost => Vec::new(),
+    };
+    Ok(Left { stuck, ..left_on(map, node, None) })
+}
+
+fn tell_stuck(stuck: &[Stuck]) {
+    stuck.iter().for_each(|stuck| eprintln!("{}", stuck.told()));
+    if !stuck.is_empty() {
+        eprintln!("{STUCK_HELP}");
+    }
+}
+
+/// The schemes that buckets ask for, with the buckets' names.
+async fn schemes(target: &Target) -> anyhow::Result<Vec<(Option<String>, String)>> {
+    let buckets: Vec<BucketListed> = target.get("/api/v1/buckets").await?;
+    Ok(buckets.into_iter().map(|bucket| (bucket.scheme, bucket.name)).collect())
 }
 
 /// What was decided about what is drained.
@@ -462,7 +622,64 @@ async fn remove(name: &str, disk: Option<&str>, is_lost: bool, target: &Target) 
 
 #[cfg(test)]
 mod tests {
+    use makai_erasure::{PgId, Scheme};
+    use makai_raft::facts::Timestamp;
+    use makai_raft::facts::cluster::Group;
+
     use super::*;
+
+    /// Six machines with a disk each, and a group on the first so many.
+    fn six(width: u8, scheme: Scheme) -> ClusterMap {
+        let node = |at: u8| Node {
+            id: NodeId([at; 32]),
+            number: at.into(),
+            name: format!("node{at}"),
+            owner: String::new(),
+            site: String::new(),
+            roles: vec![Role::Storage],
+            addresses: vec![],
+            standing: Standing::Active,
+            joined_at: Timestamp(0),
+            is_up: true,
+            changed_at: Timestamp(0),
+            version: String::new(),
+            down_ppm: 0,
+        };
+        let disk = |at: u8| Disk {
+            id: DiskId([at; 16]),
+            node: NodeId([at; 32]),
+            capacity_bytes: 1 << 40,
+            standing: Standing::Active,
+            added_at: Timestamp(0),
+            condition: Condition::Well,
+            speed_bytes_per_sec: 0,
+        };
+        let disks = (0..width).map(|at| DiskId([at; 16])).collect();
+        ClusterMap {
+            nodes: (0..6).map(node).collect(),
+            disks: (0..6).map(disk).collect(),
+            groups: vec![Group { id: PgId(1), scheme, version: 1, disks, moves: vec![] }],
+            ..ClusterMap::default()
+        }
+    }
+
+    /// A drain that cannot end is known before it begins, with the buckets that are in its way.
+    #[test]
+    fn a_drain_that_needs_more_machines_is_told() {
+        let schemes = [(Some("4+2".to_owned()), "wide".to_owned()), (None, "other".to_owned())];
+        let wide = six(6, Scheme { data: 4, parity: 2 });
+        let stuck = stuck_on(&wide, &wide.nodes[2], None, &schemes);
+        assert_eq!(stuck.len(), 1);
+        assert_eq!((stuck[0].slots, stuck[0].needs_disks, stuck[0].has_disks), (1, 6, 5));
+        let told = stuck[0].told();
+        assert!(told.contains("4+2 needs 6 disks") && told.contains("of wide cannot"), "{told}");
+        let mut narrow = six(4, Scheme { data: 2, parity: 2 });
+        assert_eq!(stuck_on(&narrow, &narrow.nodes[2], None, &schemes), []);
+        narrow.nodes[4].is_up = false;
+        narrow.disks[5].condition = Condition::Full;
+        assert_eq!(stuck_on(&narrow, &narrow.nodes[2], None, &schemes).len(), 1, "no disk may take it");
+        assert_eq!(stuck_on(&narrow, &narrow.nodes[5], None, &schemes), [], "nothing is on it");
+    }
 
     /// Whatever is measured when, the parts are the whole.
     #[test]
