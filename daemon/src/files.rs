@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 /// Replaces `path` with `bytes`, readable by the owner alone: written beside, synced, renamed, directory synced.
@@ -39,5 +39,39 @@ impl FolderLock {
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// The process that holds a folder, as Linux tells; nobody is kept from taking it meanwhile.
+    #[must_use]
+    pub fn holder(dir: &Path) -> Option<u32> {
+        let inode = fs::metadata(dir.join("lock")).ok()?.ino();
+        fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| held(line, inode))
+    }
+}
+
+/// The process that holds a file by a line of `/proc/locks` (proc_locks(5)): number, kind, two words, process, device and inode.
+/// The device is left out of account: not all filesystems show there the one that files say they lie on.
+fn held(line: &str, inode: u64) -> Option<u32> {
+    let mut fields = line.split_ascii_whitespace();
+    let (kind, pid, file) = (fields.nth(1)?, fields.nth(2)?, fields.next()?);
+    let is_it = kind == "FLOCK" && file.rsplit_once(':')?.1.parse() == Ok(inode);
+    pid.parse().ok().filter(|pid| is_it && *pid > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_folder_tells_who_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(FolderLock::holder(dir.path()), None, "there is no lock");
+        let lock = FolderLock::take(dir.path()).unwrap();
+        assert_eq!(FolderLock::holder(dir.path()), Some(std::process::id()));
+        drop(lock);
+        assert_eq!(FolderLock::holder(dir.path()), None);
+        assert_eq!(held("5: POSIX  ADVISORY  WRITE 71 08:01:9 0 EOF", 9), None);
+        assert_eq!(held("5: -> FLOCK  ADVISORY  WRITE 71 08:01:9 0 EOF", 9), None, "this one waits");
+        assert_eq!(held("5: FLOCK  ADVISORY  WRITE 71 08:01:9 0 EOF", 9), Some(71));
     }
 }

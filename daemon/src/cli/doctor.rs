@@ -3,6 +3,7 @@
 //! Every check ends in a line: ok, warn (works, but worse than it could) or fail (does not work). Nothing is
 //! changed; a probe file is written into each directory that is there, and removed.
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -15,6 +16,8 @@ use anyhow::Context as _;
 use makai_config::{DiskConfig, NodeConfig, Role};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
+
+use crate::files::FolderLock;
 
 /// Writes of the fsync probe: enough for a median, few enough for a slow disk.
 const FSYNC_PROBES: usize = 32;
@@ -279,23 +282,74 @@ fn gib(bytes: u64) -> String {
 
 fn ports(config: &NodeConfig) -> Vec<Finding> {
     let is_gateway = config.has_role(Role::Gateway);
-    let tcp =
-        [("s3.listen", config.s3.listen.filter(|_| is_gateway)), ("console.listen", config.console.listen)];
-    let mut findings =
-        vec![port("peers.listen", config.peers.listen, UdpSocket::bind(config.peers.listen).map(drop))];
+    let tcp = [
+        ("s3.listen", config.s3.listen.filter(|_| is_gateway)),
+        ("grpc.listen", config.grpc.listen.filter(|_| is_gateway)),
+        ("console.listen", config.console.listen),
+    ];
+    let own = own_daemon(&config.node.dir);
+    let peers = config.peers.listen;
+    let mut findings = vec![port("peers.listen", peers, UdpSocket::bind(peers).map(drop), own.as_ref())];
     for (key, address) in tcp {
         if let Some(address) = address {
-            findings.push(port(key, address, TcpListener::bind(address).map(drop)));
+            findings.push(port(key, address, TcpListener::bind(address).map(drop), own.as_ref()));
         }
     }
     findings
 }
 
-fn port(key: &str, address: SocketAddr, bound: io::Result<()>) -> Finding {
+/// The daemon of this node, which runs now.
+struct OwnDaemon {
+    pid: u32,
+    /// Local ports of its sockets; `None`: this user may not see them.
+    ports: Option<BTreeSet<u16>>,
+}
+
+/// Who holds this node's folder: a daemon does so while it runs.
+fn own_daemon(dir: &Path) -> Option<OwnDaemon> {
+    let pid = FolderLock::holder(dir)?;
+    Some(OwnDaemon { pid, ports: ports_of(pid) })
+}
+
+/// Ports of the sockets that a process has open, as `/proc` tells of them.
+fn ports_of(pid: u32) -> Option<BTreeSet<u16>> {
+    let of_fd = |entry: io::Result<fs::DirEntry>| {
+        let link = fs::read_link(entry.ok()?.path()).ok()?;
+        let link = link.to_str()?;
+        link.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok()
+    };
+    let sockets: BTreeSet<u64> = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.filter_map(of_fd).collect();
+    let mut ports = BTreeSet::new();
+    for table in ["tcp", "tcp6", "udp", "udp6"] {
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/{table}")) else { continue };
+        ports.extend(
+            text.lines()
+                .filter_map(socket_line)
+                .filter(|(_, inode)| sockets.contains(inode))
+                .map(|(port, _)| port),
+        );
+    }
+    Some(ports)
+}
+
+/// Local port and inode of a line in `/proc/net/tcp` or `udp` (proc_net_tcp.rst of Linux).
+fn socket_line(line: &str) -> Option<(u16, u64)> {
+    let mut fields = line.split_ascii_whitespace();
+    let port = fields.nth(1)?.rsplit_once(':')?.1;
+    Some((u16::from_str_radix(port, 16).ok()?, fields.nth(7)?.parse().ok()?))
+}
+
+fn port(key: &str, address: SocketAddr, bound: io::Result<()>, own: Option<&OwnDaemon>) -> Finding {
     let Err(error) = bound else { return Finding::ok(key, format!("{address} is free")) };
+    if error.kind() == ErrorKind::AddrInUse
+        && let Some(OwnDaemon { pid, ports }) = own
+        && ports.as_ref().is_none_or(|ports| ports.contains(&address.port()))
+    {
+        return Finding::ok(key, format!("{address} is held by this node's own daemon, process {pid}"));
+    }
     let mend = match error.kind() {
         ErrorKind::AddrInUse => format!(
-            "another program has it, perhaps this node itself: ss -lntup 'sport = :{}'; stop it or change {key}",
+            "another program has it: ss -lntup 'sport = :{}'; stop it or change {key}",
             address.port()
         ),
         ErrorKind::PermissionDenied => {
@@ -412,6 +466,26 @@ mod tests {
     fn level(finding: &Finding) -> Level {
         assert_eq!(finding.mend.is_empty(), finding.level == Level::Ok, "{finding:?}");
         finding.level
+    }
+
+    /// A port that this node's own daemon has open is no fault; one that another process has is.
+    #[test]
+    fn a_nodes_own_daemon_may_hold_its_ports() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = held.local_addr().unwrap();
+        let look = || {
+            let own = own_daemon(dir.path());
+            port("s3.listen", address, TcpListener::bind(address).map(drop), own.as_ref())
+        };
+        assert_eq!(level(&look()), Level::Fail, "no daemon of this node runs");
+        let _lock = FolderLock::take(dir.path()).unwrap();
+        assert_eq!(level(&look()), Level::Ok, "this process is the daemon, and has it open");
+        let other = OwnDaemon { pid: 1, ports: Some(BTreeSet::new()) };
+        let bound = TcpListener::bind(address).map(drop);
+        assert_eq!(level(&port("s3.listen", address, bound, Some(&other))), Level::Fail);
+        let line = " 0: 0100007F:2328 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 1";
+        assert_eq!(socket_line(line), Some((9000, 4711)));
     }
 
     #[test]
