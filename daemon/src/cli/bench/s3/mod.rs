@@ -33,7 +33,7 @@ use self::content::{Content, Pattern};
 use self::report::{Report, Row};
 use self::sigv4::Credentials;
 use super::latency::Latencies;
-use super::process::{Cost, Watch};
+use super::process::{self, Cost, Watch};
 use super::{progress, stopwatch};
 
 /// A failed operation is followed by this pause, so that a server that refuses is not flooded.
@@ -206,7 +206,19 @@ fn target(args: &mut Args) -> anyhow::Result<Target> {
             args.access_key = Some(profile.s3.access_key_id);
             args.secret_key = Some(profile.s3.secret_access_key);
             if args.pids.is_empty() {
-                args.pids = profile.nodes.into_iter().map(|node| node.pid).collect();
+                let (alive, gone): (Vec<u32>, Vec<u32>) = profile
+                    .nodes
+                    .into_iter()
+                    .map(|node| node.pid)
+                    .partition(|pid| process::usage(*pid).is_ok());
+                if !gone.is_empty() {
+                    eprintln!(
+                        "{} of the profile's processes are not on this machine or have ended ({}): their cost is not measured",
+                        gone.len(),
+                        gone.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+                    );
+                }
+                args.pids = alive;
             }
         }
     }
