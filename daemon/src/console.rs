@@ -81,6 +81,10 @@ const CONNECTIONS_MAX: usize = 64;
 /// A connection is closed after this, used or not.
 const CONNECTION_MAX: Duration = Duration::from_secs(300);
 const TOKEN_USES_MAX: u32 = 10_000;
+const NO_TOKEN: &str =
+    "send `Authorization: Bearer TOKEN` with the token in admin.token of the node's folder (node.dir)";
+const WRONG_TOKEN: &str = "this is not the token of this node: each node has its own, in admin.token of its folder (node.dir); where it was \
+                           made anew, a profile that holds the old one has to be written again";
 const PAGE: &str = include_str!("console/page.html");
 
 /// What a node says of itself and its cluster.
@@ -392,10 +396,10 @@ impl Console {
             "/" if is_head_or_get => Ok(page()),
             "/healthz" if is_head_or_get => Ok(Response::new(full("ok\n"))),
             "/metrics" if is_head_or_get => Ok(Response::new(full(self.metrics_page()))),
-            _ if !self.is_authorized(&request) => Err(failure(
-                StatusCode::UNAUTHORIZED,
-                "send `Authorization: Bearer TOKEN` with the token in admin.token of the node's folder",
-            )),
+            _ if !self.is_authorized(&request) => {
+                let is_given = request.headers().contains_key(header::AUTHORIZATION);
+                Err(failure(StatusCode::UNAUTHORIZED, if is_given { WRONG_TOKEN } else { NO_TOKEN }))
+            }
             _ => self.call(request).await,
         };
         answered.unwrap_or_else(|(status, error)| {

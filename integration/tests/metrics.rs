@@ -49,6 +49,7 @@ async fn health_and_metrics_answer_with_what_is_documented() -> anyhow::Result<(
 
         let refused = without_token(node).await;
         ensure!(refused.contains("401"), "the console answers without its token: {refused}");
+        ensure!(refused.contains("not the token of this node"), "a wrong token is told: {refused}");
     }
     ensure!(leaders == 1.0, "{leaders} nodes say that they lead");
     cluster.finish().await
