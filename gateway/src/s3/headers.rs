@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
 use makai_raft::facts::Timestamp as Millis;
 use makai_raft::facts::command::Precondition;
 use makai_raft::facts::object::{ObjectHead, ObjectHeaders};
@@ -234,6 +235,23 @@ pub(super) fn byte_range(range: Option<&Range>) -> ByteRange {
         Some(&Range::Int { first, last }) => ByteRange::From { first, last },
         Some(&Range::Suffix { length }) => ByteRange::Last(length),
     }
+}
+
+/// A range whose numbers are greater than the parser takes, with the greatest that it does take in their place: no object is so
+/// long. `None`: that does not make it a range.
+pub(super) fn within_numbers(range: &HeaderValue) -> Option<HeaderValue> {
+    let (first, last) = range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
+    if first.is_empty() && last.is_empty() {
+        return None;
+    }
+    let bounded = |digits: &str| {
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| digits.parse::<u64>().unwrap_or(u64::MAX).min(i64::MAX as u64).to_string())
+    };
+    let or_none = |digits: &str| if digits.is_empty() { Some(String::new()) } else { bounded(digits) };
+    let range = format!("bytes={}-{}", or_none(first)?, or_none(last)?);
+    Range::parse(&range).ok()?;
+    HeaderValue::try_from(range).ok()
 }
 
 /// `bytes=FIRST-LAST` of `x-amz-copy-source-range`, as the bytes from FIRST to before the end.
@@ -542,6 +560,24 @@ mod tests {
         let error = conditions.check(&head).unwrap_err();
         assert_eq!(error.headers().unwrap()["etag"], "\"abc\"");
         assert_eq!(error.headers().unwrap()["last-modified"], "Tue, 14 Nov 2023 22:13:20 GMT");
+    }
+
+    #[test]
+    fn numbers_beyond_all_objects_are_still_numbers() {
+        let bounded = |range: &'static str| within_numbers(&HeaderValue::from_static(range));
+        assert_eq!(bounded("bytes=18446744073709551615-").unwrap(), "bytes=9223372036854775807-");
+        assert_eq!(bounded("bytes=0-99999999999999999999999").unwrap(), "bytes=0-9223372036854775807");
+        assert_eq!(bounded("bytes=-99999999999999999999").unwrap(), "bytes=-9223372036854775807");
+        for none in [
+            "bytes=9-1",
+            "bytes=-",
+            "bytes=1-2,4-5",
+            "bytes=+1-",
+            "lines=1-2",
+            "bytes=99999999999999999999-1",
+        ] {
+            assert_eq!(bounded(none), None, "{none}");
+        }
     }
 
     #[test]

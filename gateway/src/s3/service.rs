@@ -38,6 +38,7 @@ use super::cors;
 use super::dates;
 use super::errors::{custom, default_message};
 use super::forms::{self, Forms};
+use super::headers::within_numbers;
 use super::operations::Operations;
 use super::query;
 use super::subresources;
@@ -939,8 +940,10 @@ impl S3Route for Beside {
         let credentials = request.credentials.as_ref().map(|credentials| credentials.access_key.as_str());
         let who = self.guard.who(credentials).await?;
         request.extensions.insert(who);
-        for name in [header::RANGE, header::AUTHORIZATION] {
-            request.headers.remove(name);
+        request.headers.remove(header::AUTHORIZATION);
+        match request.headers.get(header::RANGE).and_then(within_numbers) {
+            Some(range) => _ = request.headers.insert(header::RANGE, range),
+            None => _ = request.headers.remove(header::RANGE),
         }
         let query = request.uri.query().unwrap_or_default().split('&');
         let is_kept = |pair: &&str| {
