@@ -17,6 +17,7 @@
 //! | [`files`]    | the file service: a bucket as a filesystem, for mounts   | network        |
 //! | [`jobs`]     | jobs: the door for customers, the desk for nodes         | ports: `Metadata`, `JobNodes` |
 //! | [`s3`]       | the S3 door: translate, authenticate, call inward        | network        |
+//! | [`seats`]    | connections of a door, and which of them makes room       | nothing        |
 //!
 //! Always: memory per request is bounded whatever the object's size; a door holds no state that a restart loses.
 
@@ -31,3 +32,4 @@ pub mod outbound;
 pub mod policy;
 pub mod rights;
 pub mod s3;
+pub mod seats;

@@ -296,6 +296,39 @@ async fn a_range_that_is_none_is_ignored_and_never_lets_anyone_in() {
     let answer =
         send(&pool, Signed::new(&pool, "GET", "/bucket/key").header("range", "bytes=1-2"), b"").await;
     assert_eq!((answer.status, answer.body.as_slice()), (206, b"12".as_slice()));
+    for range in
+        ["bytes=18446744073709551615-", "bytes=99999999999999999999999-", "bytes=9223372036854775808-"]
+    {
+        let answer = send(&pool, Signed::new(&pool, "GET", "/bucket/key").header("range", range), b"").await;
+        assert_eq!((answer.status, answer.code()), (416, Some("InvalidRange")), "{range}");
+    }
+    let range = "bytes=3-18446744073709551615";
+    let answer = send(&pool, Signed::new(&pool, "GET", "/bucket/key").header("range", range), b"").await;
+    assert_eq!((answer.status, answer.body.as_slice()), (206, b"3456789".as_slice()));
+}
+
+/// Those who say nothing hold the door for nobody, and who is being served stays.
+#[tokio::test]
+async fn silent_connections_make_room() {
+    let pool = start(S3DoorConfig { connections_max: 4, ..S3DoorConfig::default() }).await;
+    put(&pool, "/bucket/key", b"0123456789").await;
+    let mut silent = Vec::new();
+    let mut served = TcpStream::connect(pool.address).await.unwrap();
+    let head = Signed::new(&pool, "PUT", "/bucket/slow")
+        .header("content-length", 5)
+        .header("expect", "100-continue");
+    served.write_all(&head.head()).await.unwrap();
+    served.read_exact(&mut [0; 25]).await.unwrap();
+    for _ in 0..8 {
+        silent.push(TcpStream::connect(pool.address).await.unwrap());
+    }
+    let answer = send(&pool, Signed::new(&pool, "GET", "/bucket/key"), b"").await;
+    assert_eq!(answer.status, 200);
+    let mut byte = [0; 1];
+    let first = silent[0].read(&mut byte).await;
+    assert!(first.is_err() || first.is_ok_and(|bytes| bytes == 0), "the first of them is closed");
+    served.write_all(b"hello").await.unwrap();
+    assert_eq!(read(&mut served, true).await.unwrap().status, 200);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Listener and connections of the gRPC door.
 
 use std::convert::Infallible;
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,11 +12,11 @@ use futures::future::BoxFuture;
 use makai_raft::facts::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::metadata::MetadataValue;
@@ -31,6 +32,7 @@ use super::proto;
 use super::proto::identity::v1::identity_server::IdentityServer;
 use crate::identity::Identity;
 use crate::s3::Guarded;
+use crate::seats::{Bell, Seat, Seats};
 
 /// Bytes of one message, each way: services set it on the server that is generated for them.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -53,7 +55,7 @@ const ACCEPTED_MAX: usize = 64;
 pub struct GrpcDoorConfig {
     /// Calls under way, streams included; further ones are refused.
     pub calls_max: usize,
-    /// Connections; further ones wait in the kernel's queue.
+    /// Connections; of those that never called, the first makes room for a newcomer. Further ones wait in the kernel's queue.
     pub connections_max: usize,
     /// The clock that tokens expire by.
     pub now: fn() -> Timestamp,
@@ -68,12 +70,18 @@ pub(super) const ORIGIN_TLS: &str = "tls";
 const ORIGIN_PLAIN: &str = "plain";
 
 /// How a connection came, for its calls.
-#[derive(Debug, Clone, Copy)]
-pub struct Origin(&'static str);
+#[derive(Debug, Clone)]
+pub struct Origin {
+    way: &'static str,
+    bell: Bell,
+}
 
 /// Says of each call how it came.
 fn mark(mut request: Request<()>) -> Result<Request<()>, Status> {
-    let origin = request.extensions().get::<Origin>().map_or(ORIGIN_PLAIN, |origin| origin.0);
+    let origin = request.extensions().get::<Origin>().map_or(ORIGIN_PLAIN, |origin| {
+        origin.bell.called();
+        origin.way
+    });
     request.metadata_mut().insert(ORIGIN, MetadataValue::from_static(origin));
     Ok(request)
 }
@@ -196,8 +204,8 @@ async fn accept(
     connections_max: usize,
     accepted: mpsc::Sender<Connection>,
 ) {
-    let places = Arc::new(Semaphore::new(connections_max));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let seats = Seats::new(connections_max);
+    loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -210,16 +218,24 @@ async fn accept(
             return;
         }
         let tls = tls.as_ref().map(|tls| TlsAcceptor::from(Arc::clone(&tls.borrow())));
-        let origin = match (peer.ip().to_canonical().is_loopback(), &tls) {
-            (true, _) => Origin(ORIGIN_HERE),
-            (false, Some(_)) => Origin(ORIGIN_TLS),
-            (false, None) => Origin(ORIGIN_PLAIN),
+        let way = match (peer.ip().to_canonical().is_loopback(), &tls) {
+            (true, _) => ORIGIN_HERE,
+            (false, Some(_)) => ORIGIN_TLS,
+            (false, None) => ORIGIN_PLAIN,
         };
+        let seat = seats.admit(peer.ip().to_canonical()).await;
+        let origin = Origin { way, bell: seat.bell() };
         let accepted = accepted.clone();
         tokio::spawn(async move {
-            match open(stream, tls).await {
+            let unseated = seat.unseated();
+            let opened = tokio::select! {
+                opened = open(stream, tls) => opened,
+                () = unseated.cancelled() => Err("another needed its place".into()),
+            };
+            let unseated = Box::pin(unseated.cancelled_owned());
+            match opened {
                 // The door closed meanwhile: so does the connection.
-                Ok(io) => _ = accepted.send(Connection { io, origin, _place: place }).await,
+                Ok(io) => _ = accepted.send(Connection { io, origin, unseated, _seat: seat }).await,
                 Err(error) => tracing::debug!(error, "a connection ended before its first call"),
             }
         });
@@ -238,18 +254,19 @@ async fn open(stream: TcpStream, tls: Option<TlsAcceptor>) -> Result<Pin<Box<dyn
 trait Io: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 
-/// An accepted connection and its place among them.
+/// An accepted connection and its seat. Without that, it reads nothing more.
 struct Connection {
     io: Pin<Box<dyn Io>>,
     origin: Origin,
-    _place: OwnedSemaphorePermit,
+    unseated: Pin<Box<WaitForCancellationFutureOwned>>,
+    _seat: Seat,
 }
 
 impl Connected for Connection {
     type ConnectInfo = Origin;
 
     fn connect_info(&self) -> Origin {
-        self.origin
+        self.origin.clone()
     }
 }
 
@@ -259,6 +276,9 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.unseated.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         self.io.as_mut().poll_read(cx, buf)
     }
 }

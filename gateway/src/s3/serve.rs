@@ -1,7 +1,8 @@
 //! Listeners and connections.
 //!
 //! HTTP/1.1 and HTTP/2, with TLS or without. Always: `TCP_NODELAY` on every accepted socket; at most
-//! `connections_max` connections, further ones wait in the kernel's queue; no peer holds a connection without
+//! `connections_max` connections, of which the one that is idle longest makes room for a newcomer, and further ones wait
+//! in the kernel's queue while all are served; no peer holds a connection without
 //! moving bytes: a handshake, a header, an idle wait, a stalled body and a stalled answer each have their bound.
 
 use std::future::Future;
@@ -22,7 +23,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::access::Peer;
 use super::body::Stall;
 use super::service::S3Door;
+use crate::seats::{Bell, Seats};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -85,12 +87,7 @@ async fn serve_all(
         return Err(ServeError::NoListener);
     }
     let connections = door.connections_max();
-    let server = Server {
-        door,
-        tls,
-        builder: Arc::new(builder()),
-        connections: Arc::new(Semaphore::new(connections)),
-    };
+    let server = Server { door, tls, builder: Arc::new(builder()), seats: Seats::new(connections) };
     let drained = CancellationToken::new();
     let logs = {
         let (door, drained) = (server.door.clone(), drained.clone());
@@ -107,7 +104,7 @@ struct Server {
     door: S3Door,
     tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
     builder: Arc<Builder<TokioExecutor>>,
-    connections: Arc<Semaphore>,
+    seats: Seats,
 }
 
 impl Server {
@@ -115,17 +112,25 @@ impl Server {
         let graceful = GracefulShutdown::new();
         let mut tasks = JoinSet::new();
         let accept = async {
-            // Never closed: `None` would end the loop, as shutdown does.
-            while let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
+            loop {
                 match listener.accept().await {
                     Ok((stream, peer)) => {
+                        let seat = self.seats.admit(peer.ip().to_canonical()).await;
                         while tasks.try_join_next().is_some() {}
-                        let connection = self.connection(stream, peer, graceful.watcher());
+                        let connection = self.connection(stream, peer, seat.bell(), graceful.watcher());
                         tasks.spawn(async move {
-                            if let Err(error) = connection.await {
-                                tracing::debug!(%peer, error, "a connection ended early");
+                            let unseated = seat.unseated();
+                            tokio::select! {
+                                ended = connection => {
+                                    if let Err(error) = ended {
+                                        tracing::debug!(%peer, error, "a connection ended early");
+                                    }
+                                }
+                                () = unseated.cancelled() => {
+                                    tracing::debug!(%peer, "an idle connection made room for another");
+                                }
                             }
-                            drop(permit);
+                            drop(seat);
                         });
                     }
                     Err(error) => {
@@ -150,6 +155,7 @@ impl Server {
         &self,
         stream: TcpStream,
         address: SocketAddr,
+        bell: Bell,
         watcher: Watcher,
     ) -> impl Future<Output = Result<(), String>> + Send + use<> {
         let (door, builder) = (self.door.clone(), Arc::clone(&self.builder));
@@ -163,9 +169,9 @@ impl Server {
                     let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await;
                     let stream = handshake.map_err(|_| "the TLS handshake took too long")?;
                     let stream = stream.map_err(|error| format!("TLS handshake: {error}"))?;
-                    talk(door, &builder, stream, peer(true), watcher).await
+                    talk(door, &builder, stream, peer(true), bell, watcher).await
                 }
-                None => talk(door, &builder, stream, peer(false), watcher).await,
+                None => talk(door, &builder, stream, peer(false), bell, watcher).await,
             }
         }
     }
@@ -176,6 +182,7 @@ async fn talk<S>(
     builder: &Builder<TokioExecutor>,
     stream: S,
     peer: Peer,
+    bell: Bell,
     watcher: Watcher,
 ) -> Result<(), String>
 where
@@ -183,8 +190,8 @@ where
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        let door = door.clone();
-        async move { door.handle(request).await }
+        let (door, busy) = (door.clone(), bell.begin());
+        async move { door.handle(request, busy).await }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     watcher.watch(connection).await.map_err(|error| error.to_string())

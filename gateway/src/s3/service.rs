@@ -48,6 +48,7 @@ use crate::identity::Identity;
 use crate::objects::Objects;
 use crate::objects::documents::BucketAccess;
 use crate::outbound::Outbound;
+use crate::seats::Busy;
 
 /// Bytes of an XML body: 10,000 parts with their checksums, or 1,000 keys, fit.
 const XML_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -212,7 +213,13 @@ impl S3Door {
 
     /// Serves one request.
     #[expect(clippy::disallowed_methods, reason = "measures the request; decides nothing that is agreed")]
-    pub(super) async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    ///
+    /// `busy`: kept until its answer has gone.
+    pub(super) async fn handle(
+        &self,
+        request: Request<Incoming>,
+        busy: Busy,
+    ) -> Result<Response<Answer>, Infallible> {
         let id = self.next_id();
         let begun = Instant::now();
         // `100 Continue` is not sent for a body of no bytes, and botocore then garbles the answer to the next request
@@ -305,7 +312,10 @@ impl S3Door {
         tracing::debug!(request = id, operation, code, "answered");
         metrics::counter!(names::GATEWAY_REQUESTS, "door" => "s3", "operation" => operation.clone(), "code" => code)
             .increment(1);
-        Ok(Response::from_parts(head, Answer { body, begun, operation, sent: 0, logged, _permit: permit }))
+        Ok(Response::from_parts(
+            head,
+            Answer { body, begun, operation, sent: 0, logged, _permit: permit, _busy: busy },
+        ))
     }
 
     /// Serves a visit to a bucket's website.
@@ -867,6 +877,7 @@ pub(super) struct Answer {
     sent: u64,
     logged: Option<Logged>,
     _permit: Option<OwnedSemaphorePermit>,
+    _busy: Busy,
 }
 
 impl Drop for Answer {
