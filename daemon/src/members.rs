@@ -18,6 +18,7 @@
 //! | 10   | speed     | members           | bytes asked for (u32, big-endian), any others -> so many bytes |
 //! | 11   | lost      | voters, gateways  | nothing -> [`crate::reconcile::lost::LostBlob`]s that the node tells of      |
 //! | 12   | never     | voters, gateways  | [`Asked`] -> why no machine could ever run it        |
+//! | 13   | room      | voters, gateways  | nothing -> the free bytes of each disk, as the leader heard |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //! | 130  | drill     | voters            | [`DrillRequest`] -> [`crate::accounts::drills::DrillReply`] |
@@ -76,6 +77,7 @@ pub const WHY: u16 = 9;
 pub const SPEED: u16 = 10;
 pub const LOST: u16 = 11;
 pub const NEVER: u16 = 12;
+pub const ROOM: u16 = 13;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
 pub const DRILL: u16 = 130;
@@ -452,6 +454,13 @@ impl Members {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Free bytes of disks, as the leader has heard.
+    #[must_use]
+    pub fn free_by_disk(&self) -> Vec<(DiskId, u64)> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.values().flat_map(|heard| &heard.disks).map(|beat| (beat.disk, beat.free_bytes)).collect()
+    }
+
     /// Takes a heartbeat, a peer's or this node's own.
     pub fn hear(&self, from: NodeId, beat: Heartbeat) {
         let Heartbeat { disks, repair, mut filled, compute, line, .. } = beat;
@@ -630,8 +639,11 @@ impl PeerHandler for Members {
                 encode(&lost)
             }
             NEVER if self.has_role(from, &TRUSTED) => encode(&self.never(decode(&body)?).await?),
+            ROOM if self.has_role(from, &TRUSTED) => encode(&self.free_by_disk()),
             META | HEARTBEAT | FACTS | SPEED | AUDIT | BIND_PAYOUT | DRILL | ATTEMPTS | JOB_LOG | WAKE
-            | CAPACITY | WHY | LOST | NEVER => Err(format!("node {from} may not ask this (kind {kind})")),
+            | CAPACITY | WHY | LOST | NEVER | ROOM => {
+                Err(format!("node {from} may not ask this (kind {kind})"))
+            }
             _ => Err(format!("kind {kind} is unknown to this release")),
         }
     }

@@ -24,7 +24,7 @@ use makai_gateway::audit::Audited;
 use makai_gateway::identity::{self, Identity};
 use makai_gateway::jobs::JobsOptions;
 use makai_gateway::jobs::desk::Desk;
-use makai_gateway::objects::{Objects, ObjectsOptions};
+use makai_gateway::objects::{Objects, ObjectsOptions, PoolRoom};
 use makai_gateway::s3::notifications::Messenger;
 use makai_gateway::s3::replication::Replicator;
 use makai_gpu_runtime::card::host::{Host, HostConfig};
@@ -32,7 +32,7 @@ use makai_gpu_runtime::container::{Bounds as ImageBounds, ContainerConfig, Conta
 use makai_gpu_runtime::runner::Level;
 use makai_ops::metering::{Purpose, ServedMeter};
 use makai_raft::facts::Timestamp;
-use makai_raft::facts::cluster::{Disk, Node as NodeFacts, Role, Standing};
+use makai_raft::facts::cluster::{Condition, Disk, Node as NodeFacts, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::{AccessKey, Tenant};
@@ -50,7 +50,9 @@ use crate::accounts::metered::MeteredShards;
 use crate::disks::LocalDisks;
 use crate::files::{self, FolderLock};
 use crate::identity::NodeIdentity;
-use crate::members::{JOIN, JoinAnswer, JoinRequest, META, Members, StorageFacts, decode, describe, encode};
+use crate::members::{
+    JOIN, JoinAnswer, JoinRequest, META, Members, ROOM, StorageFacts, decode, describe, encode,
+};
 use crate::reconcile::cards::CardRoom;
 use crate::reconcile::{self, Shell};
 use crate::relay::Relay;
@@ -61,6 +63,8 @@ use crate::{clock, console, door};
 
 /// How long a node tries to join, or to say that it is back, before it gives up.
 const JOIN_DEADLINE: Duration = Duration::from_secs(120);
+/// `df` waits no longer for a leader to tell of disks.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long requests under way may take to end when the node stops.
@@ -787,11 +791,43 @@ fn cards(shell: &Shell) -> anyhow::Result<Option<Arc<Host>>> {
     Ok(Some(host))
 }
 
+/// What the leader has heard of disks.
+struct DiskRoom {
+    shell: Shell,
+}
+
+#[async_trait]
+impl PoolRoom for DiskRoom {
+    async fn free_bytes(&self) -> Option<u64> {
+        let members = &self.shell.members;
+        let free: Vec<(DiskId, u64)> = if self.shell.is_leader() {
+            members.free_by_disk()
+        } else {
+            let leader = members.leader()?;
+            let answer = self.shell.transport.request(leader, ROOM, Bytes::new(), ROOM_TIMEOUT).await;
+            decode(&answer.ok()?).ok()?
+        };
+        let map = self.shell.map.get();
+        let takes = |id: DiskId| {
+            let disk = map.map.disks.iter().find(|disk| disk.id == id)?;
+            let node = map.node(disk.node)?;
+            let is_active = disk.standing.worse(node.standing) == Standing::Active;
+            (is_active && node.is_up && disk.condition != Condition::Missing).then_some(())
+        };
+        let takes = free.iter().filter(|(disk, _)| takes(*disk).is_some());
+        let raw = takes.fold(0_u64, |sum, (_, free)| sum.saturating_add(*free));
+        let scheme = map.default_scheme();
+        // A leader that has just begun has heard of nobody.
+        (!free.is_empty()).then(|| raw / scheme.shard_count().max(1) as u64 * u64::from(scheme.data))
+    }
+}
+
 fn objects(shell: &Shell, identity: Identity) -> Objects {
     let options = ObjectsOptions {
         uploads_in_flight_max: shell.config.limits.uploads_in_flight_max as usize,
         read_cache_bytes: shell.config.limits.read_cache_bytes,
         meter: shell.served.clone(),
+        pool_room: Some(Arc::new(DiskRoom { shell: shell.clone() })),
         ..ObjectsOptions::default()
     };
     Objects::new(

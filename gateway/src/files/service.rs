@@ -175,7 +175,8 @@ impl files_server::Files for Files {
         else {
             return Err(mismatch().into());
         };
-        let total_bytes = quota_bytes.unwrap_or_else(|| self.objects.capacity_bytes()).max(used_bytes);
+        let (free, capacity) = (self.objects.free_bytes().await, self.objects.capacity_bytes());
+        let total_bytes = total(used_bytes, quota_bytes, free, capacity);
         Ok(Response::new(proto::StatFsReply { total_bytes, used_bytes, files }))
     }
 
@@ -324,4 +325,31 @@ impl Files {
 
 fn range(grant: &SessionGrant) -> proto::InodeRange {
     proto::InodeRange { first: grant.inodes.0, count: grant.inodes.1 }
+}
+
+/// The size that a filesystem is shown with, so that what is left of it is what can be written: the least of what the quota and the
+/// disks leave. Where nobody knows of the disks, all of them count as empty.
+fn total(used: u64, quota: Option<u64>, free: Option<u64>, capacity: u64) -> u64 {
+    let pool = free.map(|free| used.saturating_add(free));
+    let total = match (quota, pool) {
+        (Some(quota), Some(pool)) => quota.min(pool),
+        (Some(known), None) | (None, Some(known)) => known,
+        (None, None) => capacity,
+    };
+    total.max(used)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_what_can_be_written() {
+        let left = |used, quota, free, capacity| total(used, quota, free, capacity) - used;
+        assert_eq!(left(10, None, Some(3), 1000), 3, "a nearly full pool");
+        assert_eq!(left(10, Some(12), Some(3), 1000), 2);
+        assert_eq!(left(10, Some(500), Some(3), 1000), 3, "a quota is no room");
+        assert_eq!(left(10, Some(5), Some(3), 1000), 0);
+        assert_eq!((left(10, Some(500), None, 1000), left(10, None, None, 1000)), (490, 990));
+    }
 }

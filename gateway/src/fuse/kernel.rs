@@ -44,7 +44,7 @@ const BLOCK_BYTES: u32 = 4096;
 /// Answers about free space where no quota limits it.
 const FILES_MAX: u64 = 1 << 40;
 /// How the filesystem is called in `mount`'s list.
-const SUBTYPE: &str = "makai";
+pub const SUBTYPE: &str = "makai";
 
 /// How a bucket is attached.
 #[derive(Debug, Clone, Default)]

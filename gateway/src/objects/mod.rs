@@ -38,6 +38,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -162,7 +163,7 @@ pub struct CopyFrom {
 }
 
 /// Bounds that an operator sets.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ObjectsOptions {
     /// Uploads under way at once; beyond, clients are told to slow down.
     pub uploads_in_flight_max: usize,
@@ -172,6 +173,15 @@ pub struct ObjectsOptions {
     pub read_cache_bytes: u64,
     /// Where tenants' traffic is counted.
     pub meter: ServedMeter,
+    /// Who knows what disks still take; `None`: nobody.
+    pub pool_room: Option<Arc<dyn PoolRoom>>,
+}
+
+/// What disks still take.
+#[async_trait]
+pub trait PoolRoom: Send + Sync + 'static {
+    /// Plaintext bytes, under the cluster's default scheme; `None`: it is not known now.
+    async fn free_bytes(&self) -> Option<u64>;
 }
 
 impl Default for ObjectsOptions {
@@ -181,6 +191,7 @@ impl Default for ObjectsOptions {
             upload_wait: Duration::from_secs(5),
             read_cache_bytes: 0,
             meter: ServedMeter::default(),
+            pool_room: None,
         }
     }
 }

@@ -99,6 +99,14 @@ impl Objects {
         Ok(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived.as_ref()))
     }
 
+    /// Plaintext bytes that the cluster's disks still take, if anybody knows.
+    pub(crate) async fn free_bytes(&self) -> Option<u64> {
+        match &self.inner.options.pool_room {
+            Some(room) => room.free_bytes().await,
+            None => None,
+        }
+    }
+
     /// Plaintext bytes that the cluster's disks hold under its default scheme.
     pub(crate) fn capacity_bytes(&self) -> u64 {
         let map = self.inner.map.get();

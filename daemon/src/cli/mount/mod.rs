@@ -3,6 +3,8 @@
 mod background;
 pub mod options;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, bail, ensure};
 use makai_gateway::fuse::client::{FileClient, Target};
 use makai_gateway::fuse::disk_cache::DiskCache;
-use makai_gateway::fuse::kernel::{Attach, attach, detach, detach_dead};
+use makai_gateway::fuse::kernel::{Attach, SUBTYPE, attach, detach, detach_dead};
 use makai_gateway::fuse::mount::{Mount, Options};
 use makai_gateway::fuse::service::FileService as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,6 +92,9 @@ pub struct Args {
     /// Gateways that do not answer for so long are an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
+    /// Mount although something of ours is mounted there already: it is hidden until this is unmounted
+    #[arg(long)]
+    over: bool,
     #[arg(long, hide = true)]
     detached: bool,
     #[arg(long, hide = true)]
@@ -129,6 +134,13 @@ pub async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("{} was left by a mount that died: taken off", args.directory.display());
     }
     ensure!(args.directory.is_dir(), "{} is no directory: make it first", args.directory.display());
+    if let Some(source) = mounted_on(&args.directory).filter(|_| !args.over) {
+        bail!(
+            "{} has {source} mounted on it already: `umount {}` takes it off, and --over mounts on top of it",
+            args.directory.display(),
+            args.directory.display()
+        );
+    }
     let endpoints = endpoints(&profile);
     ensure!(!endpoints.is_empty(), "the profile names no gRPC endpoint: a mount needs one");
     let is_secure = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
@@ -168,6 +180,44 @@ pub async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let (forgets, forgotten) = tokio::sync::mpsc::channel(FORGETS_MAX);
     let mount = Mount::begin(service, options, forgets).await.context("read the bucket's root")?;
     serve(args, mount, forgotten).await
+}
+
+/// The source of the topmost mount of ours on a directory.
+fn mounted_on(directory: &Path) -> Option<String> {
+    let directory = directory.canonicalize().ok()?;
+    ours_on(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, &directory)
+}
+
+/// The same by what `/proc/self/mountinfo` says (proc_pid_mountinfo(5)): later lines lie on top.
+fn ours_on(mounts: &str, directory: &Path) -> Option<String> {
+    let of_line = |line: &str| {
+        let (place, what) = line.split_once(" - ")?;
+        let mut what = what.split(' ');
+        let is_ours = what.next()? == format!("fuse.{SUBTYPE}");
+        let point = unescaped(place.split(' ').nth(4)?);
+        (is_ours && Path::new(OsStr::from_bytes(&point)) == directory)
+            .then(|| String::from_utf8_lossy(&unescaped(what.next().unwrap_or_default())).into_owned())
+    };
+    mounts.lines().filter_map(of_line).next_back()
+}
+
+/// Blanks, tabs, line ends and backslashes stand there as a backslash and three octal digits.
+fn unescaped(text: &str) -> Vec<u8> {
+    let (mut plain, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((&first, behind)) = rest.split_first() {
+        let code = behind.get(..3).filter(|_| first == b'\\').and_then(|code| std::str::from_utf8(code).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &behind[3..];
+            }
+            None => {
+                plain.push(first);
+                rest = behind;
+            }
+        }
+    }
+    plain
 }
 
 /// The gateways of a cluster, the one that the profile prefers first.
@@ -239,4 +289,22 @@ async fn serve(
         eprintln!("makai: {error:#}");
     }
     std::process::exit(failed.is_some().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_of_ours_is_seen_and_others_are_not() {
+        let mounts = "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n\
+                      90 22 0:50 / /mnt/a\\040b rw,nosuid shared:7 - fuse.makai photos/2024 rw,user_id=0\n\
+                      91 22 0:51 / /mnt/other rw - fuse.sshfs host:/ rw\n\
+                      92 22 0:52 / /mnt/a\\040b rw,nosuid - fuse.makai films rw\n";
+        assert_eq!(ours_on(mounts, Path::new("/mnt/a b")).as_deref(), Some("films"), "the topmost");
+        for none in ["/mnt/other", "/mnt", "/mnt/a\\040b", "/"] {
+            assert_eq!(ours_on(mounts, Path::new(none)), None, "{none}");
+        }
+        assert_eq!(unescaped("a\\134b\\09"), b"a\\b\\09");
+    }
 }

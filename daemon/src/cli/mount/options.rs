@@ -82,6 +82,7 @@ pub fn take(args: &mut Args) -> anyhow::Result<()> {
             "alone" => args.alone = true,
             "dirsync" => args.alone = false,
             "local-flock" => args.local_flock = true,
+            "over" => args.over = true,
             "private" => args.private = true,
             "trusted" | "suid" | "dev" => args.trusted = true,
             "uid" => args.uid = Some(u32::try_from(number()?)?),
