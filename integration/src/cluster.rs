@@ -552,7 +552,9 @@ impl Cluster {
     /// # Errors
     /// One ends otherwise than it should, or a task of one has panicked.
     pub async fn finish(mut self) -> anyhow::Result<()> {
+        let mut told = Vec::new();
         for node in self.nodes.iter_mut().filter(|node| node.is_running()) {
+            told.push((node.name.clone(), node.log().len()));
             node.signal(Signal::TERM);
         }
         for node in self.nodes.iter_mut().filter(|node| node.child.is_some()) {
@@ -562,6 +564,10 @@ impl Cluster {
             let log = node.log();
             let panic = log.lines().find(|line| line.contains("panicked at"));
             ensure!(panic.is_none(), "{}: {}", node.name, panic.unwrap_or_default());
+            let told = told.iter().find(|(name, _)| *name == node.name).map_or(log.len(), |(_, told)| *told);
+            let at_end = log.get(told..).unwrap_or_default();
+            let error = at_end.lines().find(|line| line.contains("ERROR openraft"));
+            ensure!(error.is_none(), "{} stops as it should: {}", node.name, error.unwrap_or_default());
         }
         self.is_finished = true;
         Ok(())

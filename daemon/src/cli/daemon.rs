@@ -60,9 +60,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn start_log(filter: &str, json: bool) {
     // Agreement tells its every step at the level where a node tells what an operator wants to know; the S3 parser
-    // tells each client's mistake as an error, which the door tells again, once and with its request id.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("openraft=warn,s3s=off,{filter}")));
+    // tells each client's mistake as an error, which the door tells again, once and with its request id. What agreement's inner side
+    // calls an error is that it has ended: at a stop that is as it should be, and at any other time the node says why.
+    let quiet = "openraft=warn,openraft::raft::raft_inner=off,s3s=off";
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{quiet},{filter}")));
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
     if json {

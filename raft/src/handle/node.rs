@@ -293,6 +293,9 @@ impl MetaNode {
         if group != self.0.config.group {
             return Err(Trouble::Malformed(format!("group {} is not here", group.0)));
         }
+        if self.0.is_stopping.load(Ordering::Acquire) {
+            return Err(stopped());
+        }
         let raft = &self.0.raft;
         let byte = kind as u8;
         match kind {
