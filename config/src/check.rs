@@ -254,6 +254,7 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     within("raft.store_cache_bytes", raft.store_cache_bytes, MIB..=1024 * GIB);
     within("limits.requests_in_flight_max", limits.requests_in_flight_max.into(), 1..=1_000_000);
     within("limits.uploads_in_flight_max", limits.uploads_in_flight_max.into(), 1..=100_000);
+    within("limits.read_bytes_in_flight_max", limits.read_bytes_in_flight_max, 16 * MIB..=1024 * GIB);
     within("limits.read_cache_bytes", limits.read_cache_bytes, 0..=1024 * GIB);
     within("accounts.epoch_secs", accounts.epoch_secs, 2..=30 * DAY_SECS);
     within("accounts.challenge_secs", accounts.challenge_secs, 0..=30 * DAY_SECS);

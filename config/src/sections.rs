@@ -426,6 +426,9 @@ pub struct LimitsConfig {
     pub requests_in_flight_max: u32,
     /// Uploads at once. Each holds a few stripes in memory, whatever the object's size.
     pub uploads_in_flight_max: u32,
+    /// Memory for what downloads have read and clients have not taken yet: however many clients are slow, it is no more. Half of
+    /// it is one tenant's at most.
+    pub read_bytes_in_flight_max: u64,
     /// Memory for what was read lately, so that a gateway need not fetch it from the disks again. Of objects of up to an
     /// eighth of it; 0 turns it off.
     pub read_cache_bytes: u64,
@@ -433,7 +436,12 @@ pub struct LimitsConfig {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { requests_in_flight_max: 1_024, uploads_in_flight_max: 256, read_cache_bytes: 64 * MIB }
+        Self {
+            requests_in_flight_max: 1_024,
+            uploads_in_flight_max: 256,
+            read_bytes_in_flight_max: 1_024 * MIB,
+            read_cache_bytes: 64 * MIB,
+        }
     }
 }
 

@@ -825,6 +825,7 @@ impl PoolRoom for DiskRoom {
 fn objects(shell: &Shell, identity: Identity) -> Objects {
     let options = ObjectsOptions {
         uploads_in_flight_max: shell.config.limits.uploads_in_flight_max as usize,
+        read_bytes_in_flight_max: shell.config.limits.read_bytes_in_flight_max,
         read_cache_bytes: shell.config.limits.read_cache_bytes,
         meter: shell.served.clone(),
         pool_room: Some(Arc::new(DiskRoom { shell: shell.clone() })),

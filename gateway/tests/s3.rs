@@ -5,11 +5,13 @@ mod pool;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::StreamExt as _;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use makai_gateway::objects::{ByteRange, ObjectsError, ObjectsOptions};
 use makai_gateway::s3::S3DoorConfig;
 use pool::Pool;
 use ring::{digest, hmac};
@@ -398,4 +400,30 @@ async fn the_door_speaks_http_2_over_tls() {
         assert!(answer.headers().contains_key("x-amz-request-id"));
         answer.into_body().collect().await.unwrap();
     }
+}
+
+/// Whatever clients leave lying, a gateway holds no more for them than it is allowed to; who comes then is told.
+#[tokio::test]
+async fn slow_readers_hold_a_bounded_room() {
+    const WINDOW: usize = 2 << 20;
+    let options = ObjectsOptions {
+        // Half of it is a tenant's: one window.
+        read_bytes_in_flight_max: 2 * WINDOW as u64,
+        room_wait: Duration::from_millis(100),
+        ..ObjectsOptions::default()
+    };
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let pool = Pool::start_with(listen, S3DoorConfig::default(), None, options).await;
+    send(&pool, Signed::new(&pool, "PUT", "/bucket"), b"").await;
+    let content = bytes(3 * WINDOW + 17);
+    put(&pool, "/bucket/key", &content).await;
+    let caller = pool.identity.caller(&pool.access_key).await.unwrap();
+    let get = || pool.objects.get(&caller, "bucket", "key", ByteRange::All);
+    let slow = get().await.unwrap();
+    let refused = get().await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused, ObjectsError::SlowDown(_)), "{refused}");
+    let taken: Vec<_> = slow.body.map(Result::unwrap).collect().await;
+    assert!(taken.concat() == content, "the slow one gets every byte");
+    let next = get().await.unwrap().body.map(Result::unwrap).collect::<Vec<_>>().await;
+    assert!(next.concat() == content);
 }

@@ -384,7 +384,9 @@ fn judge_open_files(limit: Option<u64>, needed: u64) -> Finding {
 
 fn memory(config: &NodeConfig) -> Finding {
     let limits = &config.limits;
-    let windows = u64::from(limits.uploads_in_flight_max).saturating_mul(UPLOAD_BYTES);
+    let uploads = u64::from(limits.uploads_in_flight_max).saturating_mul(UPLOAD_BYTES);
+    let windows =
+        uploads.saturating_add(limits.read_bytes_in_flight_max).saturating_add(limits.read_cache_bytes);
     let is_gateway = config.has_role(Role::Gateway);
     let needed = if is_gateway { windows } else { 0 };
     let available = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available_bytes);
@@ -399,7 +401,7 @@ fn judge_memory(available: Option<u64>, needed: u64) -> Finding {
         Some(available) => Finding::warn(
             CHECK,
             format!("{} available; a full gateway may take {}", gib(available), gib(needed)),
-            "lower limits.uploads_in_flight_max",
+            "lower limits.uploads_in_flight_max or limits.read_bytes_in_flight_max",
         ),
     }
 }

@@ -14,9 +14,12 @@ use makai_ops::metering::Traffic;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::object::{Blob, Content, ObjectHead, ObjectHeaders, ResolvedExtent};
 use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
+use makai_raft::facts::tenant::TenantId;
 use makai_raft::facts::version::{VersionId, VersionQuery, VersionRefusal};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::room::Place;
 use super::upload::stripe_error;
 use super::{ByteRange, Download, Found, Objects, ObjectsError, check_key, unexpected};
 use crate::identity::Caller;
@@ -199,14 +202,16 @@ impl Objects {
     ) -> Result<Download, ObjectsError> {
         let Found { head, versioning } = found;
         let reading_key = self.reading_key(caller, &head.headers).await?;
-        let body = Self::begun(self.body_of(&reading_key, range.clone(), extents)?).await?;
+        let body = Self::begun(self.body_of(caller.tenant, &reading_key, range.clone(), extents)?).await?;
         let body = self.counted(caller, body);
         Ok(Download { head, range, body, versioning })
     }
 
-    /// The bytes of `range`, which `extents` must cover; `reading_key` opens the keys of their blobs.
+    /// The bytes of `range`, which `extents` must cover; `reading_key` opens the keys of their blobs. What is held of them counts
+    /// against the room of `tenant` until the client has taken it.
     pub(super) fn body_of(
         &self,
+        tenant: TenantId,
         reading_key: &[u8; 32],
         range: Range<u64>,
         extents: &[ResolvedExtent],
@@ -237,23 +242,28 @@ impl Objects {
             return Err(ObjectsError::Internal(format!("the extents found do not cover bytes {range:?}")));
         }
         let objects = self.clone();
-        let body = stream::iter(windows)
-            .map(move |window| {
+        let body = stream::iter(windows.into_iter().enumerate())
+            .map(move |(number, window)| {
                 let objects = objects.clone();
                 let key = keys.get(&window.blob).cloned();
                 // Read to its end however slowly the client takes it: bytes that nobody takes from a disk's node hold up
                 // everybody else who reads from there.
                 let read = tokio::spawn(async move {
-                    match key {
-                        Some(key) => objects.read_window(window, key).await,
-                        None => Ok(zeros(window.range.end - window.range.start)),
-                    }
+                    let Some(key) = key else {
+                        return Ok((None, zeros(window.range.end - window.range.start)));
+                    };
+                    let room = objects.read_room(tenant, &window.range, number == 0).await?;
+                    Ok::<_, ObjectsError>((Some(room), objects.read_window(window, key).await?))
                 });
                 let read = AbortOnDropHandle::new(read);
                 async move { read.await.map_err(|error| ObjectsError::Internal(error.to_string()))? }
             })
             .buffered(WINDOWS_AHEAD)
-            .map_ok(|pages| stream::iter(pages.into_iter().map(Ok)))
+            .map_ok(|(room, pages)| {
+                stream::iter(pages.into_iter().map(Ok)).inspect(move |_| {
+                    let _ = &room;
+                })
+            })
             .try_flatten()
             .boxed();
         Ok(body)
@@ -270,6 +280,24 @@ impl Objects {
             return Err(error);
         }
         Ok(body)
+    }
+
+    /// Room for a window's bytes. Who has none yet is told to come later; who has begun waits until others have taken theirs.
+    async fn read_room(
+        &self,
+        tenant: TenantId,
+        range: &Range<u64>,
+        is_first: bool,
+    ) -> Result<Place, ObjectsError> {
+        let pages = u32::try_from((range.end - range.start).div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX);
+        let room = self.inner.reads.take(tenant, pages);
+        let room =
+            if is_first { timeout(self.inner.options.room_wait, room).await.ok() } else { Some(room.await) };
+        room.flatten().ok_or_else(|| {
+            ObjectsError::SlowDown(
+                "clients take what was read for them too slowly: too many bytes wait for them".into(),
+            )
+        })
     }
 
     /// From memory, or from the disks.

@@ -14,6 +14,7 @@
 //! | [`documents`] | what decides about access to a bucket, kept for a lease   |
 //! | `leases`      | waiting for a directory that a mount has alone            |
 //! | `pieces`      | what the file service needs: blobs not yet named, ranges of extents |
+//! | `room`        | what requests share: uploads under way, bytes being read   |
 //! | [`multipart`] | uploads in parts, copies                                  |
 //! | [`versions`]  | versions that need not be current, object lock, rules of lifecycles |
 //!
@@ -26,6 +27,7 @@ mod download;
 mod leases;
 mod multipart;
 mod pieces;
+mod room;
 pub mod sealing;
 mod upload;
 mod versions;
@@ -44,7 +46,8 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use makai_erasure::Scheme;
 use makai_erasure::codec::Codec;
-use makai_erasure::stripe::ShardPeers;
+use makai_erasure::layout::PAGE_BYTES;
+use makai_erasure::stripe::{READ_WINDOW_BYTES, ShardPeers};
 use makai_ops::metering::{ServedMeter, Traffic};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::bucket::Bucket;
@@ -52,12 +55,10 @@ use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
 use makai_raft::facts::files::FileRefusal;
 use makai_raft::facts::object::{Checksum, KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
-use makai_raft::facts::tenant::TenantId;
 use makai_raft::facts::version::{VersionId, Versioning};
 use makai_raft::handle::{MetaError, Metadata};
 use makai_raft::lifecycle::Rules;
 use makai_raft::view::MapView;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::identity::{Caller, Identity};
@@ -167,8 +168,10 @@ pub struct CopyFrom {
 pub struct ObjectsOptions {
     /// Uploads under way at once; beyond, clients are told to slow down.
     pub uploads_in_flight_max: usize,
-    /// How long an upload waits for room among them.
-    pub upload_wait: Duration,
+    /// Plaintext that downloads under way may hold, on its way from disks to clients; beyond, clients are told to slow down.
+    pub read_bytes_in_flight_max: u64,
+    /// How long an upload or a download waits for room among them.
+    pub room_wait: Duration,
     /// Plaintext of blobs read lately that is kept in memory; 0: none.
     pub read_cache_bytes: u64,
     /// Where tenants' traffic is counted.
@@ -188,7 +191,8 @@ impl Default for ObjectsOptions {
     fn default() -> Self {
         Self {
             uploads_in_flight_max: 512,
-            upload_wait: Duration::from_secs(5),
+            read_bytes_in_flight_max: 1 << 30,
+            room_wait: Duration::from_secs(5),
             read_cache_bytes: 0,
             meter: ServedMeter::default(),
             pool_room: None,
@@ -213,9 +217,9 @@ struct Inner {
     identity: Identity,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     options: ObjectsOptions,
-    uploads: Arc<Semaphore>,
-    /// Each tenant's part of them.
-    upload_shares: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+    uploads: room::Room,
+    /// In pages.
+    reads: room::Room,
     codecs: Mutex<HashMap<Scheme, Codec>>,
     buckets: Mutex<HashMap<String, (Instant, Bucket)>>,
     access: Mutex<documents::Known>,
@@ -258,7 +262,9 @@ impl Objects {
         clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
         options: ObjectsOptions,
     ) -> Self {
-        let uploads = Arc::new(Semaphore::new(options.uploads_in_flight_max));
+        let uploads = room::Room::new(options.uploads_in_flight_max, 1);
+        let read_pages = usize::try_from(options.read_bytes_in_flight_max / PAGE_BYTES).unwrap_or(usize::MAX);
+        let reads = room::Room::new(read_pages, (READ_WINDOW_BYTES / PAGE_BYTES) as usize);
         let (codecs, buckets, access) = (Mutex::default(), Mutex::default(), Mutex::default());
         let lifecycles = Mutex::default();
         let windows = cache::WindowCache::new(options.read_cache_bytes);
@@ -271,7 +277,7 @@ impl Objects {
                 clock,
                 options,
                 uploads,
-                upload_shares: Mutex::default(),
+                reads,
                 codecs,
                 buckets,
                 access,

@@ -89,7 +89,7 @@ impl Objects {
     ) -> Result<BoxStream<'static, Result<Bytes, ObjectsError>>, ObjectsError> {
         let key = self.reading_key(caller, &headers_of(content)).await?;
         self.count(caller, Traffic::Requests, 1);
-        Ok(self.counted(caller, self.body_of(&key, range, &content.extents)?))
+        Ok(self.counted(caller, self.body_of(caller.tenant, &key, range, &content.extents)?))
     }
 
     /// A key that the caller's tenant alone has, to vouch for what this room gives out.

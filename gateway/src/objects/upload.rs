@@ -9,7 +9,7 @@
 //! Always: at most one blob of an upload is open at a time; what was written for an upload that fails is deleted
 //! at once as far as disks answer, and else collected as orphans.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,9 +30,9 @@ use makai_raft::facts::tenant::TenantId;
 use md5::{Digest, Md5};
 use rand::seq::IndexedRandom;
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::room::Place;
 use super::{Objects, ObjectsError, Upstream};
 use crate::identity::Caller;
 
@@ -40,9 +40,6 @@ use crate::identity::Caller;
 /// many rounds of the leader's loop that makes groups.
 const GROUP_LOOK_EVERY: Duration = Duration::from_millis(100);
 const GROUP_LOOKS_MAX: usize = 100;
-
-/// Tenants whose share of the uploads is remembered while none of theirs is under way.
-const UPLOAD_SHARES_MAX: usize = 1024;
 
 /// Whether small content may live in the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,21 +117,10 @@ impl Objects {
         }
     }
 
-    /// A place among the uploads under way. One tenant has half of all at most, so that however slow its uploads are, others
-    /// find room.
-    async fn upload_room(&self, tenant: TenantId) -> Result<[OwnedSemaphorePermit; 2], ObjectsError> {
-        let all = Arc::clone(&self.inner.uploads);
-        let own = {
-            let mut shares = self.inner.upload_shares.lock().unwrap_or_else(PoisonError::into_inner);
-            if shares.len() >= UPLOAD_SHARES_MAX {
-                shares.retain(|_, share| Arc::strong_count(share) > 1);
-            }
-            let share = (self.inner.options.uploads_in_flight_max / 2).max(1);
-            Arc::clone(shares.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(share))))
-        };
-        let room = async { Ok::<_, AcquireError>([own.acquire_owned().await?, all.acquire_owned().await?]) };
-        let room = timeout(self.inner.options.upload_wait, room).await.ok().and_then(Result::ok);
-        room.ok_or_else(|| ObjectsError::SlowDown("too many uploads are under way".into()))
+    /// A place among the uploads under way.
+    async fn upload_room(&self, tenant: TenantId) -> Result<Place, ObjectsError> {
+        let room = timeout(self.inner.options.room_wait, self.inner.uploads.take(tenant, 1)).await;
+        room.ok().flatten().ok_or_else(|| ObjectsError::SlowDown("too many uploads are under way".into()))
     }
 
     /// Takes in a body for a key that another room will make visible, in the bucket as it is now.

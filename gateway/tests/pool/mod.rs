@@ -134,6 +134,15 @@ pub struct Pool {
 
 impl Pool {
     pub async fn start(listen: SocketAddr, config: S3DoorConfig, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self::start_with(listen, config, tls, ObjectsOptions::default()).await
+    }
+
+    pub async fn start_with(
+        listen: SocketAddr,
+        config: S3DoorConfig,
+        tls: Option<Arc<ServerConfig>>,
+        options: ObjectsOptions,
+    ) -> Self {
         let facts = Arc::new(Facts { state: Mutex::default() });
         facts.propose(Command::InitCluster { cluster_id: "memory".into() }).await.unwrap();
         make_disks(&facts).await;
@@ -148,7 +157,6 @@ impl Pool {
         }
         let identity = Identity::new(facts.clone(), CLUSTER_KEY);
         let peers = Arc::new(Disks { shards: Shards::default() });
-        let options = ObjectsOptions::default();
         let objects = Objects::new(facts.clone(), peers, map, identity.clone(), Arc::new(now), options);
         let door = S3Door::new(objects.clone(), identity.clone(), config).unwrap();
         let listener = TcpListener::bind(listen).await.unwrap();
