@@ -37,7 +37,8 @@ async fn canned_lists_are_the_grants_that_s3_documents() {
         ("bucket-owner-read", vec![]),
         ("bucket-owner-full-control", vec![]),
     ] {
-        let expected = pairs(&[&[owner], more.as_slice()].concat());
+        // Groups come first.
+        let expected = pairs(&[more.as_slice(), &[owner]].concat());
         for target in ["/bucket?acl", "/bucket/key?acl"] {
             let answer = client.put(target).header("x-amz-acl", canned).send().await;
             assert_eq!(answer.said(), (200, ""), "{target} {canned}");
@@ -139,7 +140,7 @@ async fn lists_in_xml_say_what_lists_in_headers_say() {
         let answer = client.put(target).body(xml(ONE, &format!("{two}{all}"))).send().await;
         assert_eq!(answer.said(), (200, ""), "{}", answer.body);
         let shown = client.get(target).send().await;
-        assert_eq!(grants(&shown), pairs(&[(TWO, "READ"), ("AllUsers", "READ_ACP")]));
+        assert_eq!(grants(&shown), pairs(&[("AllUsers", "READ_ACP"), (TWO, "READ")]));
         assert!(shown.body.contains(&format!("<ID>{ONE}</ID>")), "the owner: {}", shown.body);
         // Nobody is granted anything: it stays the owner's to change.
         assert_eq!(client.put(target).body(xml(ONE, "")).send().await.said(), (200, ""));
@@ -220,7 +221,7 @@ async fn a_writer_owns_what_it_writes_unless_the_bucket_says_otherwise() {
 async fn a_new_bucket_has_the_list_it_is_made_with() {
     let client = Client::start().await;
     for (bucket, header, value, expected) in [
-        ("/open", "x-amz-acl", "public-read", pairs(&[(ONE, "FULL_CONTROL"), ("AllUsers", "READ")])),
+        ("/open", "x-amz-acl", "public-read", pairs(&[("AllUsers", "READ"), (ONE, "FULL_CONTROL")])),
         ("/given", "x-amz-grant-read", &format!("id={TWO}"), pairs(&[(TWO, "READ")])),
     ] {
         assert_eq!(client.put(bucket).header(header, value).send().await.said(), (200, ""));

@@ -169,8 +169,15 @@ impl Client {
         let mut parts = String::new();
         for (number, size) in (1..).zip(sizes) {
             let part = format!("{target}?partNumber={number}&uploadId={id}");
-            let etag = self.ok("PUT", &part, &[], bytes(*size)).await.headers["etag"].clone();
-            parts += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+            let put = self.ok("PUT", &part, &[], bytes(*size)).await;
+            let checksum = put
+                .header("x-amz-checksum-crc32")
+                .map(|value| format!("<ChecksumCRC32>{value}</ChecksumCRC32>"));
+            parts += &format!(
+                "<Part><PartNumber>{number}</PartNumber><ETag>{}</ETag>{}</Part>",
+                put.headers["etag"],
+                checksum.unwrap_or_default()
+            );
         }
         let body = format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>");
         self.call("POST", &format!("{target}?uploadId={id}"), &[], body).await

@@ -81,7 +81,7 @@ async fn what_is_no_rule_is_refused() {
     }
     let transition = "<Transition><Days>1</Days><StorageClass>GLACIER</StorageClass></Transition>";
     let outcome = put(&client, &rules(&[&format!("{filter}{transition}{ENABLED}")])).await;
-    assert_eq!(outcome, (501, "NotImplemented".into()));
+    assert_eq!(outcome, (400, "InvalidArgument".into()), "an archive");
 }
 
 #[tokio::test]
