@@ -10,9 +10,6 @@ const REAL: &str = "libcuda-real.so.1";
 
 fn main() {
     println!("cargo::rerun-if-changed=shadow");
-    // The driver's own calls of its functions stay within it, and so must those of the tests' driver: past the library in front of it,
-    // which comes before it where names are looked up.
-    println!("cargo::rustc-link-arg-examples=-Wl,-Bsymbolic");
     let target = variable("TARGET");
     let out = PathBuf::from(variable("OUT_DIR"));
     let library = out.join("libmakai_shadow.so");

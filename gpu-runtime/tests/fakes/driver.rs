@@ -359,6 +359,18 @@ extern "C" fn cuLaunchKernel(
     _arguments: *mut *mut c_void,
     extra: *mut *mut c_void,
 ) -> c_int {
+    launch_kernel(function, [grid_x, grid_y, grid_z], [block_x, block_y, block_z], shared, extra)
+}
+
+/// What all launches come to. By the name of another of the driver's functions they would be found in the library in front of it,
+/// which comes first where names are looked up, and be counted twice.
+fn launch_kernel(
+    function: *mut c_void,
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    extra: *mut *mut c_void,
+) -> c_int {
     with(|process| {
         let Some(&(module, kernel)) = process.functions.get((function as usize).wrapping_sub(1)) else {
             return 400;
@@ -369,12 +381,7 @@ extern "C" fn cuLaunchKernel(
             let (buffer, bytes) = unsafe { (*extra.add(1), *(*extra.add(3)).cast::<usize>()) };
             parameters = bytes_at(buffer, bytes).to_vec();
         }
-        let launch = ptx::run::Launch {
-            grid: [grid_x, grid_y, grid_z],
-            block: [block_x, block_y, block_z],
-            dynamic_shared_bytes: shared,
-            parameters,
-        };
+        let launch = ptx::run::Launch { grid, block, dynamic_shared_bytes: shared, parameters };
         execute(process, module, kernel, &launch)
     })
 }

@@ -471,11 +471,11 @@ extern "C" fn cuLaunchKernel_ptsz(
     by: c_uint,
     bz: c_uint,
     shared: c_uint,
-    stream: Handle,
-    arguments: *mut Handle,
+    _stream: Handle,
+    _arguments: *mut Handle,
     extra: *mut Handle,
 ) -> c_int {
-    cuLaunchKernel(f, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra)
+    launch_kernel(f, [gx, gy, gz], [bx, by, bz], shared, extra)
 }
 
 #[repr(C)]
@@ -483,29 +483,33 @@ struct Config {
     grid: [c_uint; 3],
     block: [c_uint; 3],
     shared: c_uint,
-    stream: Handle,
+    _stream: Handle,
+}
+
+fn launch_described(config: *const Config, f: Handle, extra: *mut Handle) -> c_int {
+    // SAFETY: the interface says that it is a description.
+    let Config { grid, block, shared, .. } = unsafe { config.read() };
+    launch_kernel(f, grid, block, shared, extra)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuLaunchKernelEx(
     config: *const Config,
     f: Handle,
-    arguments: *mut Handle,
+    _arguments: *mut Handle,
     extra: *mut Handle,
 ) -> c_int {
-    // SAFETY: the interface says that it is a description.
-    let Config { grid: [gx, gy, gz], block: [bx, by, bz], shared, stream } = unsafe { config.read() };
-    cuLaunchKernel(f, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra)
+    launch_described(config, f, extra)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuLaunchKernelEx_ptsz(
     config: *const Config,
     f: Handle,
-    arguments: *mut Handle,
+    _arguments: *mut Handle,
     extra: *mut Handle,
 ) -> c_int {
-    cuLaunchKernelEx(config, f, arguments, extra)
+    launch_described(config, f, extra)
 }
 
 #[unsafe(no_mangle)]
@@ -518,10 +522,10 @@ extern "C" fn cuLaunchCooperativeKernel(
     by: c_uint,
     bz: c_uint,
     shared: c_uint,
-    stream: Handle,
-    arguments: *mut Handle,
+    _stream: Handle,
+    _arguments: *mut Handle,
 ) -> c_int {
-    cuLaunchKernel(f, gx, gy, gz, bx, by, bz, shared, stream, arguments, std::ptr::null_mut())
+    launch_kernel(f, [gx, gy, gz], [bx, by, bz], shared, std::ptr::null_mut())
 }
 
 /// The addresses of a function: for the older streams, and for a thread's own where that is another.
