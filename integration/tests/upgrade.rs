@@ -5,6 +5,7 @@
 //! `node.json`, what is in them; and `*.msgpack`, messages and facts. A release is added by
 //! `cargo test --release -p makai-integration --test upgrade -- --ignored`, once, and never changed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -155,6 +156,35 @@ struct Sample {
     name: &'static str,
     bytes: Vec<u8>,
     is_read_from: Box<dyn Fn(&[u8]) -> bool>,
+    /// Its fields have names, so that more may be added: earlier releases pass over them.
+    may_grow: bool,
+}
+
+/// Any message, for comparison.
+#[derive(PartialEq, Deserialize)]
+#[serde(untagged)]
+enum Plain {
+    Fields(BTreeMap<String, Plain>),
+    List(Vec<Plain>),
+    Flag(bool),
+    Number(u64),
+    Negative(i64),
+    Text(String),
+    Bytes(Bytes),
+    Nothing(()),
+}
+
+/// Whether all that `earlier` says stands in `now` too.
+fn says_all(now: &Plain, earlier: &Plain) -> bool {
+    match (now, earlier) {
+        (Plain::Fields(now), Plain::Fields(earlier)) => {
+            earlier.iter().all(|(name, earlier)| now.get(name).is_some_and(|now| says_all(now, earlier)))
+        }
+        (Plain::List(now), Plain::List(earlier)) => {
+            now.len() == earlier.len() && now.iter().zip(earlier).all(|(now, earlier)| says_all(now, earlier))
+        }
+        (now, earlier) => now == earlier,
+    }
 }
 
 fn sample<T: Serialize + DeserializeOwned + PartialEq + 'static>(
@@ -164,7 +194,7 @@ fn sample<T: Serialize + DeserializeOwned + PartialEq + 'static>(
 ) -> anyhow::Result<Sample> {
     let bytes = encode(&value)?;
     let is_read_from = move |bytes: &[u8]| rmp_serde::from_slice::<T>(bytes).is_ok_and(|read| read == value);
-    Ok(Sample { name, bytes, is_read_from: Box::new(is_read_from) })
+    Ok(Sample { name, bytes, is_read_from: Box::new(is_read_from), may_grow: false })
 }
 
 /// As facts are kept and Raft's messages go: positional.
@@ -181,7 +211,7 @@ fn message<T: Serialize + DeserializeOwned + PartialEq + 'static>(
     value: T,
 ) -> anyhow::Result<Sample> {
     let encode = |value: &T| makai::members::encode(value).map(Bytes::into).map_err(anyhow::Error::msg);
-    sample(name, value, encode)
+    Ok(Sample { may_grow: true, ..sample(name, value, encode)? })
 }
 
 fn node_fact() -> facts::Node {
@@ -345,7 +375,8 @@ fn samples() -> anyhow::Result<Vec<Sample>> {
     ])
 }
 
-/// What earlier releases wrote is read as what was meant; and what this one writes is what it wrote before.
+/// What earlier releases wrote is read as what was meant; and what this one writes is what it wrote before, or has that and more
+/// fields where they have names.
 #[test]
 fn the_messages_of_earlier_releases_are_read() -> anyhow::Result<()> {
     for release in releases()? {
@@ -357,7 +388,11 @@ fn the_messages_of_earlier_releases_are_read() -> anyhow::Result<()> {
                 continue;
             };
             ensure!((sample.is_read_from)(&written), "{path:?} is read as something else");
-            if release.ends_with(RELEASE) {
+            if sample.may_grow {
+                let (now, earlier) =
+                    (rmp_serde::from_slice(&sample.bytes)?, rmp_serde::from_slice(&written)?);
+                ensure!(says_all(&now, &earlier), "{path:?} has what this release does not write");
+            } else if release.ends_with(RELEASE) {
                 ensure!(written == sample.bytes, "{path:?} is not what this release writes");
             }
         }
