@@ -1,8 +1,10 @@
-//! Who may be connected to a door: so many at once, and whoever sits idle longest makes room where all seats are taken.
+//! Who may be connected to a door: so many at once, and whoever sits idle longest makes room where all seats are taken and it
+//! has been idle for a while: an answer that has just been made may still be on its way.
 //!
 //! ```text
 //! accepted ─ admit ─ a seat is free? ──────────────────────────────> seated ─ begin ─> busy until the answer has gone
-//!                    none: of the address with most idle ones, the one that is idle longest is unseated
+//!                    none: of the address with most idle ones, the one that is idle longest is unseated, now or
+//!                    as soon as one has been idle for long enough
 //! ```
 //!
 //! Always: a connection that is being served is never unseated; who says nothing holds a seat only while nobody wants it.
@@ -10,9 +12,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+
+/// Nobody is unseated sooner: what it was answered has gone by then, and it has not asked again.
+const IDLE_MIN: Duration = Duration::from_secs(1);
+/// How often a newcomer looks whether somebody has become idle.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The seats of a door. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -31,6 +40,7 @@ struct Taken {
 #[derive(Debug)]
 struct Idle {
     from: IpAddr,
+    since: Instant,
     unseated: CancellationToken,
 }
 
@@ -75,15 +85,15 @@ impl Seats {
         Self { free, taken: Arc::default() }
     }
 
-    /// Gives a newcomer a seat, if need be that of another. Waits where everybody is being served.
+    /// Gives a newcomer a seat, if need be that of another. Waits while everybody is being served or was a moment ago.
     pub async fn admit(&self, from: IpAddr) -> Seat {
         let free = loop {
             if let Ok(free) = Arc::clone(&self.free).try_acquire_owned() {
                 break free;
             }
-            self.lock().unseat();
+            self.lock().unseat(timer());
             // The semaphore is never closed.
-            if let Ok(free) = Arc::clone(&self.free).acquire_owned().await {
+            if let Ok(Ok(free)) = timeout(LOOK_EVERY, Arc::clone(&self.free).acquire_owned()).await {
                 break free;
             }
         };
@@ -101,9 +111,10 @@ impl Seats {
 
 impl Taken {
     /// Of the address with most idle connections, tells the one that is idle longest to go.
-    fn unseat(&mut self) {
+    fn unseat(&mut self, now: Instant) {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-        for idle in self.idle.values() {
+        // In the order of their numbers, which is that of time.
+        for idle in self.idle.values().take_while(|idle| now.duration_since(idle.since) >= IDLE_MIN) {
             *counts.entry(idle.from).or_default() += 1;
         }
         let most = counts.values().copied().max().unwrap_or(0);
@@ -174,7 +185,7 @@ impl Shared {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let number = taken.next;
         taken.next += 1;
-        taken.idle.insert(number, Idle { from: self.from, unseated: self.unseated.clone() });
+        taken.idle.insert(number, Idle { from: self.from, since: timer(), unseated: self.unseated.clone() });
         state.idle_as = Some(number);
     }
 
@@ -184,6 +195,12 @@ impl Shared {
             self.taken.lock().unwrap_or_else(PoisonError::into_inner).idle.remove(&number);
         }
     }
+}
+
+/// The runtime's time, which a test may pause.
+#[expect(clippy::disallowed_methods, reason = "a shell's timer")]
+fn timer() -> Instant {
+    Instant::now()
 }
 
 #[cfg(test)]
@@ -198,12 +215,17 @@ mod tests {
         Ipv4Addr::new(192, 0, 2, last).into()
     }
 
-    #[tokio::test]
+    async fn a_while() {
+        tokio::time::advance(IDLE_MIN).await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_is_idle_longest_makes_room_and_who_is_served_stays() {
         let seats = Seats::new(3);
         let served = seats.admit(ip(1)).await;
         let busy = served.bell().begin();
         let (first, second) = (seats.admit(ip(1)).await, seats.admit(ip(1)).await);
+        a_while().await;
         let newcomer = tokio::spawn({
             let seats = seats.clone();
             async move { seats.admit(ip(2)).await }
@@ -214,27 +236,51 @@ mod tests {
         let newcomer = newcomer.await.unwrap();
         // Served since, the second has not been idle as long as the newcomer.
         drop(second.bell().begin());
+        a_while().await;
         assert!(seats.admit(ip(3)).now_or_never().is_none(), "nobody has gone yet");
         assert_eq!((newcomer.unseated().is_cancelled(), second.unseated().is_cancelled()), (true, false));
         drop((second, busy));
         assert!(!served.unseated().is_cancelled());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_address_with_most_idle_connections_gives_way() {
         let seats = Seats::new(4);
         let lone = seats.admit(ip(1)).await;
         let many = [seats.admit(ip(2)).await, seats.admit(ip(2)).await, seats.admit(ip(2)).await];
+        a_while().await;
         assert!(seats.admit(ip(3)).now_or_never().is_none());
         let gone: Vec<bool> = many.iter().map(|seat| seat.unseated().is_cancelled()).collect();
         assert_eq!((gone, lone.unseated().is_cancelled()), (vec![true, false, false], false));
     }
 
-    #[tokio::test]
+    /// A newcomer that finds all served takes the seat of the first that has then been idle for a while, and no sooner: its answer
+    /// may still be on its way.
+    #[tokio::test(start_paused = true)]
+    async fn who_was_served_a_moment_ago_stays_until_it_has_rested() {
+        let seats = Seats::new(1);
+        let seat = seats.admit(ip(1)).await;
+        let busy = seat.bell().begin();
+        let newcomer = tokio::spawn({
+            let seats = seats.clone();
+            async move { seats.admit(ip(2)).await }
+        });
+        a_while().await;
+        tokio::task::yield_now().await;
+        drop(busy);
+        let rested_at = timer() + IDLE_MIN;
+        seat.unseated().cancelled().await;
+        assert!((rested_at..rested_at + 2 * LOOK_EVERY).contains(&timer()));
+        drop(seat);
+        newcomer.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nobody_makes_room_while_all_are_served() {
         let seats = Seats::new(1);
         let seat = seats.admit(ip(1)).await;
         seat.bell().called();
+        a_while().await;
         assert!(seats.admit(ip(2)).now_or_never().is_none());
         assert!(!seat.unseated().is_cancelled());
         drop(seat);
