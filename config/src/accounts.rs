@@ -4,7 +4,18 @@ use serde::{Deserialize, Serialize};
 
 const DAY_SECS: u64 = 24 * 60 * 60;
 
-/// `[accounts]`: how work is measured and paid. The first four are taken when the accounts open, and hold ever after:
+/// Who is paid where nodes asked for one result differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDisagreement {
+    /// Those who agree with more than half.
+    #[default]
+    Majority,
+    /// Nobody: the literal rule, under which one liar costs all others their pay.
+    ForfeitAll,
+}
+
+/// `[accounts]`: how work is measured and paid. The first five are taken when the accounts open, and hold ever after:
 /// alike on all voters, and nothing to change later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +29,8 @@ pub struct AccountsConfig {
     pub challenge_secs: u64,
     /// From the change of a node's payout address to its first use: a stolen node redirects nothing unnoticed. A week.
     pub payout_cooldown_secs: u64,
+    /// Who is paid where nodes asked for one result (`quorum`) differ: `majority` or `forfeit_all`.
+    pub on_disagreement: OnDisagreement,
     /// Leaves of 16 KiB asked of each node: 96 a day find a loss of 5 % within a day, for 1.6 MB of its upload.
     pub audit_leaves_per_day: u32,
     /// A node that does not answer an audit in this time is counted offline: home lines and sleeping disks are slow.
@@ -31,6 +44,7 @@ impl Default for AccountsConfig {
             epoch_secs: 3_600,
             challenge_secs: DAY_SECS,
             payout_cooldown_secs: 7 * DAY_SECS,
+            on_disagreement: OnDisagreement::Majority,
             audit_leaves_per_day: 96,
             audit_deadline_ms: 15_000,
         }
@@ -78,6 +92,8 @@ pub struct LedgerConfig {
     pub chain_id: u64,
     /// Address of the contract: signatures are for it alone.
     pub distributor: String,
+    /// Address of the contract `Staking`, whose bonds add to what their addresses' nodes earn. Empty: no stake counts.
+    pub staking: String,
     /// Blocks on top of a transaction until it counts as final, its own included. 0: as the chain itself says, by its tag
     /// `finalized`.
     pub finality_depth: u64,
@@ -94,6 +110,7 @@ impl Default for LedgerConfig {
             rpc: Vec::new(),
             chain_id: 0,
             distributor: String::new(),
+            staking: String::new(),
             finality_depth: 12,
             fee_cap_gwei: 100,
             post_every_epochs: 4,

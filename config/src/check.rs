@@ -291,11 +291,16 @@ fn numbers(config: &NodeConfig, faults: &mut Faults) {
     }
     let ledger = &config.ledger;
     if ledger.kind == crate::LedgerKind::Evm {
-        let is_address = ledger
-            .distributor
-            .strip_prefix("0x")
-            .is_some_and(|digits| digits.len() == 40 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        if !is_address {
+        let is_address = |text: &str| {
+            let digits = text.strip_prefix("0x");
+            digits.is_some_and(|digits| {
+                digits.len() == 40 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+            })
+        };
+        if !ledger.staking.is_empty() && !is_address(&ledger.staking) {
+            faults.push("ledger.staking", "is no address; write 0x and 40 hex digits, or nothing");
+        }
+        if !is_address(&ledger.distributor) {
             faults.push("ledger.distributor", "is no address; write 0x and 40 hex digits: the contract's");
         }
         if ledger.rpc.is_empty() || ledger.rpc.iter().any(|url| !url.starts_with("http://")) {

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use accounts::{AccountsConfig, LedgerConfig, LedgerKind, PricesConfig};
+pub use accounts::{AccountsConfig, LedgerConfig, LedgerKind, OnDisagreement, PricesConfig};
 pub use error::{ConfigError, Fault};
 pub use sections::{
     ClusterConfig, ComputeConfig, ConsoleConfig, DiskConfig, GrpcConfig, LimitsConfig, NodeSection,

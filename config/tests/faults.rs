@@ -119,7 +119,7 @@ fn what_one_key_asks_of_another_is_checked() {
             "disk[0].capacity_bytes_max",
             "segment",
         ),
-        ("[raft]\nelection_timeout_max_ms = 500", "voter", "raft.election_timeout_max_ms", "more than"),
+        ("[raft]\nelection_timeout_max_ms = 300", "voter", "raft.election_timeout_max_ms", "more than"),
         ("[raft]\nelection_timeout_min_ms = 299", "voter", "raft.election_timeout_min_ms", "3 times"),
         ("[raft]\ndeadline_ms = 1999", "voter", "raft.deadline_ms", "one attempt"),
         ("[limits]\nuploads_in_flight_max = 1025", "gateway", "limits.uploads_in_flight_max", "at most"),

@@ -29,8 +29,8 @@ pub mod buckets;
 pub mod customers;
 pub mod due;
 pub mod lost;
+mod metrics;
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,15 +60,15 @@ use makai_raft::facts::identity::{IdentityAnswer, IdentityCommand, IdentityQuery
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::Tenant;
 use makai_raft::handle::MetaError;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::accounts::{api, fees, payouts};
-use crate::members::{DiskBeat, known_peers};
+use crate::accounts::{api, fees, payouts, stakes, trainings};
+use crate::members::{DiskBeat, Members, VIEW, decode, known_peers};
 use crate::node;
 use crate::reconcile::Shell;
 use crate::reconcile::reach::LineNow;
@@ -81,6 +81,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// A connection is closed after this, used or not.
 const CONNECTION_MAX: Duration = Duration::from_secs(300);
 const TOKEN_USES_MAX: u32 = 10_000;
+/// A status waits no longer for the leader.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(2);
 const NO_TOKEN: &str =
     "send `Authorization: Bearer TOKEN` with the token in admin.token of the node's folder (node.dir)";
 const WRONG_TOKEN: &str = "this is not the token of this node: each node has its own, in admin.token of its folder (node.dir); where it was \
@@ -94,6 +96,9 @@ pub struct Status {
     pub version: String,
     pub kernel: String,
     pub is_leader: bool,
+    /// This node leads, or the leader told it what it has heard: without that, what is said of other nodes may be old.
+    #[serde(default)]
+    pub leader_answers: bool,
     pub leader: Option<NodeId>,
     pub term: Option<u64>,
     pub applied: Option<u64>,
@@ -102,14 +107,14 @@ pub struct Status {
     pub map: ClusterMap,
     /// This node's disks.
     pub disks: Vec<DiskBeat>,
-    /// Disks of all nodes as the leader heard last; empty elsewhere.
+    /// Disks of all nodes as the leader heard last; empty where it does not answer.
     pub heard: Vec<DiskBeat>,
     /// What this node has repaired since its start.
     pub repair: ProgressNow,
-    /// As the leader heard of all nodes; empty elsewhere.
+    /// As the leader heard of all nodes; empty where it does not answer.
     #[serde(default)]
     pub repairs: Vec<NodeRepair>,
-    /// What nodes offer to jobs, as the leader heard last, by node; empty elsewhere.
+    /// What nodes offer to jobs, as the leader heard last, by node; empty where it does not answer.
     #[serde(default)]
     pub compute: Vec<NodeCompute>,
     /// As above, of their lines.
@@ -118,6 +123,52 @@ pub struct Status {
     /// Blobs that cannot be read, as the leader heard and its map says.
     #[serde(default)]
     pub lost: lost::LostCount,
+    /// Why this voter takes no part in agreement, if it does not.
+    #[serde(default)]
+    pub held_back: Option<String>,
+    /// Voters whose directories are older copies, as the leader knows.
+    #[serde(default)]
+    pub rewound: Vec<NodeId>,
+}
+
+/// What only the leader knows: what nodes told it. Empty where a node does not lead.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LeaderView {
+    /// Who answers leads.
+    pub leads: bool,
+    pub heard: Vec<DiskBeat>,
+    pub repairs: Vec<NodeRepair>,
+    pub compute: Vec<NodeCompute>,
+    pub lines: Vec<NodeLine>,
+    /// As nodes told.
+    pub lost: lost::LostCount,
+    pub rewound: Vec<NodeId>,
+}
+
+impl LeaderView {
+    #[must_use]
+    pub fn of(members: &Members) -> Self {
+        let Some(meta) = members.meta().filter(|meta| meta.is_leader()) else { return Self::default() };
+        let heard = members.heard();
+        let repairs: Vec<NodeRepair> =
+            heard.iter().map(|(node, heard)| NodeRepair { node: *node, repair: heard.repair }).collect();
+        let sum = |of: fn(&ProgressNow) -> u64| repairs.iter().map(|node| of(&node.repair)).sum();
+        let lost = lost::LostCount {
+            gone_blobs: sum(|repair| repair.gone_blobs),
+            away_blobs: sum(|repair| repair.away_blobs),
+        };
+        let offers = heard
+            .iter()
+            .filter_map(|(node, heard)| Some(NodeCompute { node: *node, offer: heard.compute.clone()? }));
+        let mut compute: Vec<NodeCompute> = offers.collect();
+        compute.sort_by_key(|node| node.node);
+        let lines = heard.iter().map(|(node, heard)| NodeLine { node: *node, line: heard.line }).collect();
+        let heard = heard.into_values().flat_map(|heard| heard.disks).collect();
+        let status = meta.status();
+        let is_rewound = |(number, _): &&(u64, NodeId)| status.rewound.contains(number);
+        let rewound = status.voters.iter().filter(is_rewound).map(|(_, node)| *node).collect();
+        Self { leads: true, heard, repairs, compute, lines, lost, rewound }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -278,7 +329,7 @@ fn meta_failure(error: MetaError) -> Failure {
 struct Console {
     shell: Shell,
     token: String,
-    metrics: PrometheusHandle,
+    recorder: PrometheusHandle,
 }
 
 /// Starts the console where the configuration has one; returns its address.
@@ -294,17 +345,12 @@ pub async fn start(
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (console.listen)"))?;
     let address = listener.local_addr()?;
-    let recorder = PrometheusBuilder::new().build_recorder();
-    let metrics = recorder.handle();
-    // One recorder serves a process: with several nodes in one, the first one's console has the metrics.
-    if metrics::set_global_recorder(recorder).is_ok() {
-        makai_ops::metrics::describe();
-    }
+    let recorder = metrics::install(tasks, stop)?;
     let token = state::admin_token(&shell.config.node.dir)?;
     // What is administered here is written down as the operator's.
     let facts = Audited::always(Arc::clone(&shell.facts), Arc::new(customers::Operator));
     let shell = Shell { facts: Arc::new(facts), ..shell.clone() };
-    let console = Arc::new(Console { shell, token, metrics });
+    let console = Arc::new(Console { shell, token, recorder });
     let (stop, connections) = (stop.clone(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
     let tracker = tasks.clone();
     tasks.spawn(async move {
@@ -428,7 +474,11 @@ impl Console {
         let query = parts.uri.query();
         match (&parts.method, parts.uri.path()) {
             (&Method::GET, "/api/v1/status") => {
-                let mut status = self.status();
+                let view = match LeaderView::of(&self.shell.members) {
+                    own if own.leads => own,
+                    _ => self.ask_leader().await.unwrap_or_default(),
+                };
+                let mut status = self.status(view);
                 status.lost = lost::count(&self.shell, status.lost).await;
                 json(&status)
             }
@@ -509,8 +559,30 @@ impl Console {
                 let request: api::ClaimRequest = read(body)?;
                 json(&api::claim(shell, request.node).await.map_err(unavailable)?)
             }
+            (&Method::POST, "/dispute") => {
+                json(&api::dispute(shell, read(body)?).await.map_err(unavailable)?)
+            }
             (&Method::GET, "/payouts") => json(&payouts::rows(shell).await.map_err(unavailable)?),
             (&Method::PUT, "/payout") => json(&payouts::set(shell, read(body)?).await.map_err(unavailable)?),
+            (&Method::GET, "/stakes") => json(&stakes::stakes(shell).await.map_err(unavailable)?),
+            (&Method::PUT, "/stake") => json(&stakes::order(shell, read(body)?).await.map_err(unavailable)?),
+            (&Method::GET, "/tenant") => {
+                let name = parameter(query, "name").unwrap_or_default();
+                json(&stakes::tenant(shell, name).await.map_err(unavailable)?)
+            }
+            (&Method::POST, "/pledge") => {
+                json(&stakes::spend(shell, read(body)?).await.map_err(unavailable)?)
+            }
+            (&Method::GET, "/trainings") => json(&trainings::rows(shell).await.map_err(unavailable)?),
+            (&Method::PUT, "/training") => {
+                json(&trainings::announce(shell, read(body)?).await.map_err(unavailable)?)
+            }
+            (&Method::PUT, "/checkpoint") => {
+                json(&trainings::commit(shell, read(body)?).await.map_err(unavailable)?)
+            }
+            (&Method::POST, "/verdict") => {
+                json(&trainings::judge(shell, read(body)?).await.map_err(unavailable)?)
+            }
             (&Method::GET, "/opening") => json(&api::opening(shell).await.map_err(unavailable)?),
             (&Method::GET, "/ledger") => {
                 Ok(Response::new(full(api::ledger(shell).await.map_err(unavailable)?)))
@@ -519,33 +591,30 @@ impl Console {
         }
     }
 
-    fn status(&self) -> Status {
+    /// What the leader has heard, where this node does not lead.
+    async fn ask_leader(&self) -> Option<LeaderView> {
+        let leader = self.shell.members.leader()?;
+        let asked = self.shell.transport.request(leader, VIEW, Bytes::new(), VIEW_TIMEOUT);
+        let view: LeaderView = decode(&asked.await.ok()?).ok()?;
+        view.leads.then_some(view)
+    }
+
+    fn status(&self, view: LeaderView) -> Status {
         let shell = &self.shell;
         let map = shell.map.get();
         let meta = shell.members.meta().map(makai_raft::handle::MetaNode::status);
-        let heard = if shell.is_leader() { shell.members.heard() } else { HashMap::new() };
-        let repairs: Vec<NodeRepair> =
-            heard.iter().map(|(node, heard)| NodeRepair { node: *node, repair: heard.repair }).collect();
-        let sum = |of: fn(&ProgressNow) -> u64| repairs.iter().map(|node| of(&node.repair)).sum();
-        let lost = lost::LostCount {
-            gone_blobs: sum(|repair| repair.gone_blobs),
-            away_blobs: sum(|repair| repair.away_blobs),
-        };
-        let offers = heard
-            .iter()
-            .filter_map(|(node, heard)| Some(NodeCompute { node: *node, offer: heard.compute.clone()? }));
-        let mut compute: Vec<NodeCompute> = offers.collect();
-        compute.sort_by_key(|node| node.node);
-        let lines = heard.iter().map(|(node, heard)| NodeLine { node: *node, line: heard.line }).collect();
-        let heard = heard.into_values().flat_map(|heard| heard.disks).collect();
+        let LeaderView { leads, heard, repairs, compute, lines, lost, rewound } = view;
         Status {
             node: shell.id,
             version: env!("CARGO_PKG_VERSION").into(),
             kernel: makai_erasure::codec::kernel_name().into(),
             is_leader: shell.is_leader(),
+            leader_answers: leads,
             leader: meta.as_ref().and_then(|meta| meta.leader),
             term: meta.as_ref().map(|meta| meta.term),
             applied: meta.as_ref().and_then(|meta| meta.applied),
+            held_back: meta.as_ref().and_then(|meta| meta.held_back.clone()),
+            rewound,
             voters: meta.map(|meta| meta.voters.into_iter().map(|(_, id)| id).collect()).unwrap_or_default(),
             default_scheme: map.default_scheme().to_string(),
             map: map.map.clone(),
@@ -560,25 +629,8 @@ impl Console {
     }
 
     fn metrics_page(&self) -> String {
-        use makai_ops::metrics as names;
-        let status = self.status();
-        let sum = |of: fn(&DiskBeat) -> u64| status.disks.iter().map(of).sum::<u64>() as f64;
-        metrics::gauge!(names::ERASURE_DISK_FREE_BYTES).set(sum(|disk| disk.free_bytes));
-        metrics::gauge!(names::ERASURE_DISK_USED_BYTES)
-            .set(sum(|disk| disk.capacity_bytes.saturating_sub(disk.free_bytes)));
-        metrics::gauge!(names::ERASURE_SHARDS).set(sum(|disk| disk.shard_count));
-        metrics::gauge!(names::RAFT_LEADER).set(f64::from(u8::from(status.is_leader)));
-        metrics::gauge!(names::RAFT_TERM).set(status.term.unwrap_or(0) as f64);
-        metrics::gauge!(names::RAFT_APPLIED_INDEX).set(status.applied.unwrap_or(0) as f64);
-        metrics::gauge!(names::DAEMON_PEERS).set(self.shell.transport.stats().connections as f64);
-        metrics::gauge!(names::DAEMON_MISSING_SHARDS).set(status.repair.pending as f64);
-        metrics::gauge!(names::DAEMON_GONE_BLOBS).set(status.repair.gone_blobs as f64);
-        metrics::gauge!(names::DAEMON_AWAY_BLOBS).set(status.repair.away_blobs as f64);
-        let unreadable = if status.is_leader { lost::unreadable_groups(&status.map).len() } else { 0 };
-        metrics::gauge!(names::DAEMON_UNREADABLE_GROUPS).set(unreadable as f64);
-        metrics::counter!(names::DAEMON_REPAIRED_SHARDS).absolute(status.repair.rebuilt_shards);
-        metrics::counter!(names::DAEMON_REPAIRED_BYTES).absolute(status.repair.rebuilt_bytes);
-        self.metrics.render()
+        metrics::gather(&self.shell, &self.status(LeaderView::of(&self.shell.members)));
+        self.recorder.render()
     }
 
     async fn join_token(&self, request: JoinTokenRequest) -> Result<JoinTokenAnswer, Failure> {

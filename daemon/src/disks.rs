@@ -9,9 +9,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use makai_erasure::store::outlines::LeafProof;
 use makai_erasure::store::{ShardStore, ShardWriter, StoreError};
 use makai_erasure::stripe::{PeerError, ShardFooter, ShardHeader, ShardPeers, ShardSink};
 use makai_erasure::{DiskId, ShardKey};
+use makai_ops::metrics as names;
+
+use crate::clock;
 
 /// The open stores of a node.
 #[derive(Clone, Default)]
@@ -87,6 +91,14 @@ impl LocalDisks {
         }
     }
 
+    /// Proves one leaf of a shard.
+    ///
+    /// # Errors
+    /// It is not here, damaged, or not so long.
+    pub async fn prove(&self, disk: DiskId, key: ShardKey, leaf: u64) -> Result<LeafProof, PeerError> {
+        self.store(disk)?.prove(key, leaf).await.map_err(|error| self.noted(error))
+    }
+
     /// Syncs and closes every store.
     pub async fn close(&self) {
         for store in self.stores.values() {
@@ -120,7 +132,10 @@ impl ShardSink for LocalSink {
     }
 
     async fn finish(self: Box<Self>, footer: ShardFooter) -> Result<(), PeerError> {
-        self.0.finish(footer).await.map_err(peer_error)
+        let begun = clock::instant();
+        let committed = self.0.finish(footer).await.map_err(peer_error);
+        metrics::histogram!(names::ERASURE_COMMIT_SECONDS).record(begun.elapsed());
+        committed
     }
 }
 

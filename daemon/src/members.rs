@@ -12,18 +12,20 @@
 //! | 4    | facts     | members           | [`Query`], of those a storage node needs -> [`Answer`] |
 //! | 5    | attempts  | compute nodes     | what a gateway's desk is asked -> what it answers   |
 //! | 6    | job log   | voters, gateways  | attempt, offset -> a part of its log                |
-//! | 7    | wake      | voters, gateways  | nothing: jobs have changed                          |
+//! | 7    | wake      | voters, gateways  | nothing: jobs have changed; or, of a voter, [`Told`]s: what was just assigned to the node |
 //! | 8    | capacity  | voters, gateways  | a job's specification -> where it could run         |
 //! | 9    | why       | voters, gateways  | a job -> why its tasks stand where they do, in lines |
 //! | 10   | speed     | members           | bytes asked for (u32, big-endian), any others -> so many bytes |
 //! | 11   | lost      | voters, gateways  | nothing -> [`crate::reconcile::lost::LostBlob`]s that the node tells of      |
-//! | 12   | never     | voters, gateways  | [`Asked`] -> why no machine could ever run it        |
+//! | 12   | never     | voters, gateways  | [`Asked`] -> whether any machine could ever run it   |
 //! | 13   | room      | voters, gateways  | nothing -> the free bytes of each disk, as the leader heard |
+//! | 14   | view      | voters, gateways  | nothing -> [`LeaderView`]: what the leader alone has heard |
 //! | 128  | audit     | voters            | [`AuditRequest`] -> [`crate::accounts::audits::AuditReply`] |
 //! | 129  | payout    | members           | a node's own `PayoutBinding` -> nothing            |
 //! | 130  | drill     | voters            | [`DrillRequest`] -> [`crate::accounts::drills::DrillReply`] |
 //!
-//! Always: a node that is not a member can only ask to join; a storage node cannot change facts or read keys.
+//! Always: a node that is not a member can only ask to join; a storage node cannot change facts or read keys, and brings
+//! others only shards that the facts vouch for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -33,8 +35,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::stripe::ShardPeers;
 use makai_erasure::{DiskId, NodeId, PgId};
-use makai_gateway::jobs::Capacity;
 use makai_gateway::jobs::desk::Desk;
+use makai_gateway::jobs::{Capacity, Never};
 use makai_gpu_runtime::agent::Agent;
 use makai_gpu_runtime::inventory::Inventory;
 use makai_gpu_runtime::scheduler::predict::History;
@@ -42,24 +44,29 @@ use makai_raft::facts::Timestamp;
 use makai_raft::facts::accounts::{AccountsCommand, AccountsQuery, PayoutBinding};
 use makai_raft::facts::cluster::{ClusterMap, Disk, Node, Role, Standing};
 use makai_raft::facts::command::{Command, Refusal, Reply};
-use makai_raft::facts::desk::{self, Request};
-use makai_raft::facts::jobs::{JobSpec, Resources, STATEMENT_PURPOSE};
+use makai_raft::facts::desk::{self, Request, Told};
+use makai_raft::facts::jobs::{JobSpec, JobsAnswer, JobsQuery, Resources, STATEMENT_PURPOSE};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::TenantId;
-use makai_raft::handle::{MetaError, MetaNode, Metadata, wire};
+use makai_raft::handle::{MetaError, MetaNode, Metadata, Version, wire};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::accounts::audits::{self, AuditRequest};
 use crate::accounts::drills::{DrillReply, DrillRequest, Drills};
+use crate::accounts::words::Word;
 use crate::clock;
+use crate::console::LeaderView;
 use crate::disks::LocalDisks;
+use crate::distrust::Distrusted;
+use crate::news::News;
 use crate::reconcile::lost::NAMED_MAX;
 use crate::reconcile::plan::{self, Explained};
 use crate::reconcile::reach::LineNow;
 use crate::reconcile::schedule;
 use crate::reconcile::shards::{Progress, ProgressNow};
+use crate::reconcile::told;
 use crate::relay::Relay;
 use crate::state::KnownPeer;
 use crate::ticket::Ticket;
@@ -78,9 +85,11 @@ pub const SPEED: u16 = 10;
 pub const LOST: u16 = 11;
 pub const NEVER: u16 = 12;
 pub const ROOM: u16 = 13;
+pub const VIEW: u16 = 14;
 pub const AUDIT: u16 = 128;
 pub const BIND_PAYOUT: u16 = 129;
 pub const DRILL: u16 = 130;
+pub const WORD: u16 = 131;
 
 /// Who is trusted with customers' data.
 const TRUSTED: [Role; 2] = [Role::Voter, Role::Gateway];
@@ -184,6 +193,9 @@ pub struct HeartbeatAnswer {
     pub leader: Option<NodeId>,
     /// The newest map the answerer has.
     pub map_epoch: u64,
+    /// How far the facts had come, where the answerer leads; a release that does not tell leaves it out.
+    #[serde(default)]
+    pub facts_at: Option<u64>,
 }
 
 /// When a node was last heard and what it said. Soft state of the leader.
@@ -216,6 +228,8 @@ pub struct Members {
     /// What this node, not leading, was asked to tell the leader.
     to_pass_on: Mutex<HashMap<NodeId, Heartbeat>>,
     map_epoch: std::sync::atomic::AtomicU64,
+    /// Whether the facts have changed.
+    pub news: News,
     /// Who led when last heard of.
     leader: Mutex<Option<NodeId>>,
     desk: OnceLock<Desk>,
@@ -248,6 +262,7 @@ impl Members {
             heard: Mutex::default(),
             to_pass_on: Mutex::default(),
             map_epoch: std::sync::atomic::AtomicU64::new(0),
+            news: News::default(),
             leader: Mutex::default(),
             desk: OnceLock::new(),
             agent: OnceLock::new(),
@@ -284,16 +299,17 @@ impl Members {
         schedule::capacity(&**facts, &map, self.heard(), &self.history, asked).await
     }
 
-    /// Why no machine that is known could ever run such a task; `None`: one could, or there are some of which it is not known.
+    /// Whether any machine could ever run such a task, by what those that are heard offer, and by what others offered when they were
+    /// heard last.
     ///
     /// # Errors
     /// The facts do not answer.
-    pub async fn never(&self, (resources, site, is_module): Asked) -> Result<Option<String>, String> {
+    pub async fn never(&self, (resources, site, is_module): Asked) -> Result<Never, String> {
         let demand = plan::demand(&resources, &site, is_module);
         let heard = self.heard();
         let offers = || heard.iter().filter_map(|(node, heard)| Some((node, heard.compute.as_ref()?)));
         if site.is_empty() && offers().any(|(_, offer)| plan::fits(offer, &demand) > 0) {
-            return Ok(None);
+            return Ok(Never::Possible);
         }
         let facts = self.facts.get().ok_or("this node is still starting; try again")?;
         let map = match facts.query(Query::ClusterMap { known_epoch: None }).await {
@@ -301,20 +317,33 @@ impl Members {
             Ok(other) => return Err(format!("the facts answered {other:?}")),
             Err(error) => return Err(error.to_string()),
         };
+        let remembered: HashMap<NodeId, Inventory> = match facts.query(Query::Jobs(JobsQuery::Machines)).await
+        {
+            Ok(Answer::Jobs(JobsAnswer::Machines(machines))) => {
+                machines.iter().map(|machine| (machine.node, schedule::offer_of(machine))).collect()
+            }
+            Ok(other) => return Err(format!("the facts answered {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        };
         let is_machine =
             |node: &&Node| node.standing != Standing::Lost && node.roles.contains(&Role::Compute);
-        let (mut known, mut is_unknown) = (Vec::new(), false);
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for node in map.nodes.iter().filter(is_machine) {
-            match heard.get(&node.id).and_then(|heard| heard.compute.as_ref()) {
+            let now = heard.get(&node.id).and_then(|heard| heard.compute.as_ref());
+            match now.or_else(|| remembered.get(&node.id)) {
                 Some(offer) => known.push((node.site.as_str(), offer)),
-                None => is_unknown = true,
+                None => unknown.push(node.name.as_str()),
             }
         }
-        // One that has not been heard since this node leads, or runs nothing now, may be larger.
-        if is_unknown {
-            return Ok(None);
-        }
-        Ok(plan::never(&known, &demand))
+        Ok(match (plan::never(&known, &demand), &*unknown) {
+            (None, _) => Never::Possible,
+            (Some(why), []) => Never::Never(why),
+            // One that has never said what it has may be larger.
+            (Some(_), unknown) => Never::Unknown(format!(
+                "no machine that is known could run a task of it; it waits for what has not said yet what it offers: {}",
+                unknown.join(", ")
+            )),
+        })
     }
 
     /// The members as the facts have them: those no longer there are shut out.
@@ -388,13 +417,16 @@ impl Members {
         self.meta.get().and_then(MetaNode::leader).or(heard)
     }
 
-    /// A peer says that jobs have changed: whoever schedules or runs them here looks at once. Never passed on.
-    fn wake_jobs(&self) {
-        if self.meta.get().is_some_and(MetaNode::is_leader) {
+    /// A peer says that jobs have changed: whoever schedules or runs them here looks at once. Never passed on. Who is told what is new need
+    /// not look.
+    fn wake_jobs(&self, told: Vec<Told>) {
+        if told.is_empty() && self.meta.get().is_some_and(MetaNode::is_leader) {
             self.jobs_changed.notify_one();
         }
-        if let Some(agent) = self.agent.get() {
-            agent.wake();
+        match self.agent.get() {
+            Some(agent) if told.is_empty() => agent.wake(),
+            Some(agent) => agent.tell(told),
+            None => {}
         }
     }
 
@@ -500,7 +532,27 @@ impl Members {
 
     pub fn heartbeat_answer(&self) -> HeartbeatAnswer {
         let leader = self.meta.get().and_then(MetaNode::leader);
-        HeartbeatAnswer { leader, map_epoch: self.map_epoch.load(std::sync::atomic::Ordering::Relaxed) }
+        let facts_at = self.meta.get().and_then(MetaNode::version_as_leader);
+        let map_epoch = self.map_epoch.load(std::sync::atomic::Ordering::Relaxed);
+        HeartbeatAnswer { leader, map_epoch, facts_at }
+    }
+
+    /// What changes with the facts, late by a heartbeat at most; `None`: it is not known now.
+    #[must_use]
+    pub fn facts_version(&self) -> Option<Version> {
+        let leading = self.meta.get().and_then(MetaNode::version_as_leader);
+        self.news.version(leading, clock::instant())
+    }
+
+    /// The same of the facts as loops here see them: where there is a voter that does not lead, what has come to it.
+    #[must_use]
+    pub fn facts_version_here(&self) -> Option<Version> {
+        let here = |facts| Version { facts, own: 0 };
+        match self.meta.get() {
+            Some(meta) if meta.is_leader() => meta.version_as_leader().map(here),
+            Some(meta) => Some(here(meta.version())),
+            None => self.facts_version(),
+        }
     }
 
     async fn join(&self, from: NodeId, request: JoinRequest) -> Result<JoinAnswer, String> {
@@ -542,6 +594,12 @@ impl Members {
         }
         let facts = self.facts.get().ok_or("this node is still starting; try again")?;
         let command = Command::Accounts(AccountsCommand::BindPayout(binding));
+        facts.propose(command).await.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    async fn take_word(&self, from: NodeId, word: Word) -> Result<(), String> {
+        let facts = self.facts.get().ok_or("this node is still starting; try again")?;
+        let command = Command::Accounts(word.command(from));
         facts.propose(command).await.map(|_| ()).map_err(|error| error.to_string())
     }
 
@@ -595,7 +653,7 @@ impl PeerHandler for Members {
             JOIN => encode(&self.join(from, decode(&body)?).await?),
             META if self.may_send(from, &body) => match self.meta.get() {
                 Some(meta) => Ok(meta.serve(from, body).await),
-                None => Err("this node is no voter, or still starting".into()),
+                None => Ok(wire::not_yet("this node is no voter, or still starting")),
             },
             HEARTBEAT if is_member => {
                 self.hear_peer(from, decode(&body)?);
@@ -614,6 +672,9 @@ impl PeerHandler for Members {
                 })
             }
             BIND_PAYOUT if is_member => encode(&self.bind_payout(from, decode(&body)?).await?),
+            WORD if self.has_role(from, &[Role::Compute]) => {
+                encode(&self.take_word(from, decode(&body)?).await?)
+            }
             ATTEMPTS if self.has_role(from, &[Role::Compute]) => {
                 encode(&self.attempts(from, decode(&body)?).await?)
             }
@@ -628,7 +689,9 @@ impl PeerHandler for Members {
                 Ok(Bytes::from(vec![0; asked.min(SPEED_BYTES_MAX) as usize]))
             }
             WAKE if self.has_role(from, &TRUSTED) => {
-                self.wake_jobs();
+                self.news.note();
+                let is_told = !body.is_empty() && self.has_role(from, &[Role::Voter]);
+                self.wake_jobs(if is_told { told::read(&body) } else { Vec::new() });
                 Ok(Bytes::new())
             }
             CAPACITY if self.has_role(from, &TRUSTED) => encode(&self.capacity(decode(&body)?).await?),
@@ -640,8 +703,9 @@ impl PeerHandler for Members {
             }
             NEVER if self.has_role(from, &TRUSTED) => encode(&self.never(decode(&body)?).await?),
             ROOM if self.has_role(from, &TRUSTED) => encode(&self.free_by_disk()),
-            META | HEARTBEAT | FACTS | SPEED | AUDIT | BIND_PAYOUT | DRILL | ATTEMPTS | JOB_LOG | WAKE
-            | CAPACITY | WHY | LOST | NEVER | ROOM => {
+            VIEW if self.has_role(from, &TRUSTED) => encode(&LeaderView::of(self)),
+            META | HEARTBEAT | FACTS | SPEED | AUDIT | BIND_PAYOUT | DRILL | WORD | ATTEMPTS | JOB_LOG
+            | WAKE | CAPACITY | WHY | LOST | NEVER | ROOM | VIEW => {
                 Err(format!("node {from} may not ask this (kind {kind})"))
             }
             _ => Err(format!("kind {kind} is unknown to this release")),
@@ -652,11 +716,19 @@ impl PeerHandler for Members {
         Arc::new(self.disks.clone())
     }
 
-    fn served_shards(&self) -> Arc<dyn ShardPeers> {
-        match self.relay.get() {
+    fn served_shards(&self, peer: NodeId) -> Arc<dyn ShardPeers> {
+        let shards: Arc<dyn ShardPeers> = match self.relay.get() {
             Some(relay) => Arc::new(relay.clone()),
             None => self.local_shards(),
+        };
+        if self.has_role(peer, &TRUSTED) {
+            return shards;
         }
+        Arc::new(Distrusted { shards, facts: self.facts.get().cloned() })
+    }
+
+    fn serves_customers(&self, peer: NodeId) -> bool {
+        self.has_role(peer, &TRUSTED)
     }
 }
 

@@ -37,7 +37,8 @@ use makai_raft::facts::command::{Command, Refusal, Reply};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::{AccessKey, Tenant};
 use makai_raft::handle::{
-    MetaClient, MetaClientConfig, MetaConfig, MetaError, MetaNode, Metadata, RaftPeerError, RaftPeers,
+    MetaClient, MetaClientConfig, MetaConfig, MetaError, MetaNode, Metadata, Nearby, RaftPeerError,
+    RaftPeers, Remembered,
 };
 use makai_raft::view::MapView;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::accounts::chain::Chain;
 use crate::accounts::metered::MeteredShards;
+use crate::counted::Counted;
 use crate::disks::LocalDisks;
 use crate::files::{self, FolderLock};
 use crate::identity::NodeIdentity;
@@ -198,6 +200,7 @@ impl Node {
         } else {
             Arc::new(StorageFacts { transport: transport.clone(), members: Arc::clone(&members) })
         };
+        let facts: Arc<dyn Metadata> = Arc::new(Counted { facts, members: Arc::downgrade(&members) });
         members.set_facts(Arc::clone(&facts));
         if config.cluster.init {
             found(&*facts, &members, &state, &facts_of_me, &own_disks, &dir).await?;
@@ -214,12 +217,13 @@ impl Node {
         let shell = Shell {
             id,
             identity: node_key.clone(),
-            peers: metered(shard_peers(&transport, &map), &map, &served, Purpose::Repair),
+            peers: metered(background_peers(&transport, &map), &map, &served, Purpose::Repair),
             served,
             chain,
             config: Arc::new(config),
             members: Arc::clone(&members),
             transport,
+            here: here(meta.as_ref(), &facts, &members),
             facts,
             disks,
             map,
@@ -232,7 +236,8 @@ impl Node {
         };
         members.set_progress(Arc::clone(&shell.progress));
         if is_trusted {
-            let direct = direct_shards(&shell.transport, &shell.map);
+            // Those who ask say whether a customer waits.
+            let direct = direct_shards(&shell.transport, &shell.map).in_background();
             let relay = Relay { own: shell.disks.clone(), direct: Arc::new(direct), map: shell.map.clone() };
             members.set_relay(relay);
         }
@@ -253,10 +258,13 @@ impl Node {
                 let shell = Shell { facts: audited, ..shell.clone() };
                 let identity = Identity::with_outbound(Arc::clone(&shell.facts), key, outbound.clone());
                 let objects = objects(&shell, identity.clone());
-                let replicator = Replicator::new(Arc::clone(&shell.facts), objects.clone(), outbound.clone());
+                let (facts, here) = (Arc::clone(&shell.facts), Arc::clone(&shell.here));
+                let replicator = Replicator::new(facts, here, objects.clone(), outbound.clone());
                 tasks.spawn(reconcile::replicate::run(shell.clone(), replicator));
+                tasks.spawn(reconcile::squeeze::run(shell.clone(), objects.clone()));
                 let messenger = Messenger::new(
                     Arc::clone(&shell.facts),
+                    Arc::clone(&shell.here),
                     objects.clone(),
                     outbound,
                     shell.config.s3.region.clone(),
@@ -658,10 +666,14 @@ pub async fn create_key(
 /// Proposes until the facts answer, as long as a start may take.
 async fn patiently(facts: &dyn Metadata, command: Command) -> Result<Reply, MetaError> {
     let begun = clock::instant();
+    let mut is_told = false;
     loop {
         match facts.propose(command.clone()).await {
             Err(MetaError::Unavailable(why)) if begun.elapsed() < JOIN_DEADLINE => {
-                tracing::debug!(%why, "waiting for a leader");
+                if !is_told {
+                    tracing::warn!(%why, "waiting for a leader: more than half of the voters must be up");
+                }
+                is_told = true;
             }
             result => return result,
         }
@@ -682,7 +694,10 @@ async fn renew(
     if is_trusted {
         let token = token.map(|(id, secret)| (id, Ticket::secret_hash(&secret)));
         let command = Command::JoinNode { node: me.clone(), disks: disks.to_vec(), token };
-        patiently(facts, command).await.context("renew what the cluster knows of this node")?;
+        patiently(facts, command).await.context(
+            "tell the cluster that this node is here: start more than half of the voters; a former voter that a recovery left out \
+             needs a join token (ops/runbooks/voters.md)",
+        )?;
         return Ok(());
     }
     let request = JoinRequest { node: me.clone(), disks: disks.to_vec(), token };
@@ -713,11 +728,20 @@ impl RaftPeers for ControlPeers {
 }
 
 fn shard_peers(transport: &Transport, map: &MapView) -> Arc<dyn ShardPeers> {
+    Arc::new(relayed_shards(transport, map))
+}
+
+/// For repair: customers' requests go before.
+fn background_peers(transport: &Transport, map: &MapView) -> Arc<dyn ShardPeers> {
+    Arc::new(relayed_shards(transport, map).in_background())
+}
+
+fn relayed_shards(transport: &Transport, map: &MapView) -> RemoteShards {
     let relays = {
         let map = map.clone();
         move || reconcile::reach::relays(&map.get())
     };
-    Arc::new(direct_shards(transport, map).through(Arc::new(relays)))
+    direct_shards(transport, map).through(Arc::new(relays))
 }
 
 /// The disks of all nodes that this one can ask itself.
@@ -743,6 +767,9 @@ fn metered(
     Arc::new(MeteredShards::new(peers, map.clone(), served.clone(), purpose))
 }
 
+/// After a task, a worker waits so long for the next: it takes a few MiB.
+const SPARE_KEPT_FOR: Duration = Duration::from_secs(5 * 60);
+
 /// Starts what runs jobs. A machine that cannot confine them says so and does the rest of its work.
 async fn start_jobs(shell: &Shell, key: &NodeIdentity, tasks: &TaskTracker) -> anyhow::Result<()> {
     let cards = cards(shell)?;
@@ -755,6 +782,7 @@ async fn start_jobs(shell: &Shell, key: &NodeIdentity, tasks: &TaskTracker) -> a
         allow_host_network: false,
         use_cgroups: true,
         cards: cards.clone(),
+        spare_kept_for: SPARE_KEPT_FOR,
     });
     match runner.await {
         Ok(runner) => {
@@ -839,6 +867,16 @@ fn objects(shell: &Shell, identity: Identity) -> Objects {
         Arc::new(clock::now),
         options,
     )
+}
+
+/// The facts for loops.
+fn here(meta: Option<&MetaNode>, facts: &Arc<dyn Metadata>, members: &Arc<Members>) -> Arc<dyn Metadata> {
+    let near: Arc<dyn Metadata> = match meta {
+        Some(voter) => Arc::new(Nearby::new(voter.clone(), Arc::clone(facts))),
+        None => Arc::clone(facts),
+    };
+    let members = Arc::clone(members);
+    Arc::new(Remembered::new(near, Arc::new(move || members.facts_version_here())))
 }
 
 /// Tells the facts' client whom to ask, as the map changes.

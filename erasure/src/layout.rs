@@ -176,12 +176,6 @@ impl BlobLayout {
         let stripe_bytes = self.data() * PAGE_BYTES;
         range.start / stripe_bytes..(range.end - 1) / stripe_bytes + 1
     }
-
-    /// Whether every cell of stripe `index` is one sealed page.
-    #[must_use]
-    pub fn is_full(&self, index: u64) -> bool {
-        index < self.full_stripes()
-    }
 }
 
 #[cfg(test)]

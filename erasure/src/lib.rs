@@ -12,6 +12,7 @@
 //! | [`placement`] | which disks make a group                           | nothing           |
 //! | [`codec`]     | Reed-Solomon over GF(2^8), SIMD kernels             | nothing           |
 //! | [`seal`]      | AES-256-GCM pages, wrapped keys                    | nothing           |
+//! | [`outline`]   | the tree of hashes between a shard and its root    | nothing           |
 //! | [`stripe`]    | writing, reading, rebuilding a blob; [`stripe::ShardPeers`] | peers, by port |
 //! | [`store`]     | shards in segment files                            | this node's disks |
 //!
@@ -21,6 +22,7 @@
 pub mod codec;
 pub mod ids;
 pub mod layout;
+pub mod outline;
 pub mod placement;
 pub mod seal;
 pub mod store;

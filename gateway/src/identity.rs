@@ -21,6 +21,7 @@ pub mod directory;
 pub mod issuers;
 pub mod kms;
 mod limits;
+mod named;
 mod records;
 pub mod session;
 pub mod targets;

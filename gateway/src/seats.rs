@@ -63,10 +63,10 @@ struct Shared {
 struct State {
     /// Requests under way.
     busy: usize,
-    /// It keeps its seat, idle or not.
-    has_called: bool,
     /// Its number among those that are idle.
     idle_as: Option<u64>,
+    /// It is closed, whatever of its answers is still held somewhere.
+    is_gone: bool,
 }
 
 /// A request of a seated connection, until it is dropped.
@@ -142,11 +142,19 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.shared.rise(&mut self.shared.lock());
+        let mut state = self.shared.lock();
+        state.is_gone = true;
+        self.shared.rise(&mut state);
     }
 }
 
 impl Bell {
+    /// Whether a request of the connection is under way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.0.lock().busy > 0
+    }
+
     /// From now until the answer is dropped, the connection keeps its seat.
     #[must_use]
     pub fn begin(&self) -> Busy {
@@ -156,20 +164,13 @@ impl Bell {
         drop(state);
         Busy(Arc::clone(&self.0))
     }
-
-    /// It has called, and keeps its seat from now on.
-    pub fn called(&self) {
-        let mut state = self.0.lock();
-        state.has_called = true;
-        self.0.rise(&mut state);
-    }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.busy = state.busy.saturating_sub(1);
-        if state.busy == 0 && !state.has_called && !self.0.unseated.is_cancelled() {
+        if state.busy == 0 && !state.is_gone && !self.0.unseated.is_cancelled() {
             self.0.rest(&mut state);
         }
     }
@@ -279,11 +280,22 @@ mod tests {
     async fn nobody_makes_room_while_all_are_served() {
         let seats = Seats::new(1);
         let seat = seats.admit(ip(1)).await;
-        seat.bell().called();
+        let _busy = seat.bell().begin();
         a_while().await;
         assert!(seats.admit(ip(2)).now_or_never().is_none());
         assert!(!seat.unseated().is_cancelled());
         drop(seat);
         assert!(seats.admit(ip(2)).now_or_never().is_some());
+    }
+
+    /// An answer may be held for longer than its connection: that one does not come back for it.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_gone_is_not_idle() {
+        let seats = Seats::new(1);
+        let seat = seats.admit(ip(1)).await;
+        let busy = seat.bell().begin();
+        drop(seat);
+        drop(busy);
+        assert!(seats.lock().idle.is_empty());
     }
 }

@@ -3,6 +3,7 @@
 mod pool;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,19 +17,23 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use makai_gateway::files::Files;
 use makai_gateway::fuse::client::{FileClient, Target};
+use makai_gateway::fuse::handles::Listed;
+use makai_gateway::fuse::mount as core_mount;
 use makai_gateway::fuse::register::{Kept, Record};
-use makai_gateway::fuse::service::{self, Errno, FileService as _, Ino, LockKind};
+use makai_gateway::fuse::service::{self, Errno, FileService as _, Ino, LockKind, RenameMode};
 use makai_gateway::grpc::proto::file::v1::files_client::FilesClient;
 use makai_gateway::grpc::proto::file::v1::*;
 use makai_gateway::grpc::{GrpcDoor, GrpcDoorConfig};
 use makai_gateway::identity::Caller;
+use makai_gateway::objects::squeeze::{Squeezed, Squeezing};
 use makai_gateway::objects::{ByteRange, Upstream};
 use makai_gateway::s3::S3DoorConfig;
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::command::Precondition;
 use makai_raft::facts::identity::{IdentityCommand, User};
 use makai_raft::facts::object::ObjectHeaders;
-use makai_raft::facts::query::{ListObjects, Listed};
+use makai_raft::facts::query::{self, ListObjects};
+use makai_raft::facts::version::{ListVersions, ListedVersion, Versioning};
 use pool::Pool;
 use proptest::prelude::*;
 use tokio::net::TcpListener;
@@ -130,8 +135,8 @@ impl World {
         let list = ListObjects { bucket: BUCKET.into(), entries_max: 1000, ..ListObjects::default() };
         let (entries, _) = self.pool.objects.list(&self.caller, list).await.unwrap();
         let key = |entry| match entry {
-            Listed::Object(head) => head.key,
-            Listed::CommonPrefix(common) => common,
+            query::Listed::Object(head) => head.key,
+            query::Listed::CommonPrefix(common) => common,
         };
         entries.into_iter().map(key).collect()
     }
@@ -213,7 +218,8 @@ impl Mount {
 
     async fn lookup(&mut self, path: &[&str]) -> Result<Attributes, String> {
         let names = path.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect();
-        let request = LookupRequest { bucket: BUCKET.into(), parent: self.root, names };
+        let (bucket, session) = (BUCKET.into(), self.session);
+        let request = LookupRequest { bucket, parent: self.root, names, session };
         let reply = self.client.lookup(request).await.unwrap().into_inner();
         match reply.error {
             Some(error) => Err(error.name),
@@ -230,7 +236,8 @@ impl Mount {
     async fn names(&mut self, directory: u64, entries_max: u32) -> Vec<String> {
         let (mut names, mut cursor) = (Vec::new(), Bytes::new());
         loop {
-            let request = ReadDirectoryRequest { bucket: BUCKET.into(), directory, cursor, entries_max };
+            let (bucket, session) = (BUCKET.into(), self.session);
+            let request = ReadDirectoryRequest { bucket, directory, cursor, entries_max, session };
             let page = self.client.read_directory(request).await.unwrap().into_inner();
             names.extend(page.entries.iter().map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()));
             match page.entries.last() {
@@ -554,6 +561,378 @@ async fn changes_of_others_are_told() {
     };
     tokio::time::timeout(Duration::from_secs(10), hear).await.expect("changes are told in time");
     assert_eq!(heard, BTreeMap::from([("theirs".to_owned(), one.root), ("d".to_owned(), one.root)]));
+}
+
+/// What is decided for a mount of the core alone, without a kernel.
+async fn core(world: &World, folder: &Path, decides_alone: bool) -> Arc<core_mount::Mount> {
+    let options = core_mount::Options {
+        durable_close: false,
+        unsent_bytes_max: 1 << 20,
+        cache_bytes_max: 1 << 20,
+        disk_cache: None,
+        decides_alone,
+        now: || std::time::SystemTime::UNIX_EPOCH,
+    };
+    let (forgets, mut told) = tokio::sync::mpsc::channel(1024);
+    tokio::spawn(async move { while told.recv().await.is_some() {} });
+    core_mount::Mount::begin(world.connect(folder).await, options, forgets).await.unwrap()
+}
+
+async fn listed(mount: &Arc<core_mount::Mount>, directory: Ino) -> Vec<(String, u64)> {
+    let number = mount.open_directory(directory).unwrap();
+    let (mut names, mut offset) = (Vec::new(), 0);
+    loop {
+        let page = mount.list(number, offset).await.unwrap();
+        let Some(last) = page.entries.last() else { break };
+        offset = last.offset;
+        let name = |listed: &Listed| String::from_utf8(listed.place.name.to_vec()).unwrap();
+        names.extend(page.entries.iter().map(|listed| (name(listed), listed.attr.size)));
+    }
+    mount.release_directory(number);
+    names
+}
+
+fn new_node(kind: service::Kind) -> service::NewNode {
+    let (target, xattrs) = (Bytes::new(), Vec::new());
+    service::NewNode { kind, mode: 0o755, uid: 0, gid: 0, rdev: 0, target, xattrs }
+}
+
+/// Who looks where a mount decides alone, by name, by listing or through S3, sees all that it decided before.
+#[tokio::test]
+async fn who_looks_is_told_first_what_another_decided_alone() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let one = core(&world, folder.path(), true).await;
+    let tasks = [tokio::spawn(one.clone().send_by_age()), tokio::spawn(one.clone().follow_changes())];
+    let _end_with_this = tasks.map(tokio_util::task::AbortOnDropHandle::new);
+    let mut two = world.mount().await;
+    // A directory is its maker's alone, and a new file waits to be written before anyone is told of it.
+    for (number, look) in ["lookup", "directory", "get", "list"].into_iter().enumerate() {
+        let directory = format!("d{number}");
+        let made = one.make(one.root(), OsStr::new(&directory), new_node(service::Kind::Directory), 0).await;
+        let inode = made.unwrap().attr.ino;
+        // What the directory's own making waited for is over: the pool knows it.
+        one.sync_directory(inode).await.unwrap();
+        for name in ["first", "second"] {
+            one.make(inode, OsStr::new(name), new_node(service::Kind::File), 0).await.unwrap();
+        }
+        let key = format!("{directory}/second");
+        match look {
+            "lookup" => assert!(two.lookup(&[directory.as_str(), "second"]).await.is_ok()),
+            "directory" => assert_eq!(two.names(inode.0, 10).await, ["first", "second"]),
+            "get" => assert_eq!(world.get(&key).await, b""),
+            _ => assert!(world.keys().await.contains(&key)),
+        }
+    }
+    one.end().await.unwrap();
+}
+
+/// A bucket that keeps versions shows them below `.versions`, whole, to whoever names it, and lets nobody change them; one
+/// that never did has no such name.
+#[tokio::test]
+async fn versions_are_files_that_nobody_can_change() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mount = core(&world, folder.path(), false).await;
+    let root = mount.root();
+    let versions = OsStr::new(".versions");
+    world.put("d/e/f", b"before there were versions".to_vec()).await;
+    assert_eq!(mount.lookup(root, versions).await.unwrap_err().0, Errno::NOENT);
+
+    world.pool.objects.set_versioning(&world.caller, BUCKET, Versioning::Enabled).await.unwrap();
+    let big = pattern(300_000, 7);
+    world.put("d/e/f", big.clone()).await;
+    world.put("d/e/f", b"third".to_vec()).await;
+    let long = "n".repeat(300);
+    world.put(&format!("d/{long}"), b"long".to_vec()).await;
+    world.pool.objects.delete(&world.caller, BUCKET, "d/e/f", Precondition::default()).await.unwrap();
+    let past = mount.lookup(root, versions).await.unwrap().attr;
+    assert_eq!((past.kind, past.mode), (service::Kind::Directory, 0o500));
+    let names = |of: Vec<(String, u64)>| of.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(listed(&mount, root).await), ["d"], "only who names it sees it");
+    assert_eq!(names(listed(&mount, past.ino).await), ["d"]);
+    let d = mount.lookup(past.ino, OsStr::new("d")).await.unwrap().attr.ino;
+    let e = mount.lookup(d, OsStr::new("e")).await.unwrap().attr.ino;
+    let found = listed(&mount, e).await;
+    assert_eq!(found.iter().map(|(_, size)| *size).collect::<Vec<_>>(), [5, 300_000, 26], "newest first");
+    assert!(found.iter().all(|(name, _)| name.starts_with("f@")), "{found:?}");
+    assert_eq!(found[2].0, "f@null");
+    assert_eq!(listed(&mount, d).await.len(), 2);
+    for (directory, name, bytes) in [
+        (e, found[0].0.clone(), b"third".to_vec()),
+        (e, found[1].0.clone(), big),
+        (e, "f@null".to_owned(), b"before there were versions".to_vec()),
+        (d, listed(&mount, d).await.remove(1).0, b"long".to_vec()),
+    ] {
+        let attr = mount.lookup(directory, OsStr::new(&name)).await.unwrap().attr;
+        assert_eq!((attr.size, attr.mode), (bytes.len() as u64, 0o400), "{name}");
+        let (number, _) = mount.open(attr.ino, false).await.unwrap();
+        let file = mount.file(number).unwrap();
+        assert_eq!(mount.read(&file, 0, 1 << 20).await.unwrap(), bytes, "{name}");
+        let tail = mount.read(&file, attr.size - 2, 100).await.unwrap();
+        assert_eq!(tail, bytes[bytes.len() - 2..], "{name}");
+        drop(file);
+        mount.release(number, None).await;
+        let change = service::AttrChange { size: Some(0), ..Default::default() };
+        assert_eq!(mount.set_attributes(attr.ino, change).await.unwrap_err(), Errno::ROFS);
+        assert_eq!(mount.unlink(directory, OsStr::new(&name)).await, Err(Errno::ROFS));
+        let away = mount.rename((directory, OsStr::new(&name)), (root, OsStr::new("x")), RenameMode::Replace);
+        assert_eq!(away.await, Err(Errno::ROFS));
+    }
+    for missing in ["f", "f@0000000000000001", "f@nul", "g@null", ".."] {
+        assert!(mount.lookup(e, OsStr::new(missing)).await.is_err(), "{missing}");
+    }
+
+    // What the bucket itself has of this name comes first.
+    world.put(".versions/mine", b"mine".to_vec()).await;
+    let other = core(&world, folder.path(), false).await;
+    let own = other.lookup(root, versions).await.unwrap().attr.ino;
+    assert_eq!(names(listed(&other, own).await), ["mine"]);
+    for mount in [mount, other] {
+        mount.end().await.unwrap();
+    }
+}
+
+/// What a program does to a file with `open`, `write` and `close`.
+struct Writer<'m> {
+    mount: &'m Arc<core_mount::Mount>,
+    number: u64,
+}
+
+impl<'m> Writer<'m> {
+    async fn create(mount: &'m Arc<core_mount::Mount>, parent: Ino, name: &str) -> Self {
+        let made = mount.make(parent, OsStr::new(name), new_node(service::Kind::File), 0).await.unwrap();
+        let (number, _) = mount.open_new(made.attr.ino, true).await.unwrap();
+        Self { mount, number }
+    }
+
+    async fn open(mount: &'m Arc<core_mount::Mount>, parent: Ino, name: &str) -> Self {
+        let found = mount.lookup(parent, OsStr::new(name)).await.unwrap();
+        let (number, _) = mount.open(found.attr.ino, true).await.unwrap();
+        Self { mount, number }
+    }
+
+    async fn write(&self, offset: u64, data: &[u8], is_append: bool) {
+        let file = self.mount.file(self.number).unwrap();
+        self.mount.write(&file, offset, data, is_append).await.unwrap();
+    }
+
+    async fn sync(&self) {
+        self.mount.sync(&self.mount.file(self.number).unwrap()).await.unwrap();
+    }
+
+    async fn flush(&self) {
+        self.mount.flush(&self.mount.file(self.number).unwrap(), 1).await.unwrap();
+    }
+
+    async fn close(self) {
+        self.flush().await;
+        self.mount.release(self.number, None).await;
+    }
+}
+
+async fn overwrite(mount: &Arc<core_mount::Mount>, parent: Ino, name: &str, data: &[u8]) {
+    let writer = Writer::open(mount, parent, name).await;
+    let ino = mount.file(writer.number).unwrap().node.ino;
+    mount.empty(ino).await.unwrap();
+    writer.write(0, data, false).await;
+    writer.close().await;
+}
+
+/// The versions of a key, newest first; a delete marker is `None`.
+async fn versions_of(world: &World, key: &str) -> Vec<Option<Vec<u8>>> {
+    let list = ListVersions {
+        bucket: BUCKET.into(),
+        prefix: key.into(),
+        delimiter: String::new(),
+        after: String::new(),
+        after_version: None,
+        entries_max: 1000,
+    };
+    let (entries, _) = world.pool.objects.list_versions(&world.caller, list).await.unwrap();
+    let mut versions = Vec::new();
+    for entry in entries {
+        match entry {
+            ListedVersion::Version { head, .. } if head.key == key => {
+                let (objects, id) = (&world.pool.objects, Some(head.version_id()));
+                let found =
+                    objects.get_version(&world.caller, BUCKET, key, id, ByteRange::All).await.unwrap();
+                let pieces: Vec<Bytes> = found.body.try_collect().await.unwrap();
+                versions.push(Some(pieces.concat()));
+            }
+            ListedVersion::Marker { key: of, .. } if of == key => versions.push(None),
+            _ => {}
+        }
+    }
+    versions
+}
+
+/// In a bucket that keeps versions, what a program has closed is one: whatever a mount does with the file then, S3 finds it
+/// again. What is written before a close is one version, however it is sent.
+#[tokio::test]
+async fn what_a_program_closed_is_a_version_that_mounts_keep() {
+    let world = World::start().await;
+    world.pool.objects.set_versioning(&world.caller, BUCKET, Versioning::Enabled).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mount = core(&world, folder.path(), true).await;
+    let root = mount.root();
+    let some = |texts: &[&str]| texts.iter().map(|text| Some(text.as_bytes().to_vec())).collect::<Vec<_>>();
+
+    // One version for each open and close, however often it is synced meanwhile.
+    let writer = Writer::create(&mount, root, "f").await;
+    writer.write(0, b"fi", false).await;
+    writer.sync().await;
+    writer.write(2, b"rst", false).await;
+    writer.sync().await;
+    writer.close().await;
+    assert_eq!(versions_of(&world, "f").await, some(&["first"]));
+    overwrite(&mount, root, "f", b"second").await;
+    assert_eq!(versions_of(&world, "f").await, some(&["second", "first"]));
+
+    // Bytes in the middle, and at the end.
+    let writer = Writer::open(&mount, root, "f").await;
+    writer.write(0, b"S", false).await;
+    writer.close().await;
+    let writer = Writer::open(&mount, root, "f").await;
+    writer.write(0, b"!", true).await;
+    writer.close().await;
+    assert_eq!(versions_of(&world, "f").await, some(&["Second!", "Second", "second", "first"]));
+
+    // Cut short without being opened.
+    let ino = mount.lookup(root, OsStr::new("f")).await.unwrap().attr.ino;
+    let cut = service::AttrChange { size: Some(3), ..Default::default() };
+    mount.set_attributes(ino, cut).await.unwrap();
+    assert_eq!(versions_of(&world, "f").await[..2], some(&["Sec", "Second!"]));
+
+    // A close that the kernel has not told the end of, as of a file that is opened again at once.
+    let first = Writer::open(&mount, root, "f").await;
+    first.write(3, b"tion", false).await;
+    first.flush().await;
+    let second = Writer::open(&mount, root, "f").await;
+    second.write(7, b"al", false).await;
+    second.close().await;
+    first.close().await;
+    assert_eq!(versions_of(&world, "f").await[..3], some(&["Sectional", "Section", "Sec"]));
+
+    // Renamed over, and away; what had the name keeps what it was.
+    let writer = Writer::create(&mount, root, "g").await;
+    writer.write(0, b"new", false).await;
+    writer.close().await;
+    mount.rename((root, OsStr::new("g")), (root, OsStr::new("f")), RenameMode::Replace).await.unwrap();
+    assert_eq!(versions_of(&world, "f").await[..2], some(&["new", "Sectional"]));
+    assert_eq!(versions_of(&world, "g").await, [None, Some(b"new".to_vec())]);
+
+    // Removed: a marker, as S3's own deletion leaves.
+    mount.unlink(root, OsStr::new("f")).await.unwrap();
+    assert_eq!(versions_of(&world, "f").await[..2], [None, Some(b"new".to_vec())]);
+    assert!(!world.keys().await.contains(&"f".to_owned()));
+
+    // A file that is removed before it was ever closed leaves nothing.
+    let writer = Writer::create(&mount, root, "scratch").await;
+    mount.unlink(root, OsStr::new("scratch")).await.unwrap();
+    writer.write(0, b"nobody's", false).await;
+    writer.close().await;
+    assert_eq!(versions_of(&world, "scratch").await, []);
+
+    // A directory moves with its keys, each of which leaves a version.
+    let d = mount.make(root, OsStr::new("d"), new_node(service::Kind::Directory), 0).await.unwrap().attr.ino;
+    let writer = Writer::create(&mount, d, "in").await;
+    writer.write(0, b"inner", false).await;
+    writer.close().await;
+    mount.rename((root, OsStr::new("d")), (root, OsStr::new("e")), RenameMode::Replace).await.unwrap();
+    assert_eq!(versions_of(&world, "d/in").await, [None, Some(b"inner".to_vec())]);
+    assert_eq!(versions_of(&world, "e/in").await, some(&["inner"]));
+
+    // Two mounts: what the one closed stays when the other changes it.
+    let other = core(&world, folder.path(), true).await;
+    let e = other.lookup(root, OsStr::new("e")).await.unwrap().attr.ino;
+    overwrite(&other, e, "in", b"theirs").await;
+    assert_eq!(versions_of(&world, "e/in").await, some(&["theirs", "inner"]));
+
+    // A put by S3 over a file that a mount has open: its program goes on with what it opened.
+    let reader = Writer::open(&mount, e, "in").await;
+    world.put("e/in", b"by S3".to_vec()).await;
+    let file = mount.file(reader.number).unwrap();
+    assert_eq!(mount.read(&file, 0, 100).await.unwrap(), b"theirs");
+    drop(file);
+    reader.close().await;
+    assert_eq!(versions_of(&world, "e/in").await, some(&["by S3", "theirs", "inner"]));
+    for mount in [mount, other] {
+        mount.end().await.unwrap();
+    }
+}
+
+/// Small files that were written together share a blob. When most of them are gone, the rest is copied out of it, and reads as
+/// before, by mounts and S3; what then is dead of blobs is less than a fifth.
+#[tokio::test]
+async fn blobs_that_are_mostly_dead_are_emptied() {
+    const FILES: u64 = 512;
+    let world = World::start().await;
+    let mut mount = world.mount().await;
+    let root = mount.root;
+    let content = |number: u64| pattern(4096, number);
+    let made =
+        |number: u64| Make { data: content(number).into(), ..make(root, &format!("f{number}"), Kind::File) };
+    let makes = (0..FILES).map(|number| operation::What::Make(made(number))).collect();
+    let made: Vec<_> =
+        mount.apply(makes).await.into_iter().map(|done| done.unwrap().attributes.unwrap()).collect();
+    let unlink = |number: u64| {
+        let name = Bytes::from(format!("f{number}"));
+        operation::What::Unlink(Unlink { parent: root, name, is_held: false })
+    };
+    let mut known = Squeezing::default();
+    // A tenth is not worth the copy.
+    let gone = |number: &u64| number % 10 == 3;
+    let unlinks = (0..FILES).filter(gone).map(unlink).collect();
+    assert!(mount.apply(unlinks).await.iter().all(Result::is_ok));
+    assert_eq!(world.pool.objects.squeeze(&mut known).await.unwrap(), Squeezed::default());
+    let left = |number: &u64| number.is_multiple_of(4) && !gone(number);
+    let unlinks = (0..FILES).filter(|number| !left(number) && !gone(number)).map(unlink).collect();
+    assert!(mount.apply(unlinks).await.iter().all(Result::is_ok));
+    // One of them has a part of its own in the middle.
+    let write = Write { offset: 1000, bytes: data(&[7; 10]) };
+    mount.one(edit(&made[4], vec![change::What::Write(write)])).await.unwrap();
+    let mut edited = content(4);
+    edited[1000..1010].fill(7);
+    let before = world.pool.objects.head(&world.caller, BUCKET, "f8").await.unwrap();
+
+    let done = world.pool.objects.squeeze(&mut known).await.unwrap();
+    let count = (0..FILES).filter(left).count() as u64;
+    assert_eq!((done.versions, done.bytes_copied), (count, count * 4096 - 10));
+    let again = world.pool.objects.squeeze(&mut Squeezing::default()).await.unwrap();
+    assert_eq!(again, Squeezed::default(), "nothing is left to be done");
+    for number in (0..FILES).filter(left) {
+        let expected = if number == 4 { edited.clone() } else { content(number) };
+        assert!(world.get(&format!("f{number}")).await == expected, "f{number}");
+        let of = file(&made[number as usize]);
+        assert!(mount.read(of, 0, 5000).await.unwrap() == expected, "f{number}");
+    }
+    let after = world.pool.objects.head(&world.caller, BUCKET, "f8").await.unwrap();
+    assert_eq!(after, before, "what a client sees of it is what it was");
+}
+
+/// Where versions are suspended, one without an id is replaced, and those that have one stay.
+#[tokio::test]
+async fn a_suspended_bucket_keeps_what_has_an_id_and_replaces_what_has_none() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let set = async |versioning| {
+        world.pool.objects.set_versioning(&world.caller, BUCKET, versioning).await.unwrap();
+    };
+    world.put("f", b"before".to_vec()).await;
+    set(Versioning::Enabled).await;
+    let mount = core(&world, folder.path(), true).await;
+    overwrite(&mount, mount.root(), "f", b"with an id").await;
+    let kept = |texts: &[&str]| texts.iter().map(|text| Some(text.as_bytes().to_vec())).collect::<Vec<_>>();
+    assert_eq!(versions_of(&world, "f").await, kept(&["with an id", "before"]));
+    set(Versioning::Suspended).await;
+    overwrite(&mount, mount.root(), "f", b"without").await;
+    assert_eq!(versions_of(&world, "f").await, kept(&["without", "with an id"]));
+    overwrite(&mount, mount.root(), "f", b"again").await;
+    assert_eq!(versions_of(&world, "f").await, kept(&["again", "with an id"]));
+    mount.unlink(mount.root(), OsStr::new("f")).await.unwrap();
+    assert_eq!(versions_of(&world, "f").await, [None, Some(b"with an id".to_vec())]);
+    mount.end().await.unwrap();
 }
 
 /// Another tenant, a forged token, a foreign inode and senseless requests get their errno, and nothing happens.

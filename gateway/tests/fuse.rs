@@ -276,3 +276,24 @@ fn ordinary_programs_work() {
                     assert c.execute('select count(*),sum(length(b)) from t').fetchone()==(100,4950)";
     run("python3", &["-c", database], folder);
 }
+
+/// `ls` asks for labels file by file until it hears that there are none; one that is there is told.
+#[test]
+fn a_file_is_not_labelled_unless_it_is() {
+    use rustix::fs::{XattrFlags, getxattr, setxattr};
+    use rustix::io::Errno;
+    let Some(mounted) = mounted("labels", false) else { return };
+    let path = mounted.at("f");
+    fs::write(&path, b"").unwrap();
+    let label = |name: &str| {
+        let mut value = [0u8; 64];
+        getxattr(&path, name, &mut value).map(|length| value[..length].to_vec())
+    };
+    assert_eq!(label("security.selinux"), Err(Errno::OPNOTSUPP));
+    assert_eq!(label("user.any"), Err(Errno::NODATA));
+    if setxattr(&path, "security.selinux", b"label", XattrFlags::empty()).is_ok() {
+        assert_eq!(label("security.selinux"), Ok(b"label".to_vec()));
+    } else {
+        println!("skipped: this user may set no label");
+    }
+}

@@ -237,3 +237,24 @@ async fn the_door_closes_when_told() {
     tokio::time::timeout(WITHIN, door.served).await.expect("in time").unwrap().unwrap();
     assert!(who_am_i(channel, known()).await.is_err());
 }
+
+/// On a full door the connection makes room that is idle longest, though it has called before; one with a call under way stays.
+#[tokio::test]
+async fn connections_that_called_make_room_once_they_are_idle() {
+    let door = start(64, None).await;
+    let busy = plain(door.address);
+    let watched = HealthClient::new(busy).watch(HealthCheckRequest { service: String::new() }).await;
+    let mut watched = watched.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status, 1);
+    let authorization = basic(&door.pool.access_key, &door.pool.secret_key);
+    let mut idle = Vec::new();
+    for _ in 0..7 {
+        let channel = plain(door.address);
+        who_am_i(channel.clone(), authorization.clone()).await.unwrap();
+        idle.push(channel);
+    }
+    let newcomer = tokio::time::timeout(WITHIN, who_am_i(plain(door.address), authorization));
+    newcomer.await.expect("the door makes room").unwrap();
+    let more = tokio::time::timeout(Duration::from_millis(50), watched.message()).await;
+    assert!(more.is_err(), "the call under way goes on: {more:?}");
+}

@@ -427,3 +427,26 @@ async fn slow_readers_hold_a_bounded_room() {
     let next = get().await.unwrap().body.map(Result::unwrap).collect::<Vec<_>>().await;
     assert!(next.concat() == content);
 }
+
+/// Two disks fail under a write and are there again by its end: it is not answered before they have their shards too, since of
+/// those that have them, others may die then.
+#[tokio::test]
+async fn a_write_is_completed_on_disks_that_answer_again() {
+    let pool = Pool::start("127.0.0.1:0".parse().unwrap(), S3DoorConfig::default(), None).await;
+    send(&pool, Signed::new(&pool, "PUT", "/bucket"), b"").await;
+    for (refused, kept) in [(1, 4), (u32::MAX, 2)] {
+        let before = pool.disks.shard_count();
+        for disk in [1, 3] {
+            pool.disks.refuse(disk, refused);
+        }
+        put(&pool, &format!("/bucket/{kept}"), &bytes(100_000)).await;
+        assert_eq!(
+            pool.disks.shard_count() - before,
+            kept,
+            "of the four of 2+2, two refused {refused} times"
+        );
+        for disk in [1, 3] {
+            pool.disks.refuse(disk, 0);
+        }
+    }
+}

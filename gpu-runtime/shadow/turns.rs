@@ -6,7 +6,7 @@
 //! closed turns ─ ring ─> a thread of this library: waits for their end, measures, tells the desk and the clerk
 //! ```
 //!
-//! A turn aims at [`TURN_NS`] of card time, so that asking costs little and others do not wait for long; how many launches that is
+//! A turn aims at [`TURN_NS`] of card time, or at some times that while nobody else is on the card, so that asking costs little and others do not wait for long; how many launches that is
 //! follows from what the function was measured to take. A turn in which nothing is launched for a while is closed by the thread: so
 //! a program that waits for its results does not keep the card.
 //!
@@ -28,6 +28,8 @@ use crate::{Code, Handle, SUCCESS, UNKNOWN, real};
 const TURN_NS: u64 = 1_000_000;
 /// Launches of one turn at most.
 const LAUNCHES_MAX: u32 = 1024;
+/// Usual turns that one may be worth.
+const EXTENT_MAX: u64 = 16;
 /// A turn in which nothing is launched for so long is closed.
 const IDLE_NS: u64 = 500_000;
 /// Streams of one turn; a launch into one more opens another.
@@ -92,6 +94,8 @@ pub struct Turns {
     /// Desks that there were.
     desks: AtomicU32,
     look_at_ns: AtomicU64,
+    /// How long the last turn could be, in usual ones; 0: as 1.
+    extent: AtomicU32,
     own_turn_ns: AtomicU64,
     own_tickets: AtomicU64,
     functions: [AtomicU64; FUNCTIONS],
@@ -226,11 +230,14 @@ impl Turns {
         let at = Self::place(function);
         let is_known = self.functions[at].load(Ordering::Relaxed) == function;
         let each_ns = if is_known { self.took_ns[at].load(Ordering::Relaxed).max(1) } else { TURN_NS };
-        let most = (TURN_NS / each_ns).clamp(1, LAUNCHES_MAX.into()) as u32;
+        // Whoever is alone on the card may take longer turns. That the next is as the last is a guess.
+        let guess = self.extent.load(Ordering::Relaxed).max(1);
+        let most = (TURN_NS * u64::from(guess) / each_ns).clamp(1, u64::from(LAUNCHES_MAX * guess)) as u32;
         // A turn is known by function and size, so that what was measured of it fits the next: powers of two alone.
         let power = u32::BITS - 1 - most.leading_zeros();
-        let launches = 1_u32 << power;
-        let (ticket, desk) = self.ask(slice, function.wrapping_mul(31).wrapping_add(power.into()));
+        let (ticket, desk, extent) = self.ask(slice, function.wrapping_mul(31).wrapping_add(power.into()));
+        self.extent.store(extent, Ordering::Relaxed);
+        let launches = ((1_u32 << power) / (guess / extent.min(guess))).max(1);
         let mut context: Handle = core::ptr::null_mut();
         real!(cuCtxGetCurrent(&raw mut context => *mut Handle));
         let turn = Turn {
@@ -318,8 +325,8 @@ impl Turns {
         sys::wake(&self.tail);
     }
 
-    /// A ticket, and the desk's number that gave it. Waits for it.
-    fn ask(&self, slice: &Slice, function: u64) -> (u64, u32) {
+    /// A ticket, the desk's number that gave it, and how many usual turns it is worth. Waits for it.
+    fn ask(&self, slice: &Slice, function: u64) -> (u64, u32, u32) {
         let now = sys::now_ns();
         if self.desk.load(Ordering::Relaxed) == 0 && now >= self.look_at_ns.load(Ordering::Relaxed) {
             self.look_at_ns.store(now + LOOK_EVERY_NS, Ordering::Relaxed);
@@ -342,9 +349,10 @@ impl Turns {
             if sys::send(desk - 1, &message(ASK, function, 0))
                 && sys::read_all(desk - 1, &mut answer) == MESSAGE_BYTES
             {
-                let (kind, ticket, _) = read_message(&answer);
+                let (kind, ticket, extent) = read_message(&answer);
                 if kind == GRANT {
-                    return (ticket, self.desks.load(Ordering::Relaxed));
+                    let extent = extent.clamp(1, EXTENT_MAX) as u32;
+                    return (ticket, self.desks.load(Ordering::Relaxed), extent);
                 }
             }
             self.desk.store(0, Ordering::Release);
@@ -354,7 +362,7 @@ impl Turns {
         if wait_ns > 0 {
             sys::sleep_ns(wait_ns);
         }
-        (OWN_TICKETS + self.own_tickets.fetch_add(1, Ordering::Relaxed), 0)
+        (OWN_TICKETS + self.own_tickets.fetch_add(1, Ordering::Relaxed), 0, 1)
     }
 
     fn done(&self, turn: &Turn, ns: u64) {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use makai_raft::facts::jobs::ObjectPath;
+use makai_raft::facts::tenant::TenantId;
 use serde::{Deserialize, Serialize};
 
 /// Share of the machine's memory that jobs may have where the owner sets no bound, in quarters: the rest is the system's,
@@ -60,6 +62,24 @@ pub struct Cpu {
     pub ptx_mips: u32,
 }
 
+/// Something that jobs begin with and that is on this machine already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Which, as [`source_number`] has it.
+    pub what: u64,
+    pub bytes: u64,
+}
+
+/// A number for an object or prefix of a tenant: the same on every node.
+#[must_use]
+pub fn source_number(tenant: TenantId, path: &ObjectPath) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&tenant.0.to_le_bytes());
+    hasher.update(&(path.bucket.len() as u64).to_le_bytes());
+    hasher.update(path.bucket.as_bytes()).update(path.key.as_bytes());
+    hasher.finalize().as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
 /// What a node offers in all, whether or not it is in use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
@@ -70,6 +90,9 @@ pub struct Inventory {
     pub gpus: Vec<Gpu>,
     #[serde(default)]
     pub cpu: Cpu,
+    /// Images and inputs that are here, those used most lately: a task that wants them has less to bring.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Held>,
 }
 
 /// Bounds that the owner sets; 0: none.
@@ -100,6 +123,7 @@ pub fn look(dir: &Path, bounds: Bounds, gpus: Vec<Gpu>) -> io::Result<Inventory>
         scratch_bytes: bounded(scratch, bounds.scratch_bytes_max),
         gpus,
         cpu: Cpu { model: cpu_model(), ptx_mips: 0 },
+        held: Vec::new(),
     })
 }
 

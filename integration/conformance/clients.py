@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Walks an S3 endpoint with the clients that customers have: boto3, the AWS CLI, rclone, and hand-made bad requests.
 
-    python3 -m venv venv && venv/bin/pip install boto3 awscli minio pyarrow
+    python3 -m venv venv && venv/bin/pip install boto3 awscli minio pyarrow duckdb fsspec
     venv/bin/python clients.py --endpoint http://127.0.0.1:9000 --access-key ... --secret-key ...
 
 Each check prints one line: `ok NAME seconds` or `FAILED NAME: why`. `--only TEXT` keeps the checks whose name contains
 TEXT; `--list` prints the names. walks.py adds the checks of further clients. Binaries are taken from PATH, or from
-AWS_CLI, RCLONE, S3CMD, RESTIC, S3FS; checks
+AWS_CLI, RCLONE, S3CMD, RESTIC, S3FS, WALK_AWS_SDK_RUST; checks
 of a client that is not there are `skipped`, and count as failed with `--require-clients`. Exit status: 0 when all
 checks passed, 1 when one failed, 2 on wrong usage.
 
@@ -832,7 +832,9 @@ def lifecycles(world):
         {"ID": "uploads", "Status": "Disabled", "Filter": {"Prefix": ""},
          "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7}},
         {"ID": "cold", "Status": "Enabled", "Filter": {"Prefix": "cold/"},
-         "Transitions": [{"Date": past, "StorageClass": "STANDARD_IA"}, {"Days": 9, "StorageClass": "GLACIER_IR"}],
+         "Transitions": [{"Date": past, "StorageClass": "STANDARD_IA"}]},
+        {"ID": "colder", "Status": "Enabled", "Filter": {"Prefix": "colder/"},
+         "Transitions": [{"Days": 9, "StorageClass": "GLACIER_IR"}],
          "NoncurrentVersionTransitions": [{"NoncurrentDays": 2, "StorageClass": "STANDARD_IA"}]},
     ]
     s3.put_object(Bucket=bucket, Key="cold/a", Body=b"x")
@@ -842,7 +844,9 @@ def lifecycles(world):
          "the rule is not named")
     for late in [{"Expiration": {"Days": 9}}, {"NoncurrentVersionExpiration": {"NoncurrentDays": 2}}]:
         refused("InvalidArgument", 400, s3.put_bucket_lifecycle_configuration, Bucket=bucket,
-                LifecycleConfiguration={"Rules": [{**rules[3], **late}]})
+                LifecycleConfiguration={"Rules": [{**rules[4], **late}]})
+    refused("InvalidRequest", 400, s3.put_bucket_lifecycle_configuration, Bucket=bucket,
+            LifecycleConfiguration={"Rules": [{**rules[3], "Expiration": {"Days": 9}}]})
     deadline = time.monotonic() + 60
     while (head := s3.head_object(Bucket=bucket, Key="cold/a")).get("StorageClass") != "STANDARD_IA":
         true(time.monotonic() < deadline, f"the class is still {head.get('StorageClass')}")

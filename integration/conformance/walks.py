@@ -1,4 +1,5 @@
-"""Walks with further clients that customers have: s3cmd, restic, s3fs, MinIO's Python client, pyarrow, a registry's store.
+"""Walks with further clients that customers have: s3cmd, restic, s3fs, MinIO's Python client, aws-sdk-rust,
+pyarrow, DuckDB, a registry's store.
 
 Loaded by clients.py, which has the checks, the options and the helpers. What needs a kernel's FUSE is skipped where this
 machine lets nobody mount.
@@ -11,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 
 from clients import KIB, MIB, CannotHere, Skip, check, program, refused, run, same, same_trees, tree, true
@@ -193,6 +195,14 @@ def minio_client(world):
 
 
 @check
+def aws_sdk_rust(world):
+    walk = program("walk-aws-sdk-rust", "WALK_AWS_SDK_RUST")
+    # The name lets what a walk that fails leaves behind be cleaned up with the rest.
+    run([walk, world.endpoint, f"conf-{world.run}-aws-sdk-rust"], {
+        "AWS_ACCESS_KEY_ID": world.options.access_key, "AWS_SECRET_ACCESS_KEY": world.options.secret_key})
+
+
+@check
 def parquet_by_ranges(world):
     try:
         import pyarrow
@@ -225,6 +235,68 @@ def parquet_by_ranges(world):
     true(found.to_table().num_rows == rows, "rows are missing")
     files.delete_dir(f"{bucket}/set")
     same([entry.base_name for entry in files.get_file_info(pyarrow.fs.FileSelector(bucket))], ["table.parquet"], "files")
+
+
+@check
+def duckdb_by_ranges(world):
+    """DuckDB's own S3 reader is an extension from its makers' server; its Parquet reader comes to the door through pyarrow."""
+    try:
+        import duckdb
+        import pyarrow.fs
+        from fsspec.implementations.arrow import ArrowFSWrapper
+    except ImportError as missing:
+        raise Skip(f"{missing}: pip install duckdb fsspec pyarrow")
+
+    class Positions:
+        """A file of which each thread has a position of its own: DuckDB's share one, and one seeks while another reads."""
+
+        def __init__(self, file):
+            self.file, self.stream, self.own = file, file.stream, threading.local()
+
+        def tell(self):
+            return getattr(self.own, "position", 0)
+
+        def seek(self, position, whence=os.SEEK_SET):
+            start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.stream.size()}[whence]
+            self.own.position = start + position
+            return self.own.position
+
+        def read(self, size=-1):
+            data = self.stream.read_at(size if size >= 0 else self.stream.size() - self.tell(), self.tell())
+            self.own.position = self.tell() + len(data)
+            return data
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    class Pool(ArrowFSWrapper):
+        protocol, root_marker = "pool", ""
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return path.removeprefix("pool://").strip("/")
+
+        def open(self, path, mode="rb", **more):
+            file = super().open(path, mode, **more)
+            return Positions(file) if "r" in mode else file
+
+    bucket = world.new_bucket("duckdb")
+    database = duckdb.connect()
+    database.register_filesystem(Pool(pyarrow.fs.S3FileSystem(
+        access_key=world.options.access_key, secret_key=world.options.secret_key, region=world.options.region,
+        endpoint_override=world.url.netloc, scheme=world.url.scheme, force_virtual_addressing=False)))
+    ask = lambda text: database.sql(text.replace("BUCKET", bucket)).fetchall()
+    rows = 200_000
+    for part in range(2):
+        database.execute(f"copy (select number, number % 3 as third, 'row ' || number * 7919 as text from "
+                         f"range({part * rows}, {(part + 1) * rows}) r(number)) to 'pool://{bucket}/{part}.parquet' "
+                         f"(format parquet, row_group_size 20000)")
+    # The footers alone; one group of one file; all of one column.
+    same(ask("select count(*) from 'pool://BUCKET/*.parquet'"), [(2 * rows,)], "rows")
+    same(ask("select text from 'pool://BUCKET/1.parquet' where number between 339999 and 340001 order by number"),
+         [(f"row {number * 7919}",) for number in (339_999, 340_000, 340_001)], "texts")
+    same(ask("select third, count(*), sum(number) from 'pool://BUCKET/*.parquet' group by 1 order by 1"),
+         [(third, len(range(third, 2 * rows, 3)), sum(range(third, 2 * rows, 3))) for third in range(3)], "sums")
 
 
 @check

@@ -402,6 +402,12 @@ impl<'o> World<'o> {
         for (_, id, moving) in next.into_values() {
             let group = self.map.group(id).context("a group moves that is none")?;
             let own = group.disks[usize::from(moving.slot)];
+            // Slots that are made again together share what is read: each reads its part of it and sends the others theirs.
+            let together = group
+                .moves
+                .iter()
+                .filter(|other| other.is_remake == moving.is_remake && up(&other.to))
+                .count() as u64;
             let sources: Vec<DiskId> = if !moving.is_remake && up(&own) {
                 vec![own]
             } else {
@@ -411,9 +417,9 @@ impl<'o> World<'o> {
                 around.filter(|disk| up(disk)).take(data).collect()
             };
             sources.iter().for_each(|source| *reads.entry(*source).or_default() += 1);
-            under_way.push((id, moving, sources));
+            under_way.push((id, moving, sources, together.max(1)));
         }
-        for (id, moving, sources) in under_way {
+        for (id, moving, sources, together) in under_way {
             let slowest = sources.iter().map(|source| options.up_bytes_per_sec / reads[source]).min();
             let rate = (options.down_bytes_per_sec / sources.len() as u64)
                 .min(slowest.unwrap_or(0))
@@ -421,7 +427,8 @@ impl<'o> World<'o> {
             let has = self.jobs.entry((id, moving.slot, moving.to)).or_default();
             let made = (rate * seconds).min(options.slot_bytes - *has);
             *has += made;
-            let moved = made * sources.len() as u64;
+            let together = if sources.len() == 1 { 1 } else { together };
+            let moved = made * (sources.len() as u64 + together - 1) / together;
             *(if moving.is_remake { &mut self.tally.repair_bytes } else { &mut self.tally.balance_bytes }) +=
                 moved;
             if *has >= options.slot_bytes {

@@ -591,6 +591,53 @@ impl Drop for Cluster {
     }
 }
 
+/// What `makai bench s3` has told of one row.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured {
+    pub per_sec: f64,
+    pub megabytes_per_sec: f64,
+    pub p99_ms: f64,
+}
+
+impl std::fmt::Display for Measured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { per_sec, megabytes_per_sec, p99_ms } = self;
+        write!(f, "{per_sec:.0}/s, {megabytes_per_sec:.0} MB/s, p99 {p99_ms:.1} ms")
+    }
+}
+
+impl Cluster {
+    /// Loads one gateway by `makai bench s3` with one row; it goes on by itself.
+    ///
+    /// # Panics
+    /// The node is no gateway.
+    #[must_use]
+    pub fn bench(&self, at: usize, args: &[&str]) -> tokio::task::JoinHandle<anyhow::Result<Measured>> {
+        let listen = self.nodes[at].config.s3.listen.expect("a gateway");
+        let key = &self.credentials;
+        let mut all: Vec<String> = ["bench", "s3", "--json", "--endpoint"].map(String::from).into();
+        all.push(format!("http://{listen}"));
+        for (flag, value) in
+            [("--access-key", &key.access_key), ("--secret-key", &key.secret_key), ("--region", &key.region)]
+        {
+            all.extend([flag.to_owned(), value.clone()]);
+        }
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        tokio::task::spawn_blocking(move || {
+            let told = makai(&all.iter().map(String::as_str).collect::<Vec<_>>())?;
+            ensure!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+            let told: serde_json::Value = serde_json::from_slice(&told.stdout)?;
+            let row = &told["rows"][0];
+            let number = |value: &serde_json::Value| value.as_f64().context("a figure of the row");
+            Ok(Measured {
+                per_sec: number(&row["operations_per_second"])?,
+                megabytes_per_sec: number(&row["megabytes_per_second"])?,
+                p99_ms: number(&row["latency_ms"]["p99"])?,
+            })
+        })
+    }
+}
+
 /// Whether a process ended by kill -9.
 #[must_use]
 pub fn was_killed(status: ExitStatus) -> bool {

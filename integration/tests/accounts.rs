@@ -69,6 +69,30 @@ fn verify(path: &Path) -> anyhow::Result<std::process::Output> {
     makai(&["ledger", "verify", path.to_str().context("a UTF-8 path")?])
 }
 
+/// Entries of the log that a node may cost in an epoch of the usual hour: one a minute.
+const ENTRIES_MAX: u64 = 60;
+
+/// While nobody does anything, epochs close by few entries of the log: so few that a node adds less than one a minute, where
+/// epochs take the hour that they usually do.
+async fn epochs_cost_little(cluster: &Cluster) -> anyhow::Result<()> {
+    let now = || async {
+        let applied = cluster.nodes[0].status().await?.applied.context("a voter")?;
+        Ok::<_, anyhow::Error>((claims(cluster)?.0, applied))
+    };
+    let begun = now().await?;
+    let ended = wait::until("epochs close", WITHIN, || async {
+        let (epoch, applied) = now().await?;
+        ensure!(epoch >= begun.0 + 2, "epoch {epoch}");
+        Ok::<_, anyhow::Error>((epoch, applied))
+    })
+    .await?;
+    let entries = (ended.1 - begun.1) / (ended.0 - begun.0);
+    println!("{entries} entries of the log an epoch, of {} nodes", cluster.nodes.len());
+    // An epoch that had begun before, and what else a cluster agrees on meanwhile, count too.
+    ensure!(entries < ENTRIES_MAX * cluster.nodes.len() as u64, "{entries} entries an epoch");
+    Ok(())
+}
+
 /// Whatever bit of the file is flipped, it is refused: by the code for each of many, by the command for a few.
 fn every_bit_counts(path: &Path) -> anyhow::Result<()> {
     let good = fs::read(path)?;
@@ -121,6 +145,8 @@ async fn work_becomes_claims_that_are_checked_and_paid_once() -> anyhow::Result<
         let reasons = component["reasons"].as_array().context("reasons")?;
         ensure!(!is_zero || !reasons.is_empty(), "a zero without a reason: {component}");
     }
+
+    epochs_cost_little(&cluster).await?;
 
     // A proof holds by itself; with one digit changed it does not.
     let node = first.1.keys().next().context("a node")?.clone();

@@ -3,15 +3,15 @@
 //!
 //! Needs Node and `ops/contracts/node_modules` (`npm ci`), which bring a real EVM; else it says that it was skipped.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use makai_config::LedgerKind;
+use makai_integration::chain::{Anvil, CHAIN_ID, can_run, contracts};
 use makai_integration::cluster::{Cluster, ClusterOptions, makai};
 use makai_integration::s3::Content;
-use makai_integration::{ports, wait};
+use makai_integration::wait;
 use makai_ops::claims::statement::ClaimKey;
 use makai_ops::rewards::tokenomics::Tokenomics;
 use serde_json::Value;
@@ -19,52 +19,9 @@ use serde_json::Value;
 const BUCKET: &str = "earn";
 const EPOCH_SECS: u64 = 2;
 const NODES: usize = 3;
-const CHAIN_ID: u64 = 31_337;
 const WITHIN: Duration = Duration::from_secs(120);
-
-fn contracts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/contracts")
-}
-
-fn anvil_program() -> PathBuf {
-    contracts().join("node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil")
-}
-
-/// A chain of its own, a block a second; ends with the test.
-struct Anvil {
-    child: Child,
-    url: String,
-    _port: ports::Port,
-}
-
-impl Anvil {
-    fn start() -> anyhow::Result<Self> {
-        let port = ports::take()?;
-        let child = Command::new(anvil_program())
-            .args(["--silent", "--block-time", "1", "--port", &port.number.to_string()])
-            .stdin(Stdio::null())
-            .spawn()?;
-        Ok(Self { child, url: format!("http://127.0.0.1:{}", port.number), _port: port })
-    }
-
-    fn script(&self, what: &str, args: &[&str]) -> anyhow::Result<String> {
-        let script = contracts().join("test/chain.mjs");
-        let out = Command::new("node").arg(script).arg(what).arg(&self.url).args(args).output()?;
-        ensure!(out.status.success(), "{what}: {}", String::from_utf8_lossy(&out.stderr));
-        Ok(String::from_utf8(out.stdout)?.trim().to_owned())
-    }
-
-    fn balance(&self, token: &str, account: &str) -> anyhow::Result<u128> {
-        Ok(self.script("balance", &[token, account])?.parse()?)
-    }
-}
-
-impl Drop for Anvil {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+/// A block a second.
+const BLOCKS: [&str; 2] = ["--block-time", "1"];
 
 fn key(seed: usize) -> [u8; 32] {
     [u8::try_from(seed + 1).unwrap_or(1); 32]
@@ -87,19 +44,6 @@ fn submit(cluster: &Cluster, node: &str) -> anyhow::Result<(String, u128)> {
     Ok((payout, paid["amount"].as_str().context("amount")?.parse()?))
 }
 
-/// Whether there is an EVM to test with.
-fn can_run() -> anyhow::Result<bool> {
-    let has_node = Command::new("node").arg("--version").output().is_ok();
-    let can_run =
-        has_node && anvil_program().exists() && std::env::var("MAKAI_TEST_CHAIN").as_deref() != Ok("skip");
-    let is_required = std::env::var("MAKAI_TEST_CHAIN").is_ok_and(|wanted| wanted == "require");
-    ensure!(can_run || !is_required, "no Node, or no ops/contracts/node_modules: run `npm ci` there");
-    if !can_run {
-        eprintln!("skipped: no Node, or no ops/contracts/node_modules; run `npm ci` there");
-    }
-    Ok(can_run)
-}
-
 /// Writes a key into a node's folder before the node starts.
 fn give_key(config: &makai_config::NodeConfig, name: &str, seed: usize) {
     std::fs::create_dir_all(&config.node.dir).expect("the node's folder");
@@ -112,18 +56,12 @@ async fn what_was_earned_ends_as_tokens() -> anyhow::Result<()> {
     if !can_run()? {
         return Ok(());
     }
-    let anvil = Anvil::start()?;
+    let anvil = Anvil::start(&BLOCKS).await?;
     let emission = Tokenomics::profile("makai", EPOCH_SECS * 1000)?.emission();
     let (pool, halving) = (emission.pool.to_string(), emission.halving_epochs.to_string());
     let (signers, submitters) = (addresses(0)?, addresses(SUBMITTERS_FROM)?);
-    let deployed = wait::until("the contracts are there", WITHIN, || async {
-        anvil.script("deploy", &[&pool, &halving, "0", "2", &signers, &submitters])
-    })
-    .await?;
-    let deployed: Value = serde_json::from_str(&deployed)?;
-    let token = deployed["token"].as_str().context("token")?.to_owned();
-    let (url, distributor) =
-        (anvil.url.clone(), deployed["distributor"].as_str().context("distributor")?.to_owned());
+    let (token, distributor) = anvil.deploy(&[&pool, &halving, "0", "2", &signers, &submitters])?;
+    let url = anvil.url.clone();
     let change = move |at: usize, config: &mut makai_config::NodeConfig| {
         config.accounts.epoch_secs = EPOCH_SECS;
         config.accounts.challenge_secs = 0;
@@ -175,7 +113,7 @@ async fn claims_move_from_the_embedded_ledger_to_a_contract() -> anyhow::Result<
     if !can_run()? {
         return Ok(());
     }
-    let anvil = Anvil::start()?;
+    let anvil = Anvil::start(&BLOCKS).await?;
     let change = |at: usize, config: &mut makai_config::NodeConfig| {
         config.accounts.epoch_secs = EPOCH_SECS;
         config.accounts.challenge_secs = 0;
@@ -200,10 +138,7 @@ async fn claims_move_from_the_embedded_ledger_to_a_contract() -> anyhow::Result<
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     std::fs::write(&opening, &out.stdout)?;
     std::fs::write(&key_file, DEPLOYER_KEY)?;
-    wait::until("the chain answers", WITHIN, || async {
-        anvil.script("fund", &[&addresses(SUBMITTERS_FROM)?])
-    })
-    .await?;
+    anvil.script("fund", &[&addresses(SUBMITTERS_FROM)?])?;
     let out = Command::new("node")
         .arg(contracts().join("deploy.mjs"))
         .args(["--rpc", &anvil.url, "--key"])

@@ -10,6 +10,7 @@ use std::process::Command as Program;
 use anyhow::{Context as _, bail, ensure};
 use makai::identity::NodeIdentity;
 use makai_erasure::NodeId;
+use makai_integration::ports;
 use makai_ops::claims::statement::{ClaimKey, Statement};
 use makai_ops::claims::tree::ClaimTree;
 use makai_raft::facts::Timestamp;
@@ -224,6 +225,8 @@ fn the_embedded_ledger_does_what_the_vectors_say() -> anyhow::Result<()> {
         payout_cooldown_ms: 0,
         chain_id: 0,
         ledger: Address([9; 20]),
+        forfeits_all: false,
+        pledge: None,
     };
     ledger.act(AccountsCommand::Open { genesis })?;
     for seed in &vectors.signer_seeds {
@@ -265,7 +268,10 @@ fn the_contract_does_what_the_vectors_say() -> anyhow::Result<()> {
         eprintln!("skipped: the contract's half; run `npm ci` in ops/contracts");
         return Ok(());
     }
-    let out = match Program::new("node").arg(contracts().join("test/run.mjs")).output() {
+    let port = ports::take()?;
+    let run =
+        Program::new("node").arg(contracts().join("test/run.mjs")).arg(port.number.to_string()).output();
+    let out = match run {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             eprintln!("skipped: the contract's half; there is no node");
             return Ok(());

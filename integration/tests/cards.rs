@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use makai_config::Role;
-use makai_integration::cluster::{Cluster, ClusterOptions, makai};
+use makai_integration::cluster::{Cluster, ClusterOptions, makai, program};
 use makai_integration::wait;
 use serde_json::{Value, json};
 
@@ -127,4 +127,42 @@ async fn an_owner_takes_its_card_back_and_the_task_goes_on_elsewhere() -> anyhow
     answer(&makai(&["gpu", "resume", "--config", config, "--json"])?)?;
     wait::until("both are offered again", WITHIN, || async { offered(2) }).await?;
     cluster.finish().await
+}
+
+/// The checks for machines with a card, on a card made of software: all that is not a matter of speed passes there, and says that it
+/// is no card; a machine without one is told what it lacks.
+#[test]
+fn the_checks_of_a_real_card_find_a_sound_one_sound() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let driver = driver(folder.path(), "GPU-a")?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu-runtime/gpu-check");
+    let run = |words: &[&Path]| {
+        let mut check = Command::new(&script);
+        check.args(words).env("MAKAI", program()?);
+        check.env("FAKE_CARDS", std::fs::read_to_string(driver.join("cards.json"))?);
+        anyhow::Ok(check.output()?)
+    };
+    let (cuda, nvml) = (driver.join("libcuda.so.1"), driver.join("libnvidia-ml.so.1"));
+    let out =
+        run(&[Path::new("--secs"), Path::new("2"), Path::new("--cuda"), &cuda, Path::new("--nvml"), &nvml])?;
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    ensure!(said.contains("NOT of a card"), "{said}");
+    for part in ["driver", "results", "memory"] {
+        let line = said.lines().find(|line| line.starts_with(part)).with_context(|| said.clone())?;
+        ensure!(line.split_whitespace().nth(1) == Some("ok"), "{said}");
+    }
+    // How fast a busy machine's software is says nothing; that it was measured does.
+    for (part, found) in
+        [("speed", "by the worker"), ("shares", "70 % due"), ("launches", "ns a launch plainly")]
+    {
+        let line = said.lines().find(|line| line.starts_with(part)).with_context(|| said.clone())?;
+        ensure!(line.contains(found), "{said}");
+    }
+    if !Path::new("/dev/nvidia0").exists() {
+        let out = run(&[])?;
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        ensure!(out.status.code() == Some(2) && said.contains("missing: /dev/nvidia0"), "{said}");
+        ensure!(said.contains("nothing was checked"), "{said}");
+    }
+    Ok(())
 }

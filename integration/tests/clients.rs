@@ -1,4 +1,5 @@
-//! Promise: customers' own clients work as they are: boto3, the AWS CLI, rclone, s3cmd, restic, s3fs, and others.
+//! Promise: customers' own clients work as they are: boto3, the AWS CLI, rclone, s3cmd, restic, s3fs,
+//! aws-sdk-rust, and others.
 //!
 //! `MAKAI_TEST_CLIENTS=skip` leaves this out; `./test` installs what it needs.
 
@@ -50,6 +51,7 @@ async fn clients_work_with_their_stock_settings() -> anyhow::Result<()> {
         ])
         .args(["--other-access-key", &other.access_key_id, "--other-secret-key", &other.secret_access_key])
         .env("PATH", path)
+        .env("WALK_AWS_SDK_RUST", root().join("target/aws-sdk-rust/debug/walk-aws-sdk-rust"))
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()

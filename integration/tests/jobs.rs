@@ -133,6 +133,7 @@ async fn every_task_has_one_result_though_a_machine_dies() -> anyhow::Result<()>
     one_job(&cluster, &customer, &data).await?;
     modules(&cluster, &customer).await?;
     stages(&cluster, &customer).await?;
+    objects(&cluster, &customer).await?;
     python(&customer)?;
     what_a_customer_is_told(&customer)?;
     an_array(&mut cluster, &customer).await?;
@@ -305,6 +306,63 @@ async fn stages(cluster: &Cluster, customer: &Customer) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tasks for objects: of a prefix some at a time, of a manifest one at a time; each object has its result, and what came later none.
+async fn objects(cluster: &Cluster, customer: &Customer) -> anyhow::Result<()> {
+    let s3 = cluster.s3(0);
+    let put =
+        |path: String, text: &str| s3.send(Ask::new(http::Method::PUT, path).body(text.as_bytes().to_vec()));
+    for name in ["a", "b", "c", "d", "e", "deep/f", "deep/g"] {
+        put(format!("/inputs/words/{name}"), name).await?;
+    }
+    let script = "while read -r path key; do name=${path#/in/each/}; /bin/busybox mkdir -p $(/bin/busybox dirname /out/$name); \
+        /bin/busybox tr a-z A-Z < $path > /out/$name; echo $key; done < $MAKAI_OBJECT_LIST";
+    let shell = ["--image", "s3://images/busybox.tar", "--cpu", "0.2", "--memory", "32M"];
+    let command = ["--", "/bin/busybox", "sh", "-c", script];
+    let of_words = |more: &[&'static str]| {
+        let words = ["submit"].iter().chain(&shell).chain(&["--each", "s3://inputs/words/"]).chain(more);
+        words.chain(&command).copied().collect::<Vec<&str>>()
+    };
+    let room = customer.json(&of_words(&["--dry-run"]))?;
+    ensure!(room["objects"] == 7 && room["objects_per_task"] == 1 && room["tasks"] == 7, "{room}");
+    let submitted = customer.json(&of_words(&["--per-task", "3", "--output", "s3://results/upper/"]))?;
+    put("/inputs/words/later".into(), "later").await?;
+    let id = submitted["id"].to_string();
+    let waited = customer.json(&["wait", &id])?;
+    ensure!(waited["counts"]["succeeded"] == 3, "{waited}");
+    let published = s3.list("results", "upper/").await?;
+    ensure!(published.len() == 7, "{published:?}");
+    ensure!(s3.get("results", "upper/deep/g").await?.text() == "DEEP/G");
+    let logs = customer.job(&["logs", &id, "--index", "1"])?;
+    let keys = "s3://inputs/words/d\ns3://inputs/words/deep/f\ns3://inputs/words/deep/g\n";
+    ensure!(logs.stdout == keys.as_bytes(), "{}", said(&logs));
+
+    let manifest = "words/a\ns3://results/upper/deep/g\n";
+    put("/inputs/manifest.txt".into(), manifest).await?;
+    let file = "image = 's3://images/busybox.tar'\ncpu_millis = 200\nmemory_bytes = 33554432\n\
+        command = ['/bin/busybox', 'sh', '-c', '/bin/busybox cp $MAKAI_OBJECT /out/$MAKAI_TASK_INDEX']\n\
+        outputs = [{ to = 's3://results/picked/' }]\n[each]\nmanifest = 's3://inputs/manifest.txt'\nper_task = 1\n";
+    let out = customer.file("each.toml", file)?;
+    ensure!(out.status.success(), "{}", said(&out));
+    ensure!(s3.get("results", "picked/0").await?.text() == "a");
+    ensure!(s3.get("results", "picked/1").await?.text() == "DEEP/G");
+
+    for (good, bad, why) in [
+        ("manifest = 's3://inputs/manifest.txt'", "from = 's3://inputs/nothing/'", "names no object"),
+        ("manifest = 's3://inputs/manifest.txt'", "from = 's3://inputs/words'", "is no prefix"),
+        ("inputs/manifest.txt", "inputs/x", "no text"),
+        ("per_task = 1", "per_task = 10001", "10000 a task"),
+        ("[each]", "tasks = 2\n[each]", "leave it out"),
+    ] {
+        let out = customer.file("wrong.toml", &file.replace(good, bad))?;
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.code() == Some(1) && stderr.contains(why), "{why}: {}", said(&out));
+    }
+    // What the first jobs took is known by now: a task gets more than one.
+    let room = customer.json(&of_words(&["--dry-run"]))?;
+    ensure!(room["objects"] == 8, "{room}");
+    Ok(())
+}
+
 /// The example for Python, with what is generated from the definitions by the package that customers use.
 fn python(customer: &Customer) -> anyhow::Result<()> {
     if std::env::var("MAKAI_TEST_CLIENTS").is_ok_and(|wish| wish == "skip") {
@@ -325,7 +383,7 @@ fn python(customer: &Customer) -> anyhow::Result<()> {
     }
     let (proto, example) = (root.join("gateway/proto"), customer.profile.with_file_name("example"));
     fs::create_dir_all(&example)?;
-    for file in ["submit_job.py", "makai_token.py"] {
+    for file in ["submit_job.py", "each_object.py", "makai_token.py"] {
         fs::copy(root.join("gateway/examples/python").join(file), example.join(file))?;
     }
     let run = |script: &str| {
@@ -357,6 +415,17 @@ fn python(customer: &Customer) -> anyhow::Result<()> {
     ensure!(out.status.success() && out.stdout == b"hello from python\n", "{}", said(&out));
     let fails = run("exit 3")?;
     ensure!(fails.status.code() == Some(1), "{}", said(&fails));
+    let each = Command::new(&program)
+        .arg(example.join("each_object.py"))
+        .arg(&customer.profile)
+        .args(["s3://images/busybox.tar", "s3://inputs/words/deep/", "s3://results/python/", "--"])
+        .args(["/bin/busybox", "sh", "-c", "/bin/busybox cp $MAKAI_OBJECT /out/"])
+        .env_remove("PYTHONPATH")
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(each.status.success(), "{}", said(&each));
+    let told = String::from_utf8_lossy(&each.stdout).into_owned();
+    ensure!(told.contains("2 objects, 1 a task: 2 tasks") && told.contains("2 of 2"), "{told}");
     Ok(())
 }
 

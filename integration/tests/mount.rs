@@ -14,10 +14,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use http::Method;
 use makai_integration::cluster::{Cluster, ClusterOptions};
+use makai_integration::hooks::Hook;
 use makai_integration::load::seed;
 use makai_integration::mounts::{Mounted, may_mount, write_profile};
-use makai_integration::s3::Content;
+use makai_integration::s3::{Ask, Content};
 use makai_integration::wait;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -26,6 +28,8 @@ use rustix::fs::{FlockOperation, flock};
 const BUCKET: &str = "files";
 /// Changes are pushed within milliseconds; the deadline only ends a test that fails.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
+/// Webhooks are told by a loop of a second.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
 /// A lease of 30 s, and time to notice.
 const LOCK_FREE_WITHIN: Duration = Duration::from_secs(60);
 /// Longest that one file may take while a node dies: a busy machine elects in seconds.
@@ -61,7 +65,7 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
     let mounts = cluster.dir().join("mounts");
     let (one, other) = (
         Mounted::start(&profile, BUCKET, mounts.join("one"), &[])?,
-        Mounted::start(&profile, BUCKET, mounts.join("other"), &["-o", "durable-close"])?,
+        Mounted::start(&profile, BUCKET, mounts.join("other"), &["-o", "durable-close,dirsync"])?,
     );
     let (Some(mut one), Some(other)) = (one, other) else {
         println!("skipped: this machine does not mount");
@@ -70,6 +74,7 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
 
     s3_and_back(&cluster, &one, &other).await.context("S3 and back")?;
     two_mounts(&one, &other).await.context("two mounts")?;
+    webhooks_hear_of_files(&cluster, &one, &other).await.context("webhooks")?;
     let trusted =
         Mounted::start(&profile, BUCKET, mounts.join("trusted"), &["--trusted"])?.context("mounted")?;
     suites(&trusted).context("other people's suites")?;
@@ -236,6 +241,59 @@ async fn two_mounts(one: &Mounted, other: &Mounted) -> anyhow::Result<()> {
     let mut bytes = Vec::new();
     open.read_to_end(&mut bytes)?;
     ensure!(bytes == [7; 50_000], "an open file outlives its name on every mount");
+    Ok(())
+}
+
+/// What programs make, write, rename and remove through mounts is told: who replays it has what is there.
+async fn webhooks_hear_of_files(cluster: &Cluster, one: &Mounted, other: &Mounted) -> anyhow::Result<()> {
+    let hook = Hook::start().await?;
+    let rule = format!(
+        "<QueueConfiguration><Queue>arn:makai:webhook:::{}</Queue><Event>s3:ObjectCreated:*</Event>\
+         <Event>s3:ObjectRemoved:*</Event><Filter><S3Key><FilterRule><Name>prefix</Name><Value>told/</Value>\
+         </FilterRule></S3Key></Filter></QueueConfiguration>",
+        hook.url
+    );
+    let configure = |rule: &str| {
+        let xml = format!("<NotificationConfiguration>{rule}</NotificationConfiguration>");
+        Ask::new(Method::PUT, format!("/{BUCKET}")).query("notification", "").body(xml)
+    };
+    cluster.s3(1).send(configure(&rule)).await?;
+    let heard = |step: &'static str| {
+        let hook = &hook;
+        wait::until(step, TOLD_WITHIN, move || async move {
+            let there: BTreeMap<_, _> = cluster.s3(2).list(BUCKET, "told/").await?.into_iter().collect();
+            let replayed = hook.replayed();
+            ensure!(there == replayed, "there is {there:?}, told was {replayed:?}");
+            anyhow::Ok(there)
+        })
+    };
+    fs::create_dir(one.at("told"))?;
+    for (name, len) in [("a", 5), ("b", 70_000), ("c", 0)] {
+        create(&one.at(&format!("told/{name}")), &Content::new(name, len).bytes())?;
+    }
+    create(&one.at("untold"), b"by no rule")?;
+    // The directory is a key, too.
+    ensure!(heard("files that are made").await?.len() == 4, "a file is not there");
+    wait::until("the file is seen", SEEN_WITHIN, || async { fs::metadata(other.at("told/a")) }).await?;
+    let mut file = OpenOptions::new().append(true).open(other.at("told/a"))?;
+    file.write_all(b"and more")?;
+    file.sync_all()?;
+    ensure!(heard("a file that is written").await?.get("told/a") == Some(&13), "it is not longer");
+    fs::rename(one.at("told/b"), one.at("told/d"))?;
+    fs::remove_file(one.at("told/c"))?;
+    File::open(one.at("told"))?.sync_all()?;
+    let left = heard("a file that is renamed, and one that is removed").await?;
+    ensure!(left.keys().eq(["told/", "told/a", "told/d"]), "there are {left:?}");
+    fs::remove_dir_all(other.at("told"))?;
+    File::open(other.at(""))?.sync_all()?;
+    ensure!(heard("files that are removed").await?.is_empty(), "a file is there");
+    let events = hook.events();
+    for key in ["a", "b", "c", "d"].map(|name| format!("told/{name}")) {
+        let told = |event: &str| events.contains(&(event.to_owned(), key.clone()));
+        ensure!(told("ObjectCreated:Put") && told("ObjectRemoved:Delete"), "of {key}: {events:?}");
+    }
+    ensure!(events.iter().all(|(_, key)| key.starts_with("told/")), "told beyond the rule: {events:?}");
+    cluster.s3(1).send(configure("")).await?;
     Ok(())
 }
 

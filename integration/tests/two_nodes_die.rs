@@ -87,3 +87,31 @@ async fn any_two_nodes_may_die_and_two_others_after_the_cluster_has_healed() -> 
     }
     cluster.finish().await
 }
+
+/// For BENCHMARKS.md: what reads lose when every group has lost as many shards as it bears.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures: cargo test --release -p makai-integration --test two_nodes_die -- --ignored --nocapture"]
+async fn how_fast_degraded_reads_are() -> anyhow::Result<()> {
+    for size in ["1MiB", "16MiB"] {
+        let mut cluster = Cluster::start(ClusterOptions::default()).await?;
+        cluster.s3(0).create_bucket("degraded", Some("4+2")).await?;
+        let args =
+            ["--bucket", "degraded", "--op", "get", "--size", size, "--clients", "8", "--objects", "64"];
+        let whole = cluster.bench(0, &[&args[..], &["--seconds", "10"]].concat()).await??;
+        let under_way =
+            cluster.bench(0, &[&args[..], &["--warmup-seconds", "15", "--seconds", "10"]].concat());
+        let leader = cluster.leader().await?;
+        let victims: Vec<usize> = (1..6).filter(|at| *at != leader).take(2).collect();
+        // All objects are there by then, and it still warms up.
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        cluster.kill(&victims);
+        let degraded = under_way.await??;
+        println!(
+            "4+2, {size}: whole {whole}; two of six dead {degraded}: {:.0} %",
+            100.0 * degraded.megabytes_per_sec / whole.megabytes_per_sec
+        );
+        cluster.restart(&victims).await?;
+        cluster.finish().await?;
+    }
+    Ok(())
+}

@@ -352,6 +352,7 @@ fn samples() -> anyhow::Result<Vec<Sample>> {
         peers: vec![peer],
         cluster_key: Some([2; 32]),
     };
+    let heard = HeartbeatAnswer { leader: Some(NodeId([7; 32])), map_epoch: 11, facts_at: None };
     let blob = Blob {
         id: BlobId([4; 16]),
         pg: PgId(5),
@@ -369,7 +370,7 @@ fn samples() -> anyhow::Result<Vec<Sample>> {
         fact("query", Query::BlobsOfGroup { pg: PgId(5), after_sequence: 12, entries_max: 100 })?,
         fact("answer-map", Answer::ClusterMap(map_fact()))?,
         message("heartbeat", beat)?,
-        message("heartbeat-answer", HeartbeatAnswer { leader: Some(NodeId([7; 32])), map_epoch: 11 })?,
+        message("heartbeat-answer", heard)?,
         message("join", JoinRequest { node: node_fact(), disks: vec![disk_fact()], token: None })?,
         message("join-answer", joined)?,
     ])
@@ -412,7 +413,7 @@ fn fields_of_later_releases_are_passed_over() -> anyhow::Result<()> {
     let later = Later { leader: None, map_epoch: 7, colour: "red".into() };
     let bytes = makai::members::encode(&later).map_err(anyhow::Error::msg)?;
     let read: HeartbeatAnswer = makai::members::decode(&bytes).map_err(anyhow::Error::msg)?;
-    ensure!(read == HeartbeatAnswer { leader: None, map_epoch: 7 });
+    ensure!(read == HeartbeatAnswer { leader: None, map_epoch: 7, facts_at: None });
     Ok(())
 }
 

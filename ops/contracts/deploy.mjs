@@ -43,15 +43,18 @@ const make = async (name, ...rest) => {
   return contract;
 };
 
-// The distributor's share is minted to the deployer and handed over, since the token is there first.
+// The distributor's share is minted to the address that it gets, which follows from the deployer's next nonce but one: it
+// is in nobody's hands.
+const home = ethers.getCreateAddress({ from: admin, nonce: (await deployer.getNonce()) + 1 });
 const shares = Object.entries(opening.allocation_bp).map(([whose, bp]) => ({
   whose,
-  to: whose === "mining" ? admin : (recipients[whose] ?? admin),
+  to: whose === "mining" ? home : (recipients[whose] ?? admin),
   amount: (BigInt(opening.cap) * BigInt(bp)) / BASIS_POINTS,
 }));
-shares[0].amount += BigInt(opening.cap) - shares.reduce((sum, share) => sum + share.amount, 0n);
+const rest = shares.find((share) => share.whose !== "mining") ?? shares[0];
+rest.amount += BigInt(opening.cap) - shares.reduce((sum, share) => sum + share.amount, 0n);
 const token = await make(
-  "Token", args.name ?? "MAKAI", args.symbol ?? "MAKAI", opening.cap,
+  "Token", args.name ?? "MAKAI", args.symbol ?? "MAKAI", opening.cap, home,
   shares.map((share) => share.to), shares.map((share) => share.amount),
 );
 const terms = [opening.pool, opening.halving_epochs, opening.window_secs, args.bond ?? 0, admin, admin];
@@ -59,7 +62,10 @@ const distributor = await make(
   "Distributor", await token.getAddress(), terms, opening.signers, opening.threshold,
   [opening.root, opening.epoch, opening.total],
 );
-await (await token.transfer(await distributor.getAddress(), opening.pool)).wait();
+if ((await distributor.getAddress()) !== home || (await token.balanceOf(home)) < BigInt(opening.pool)) {
+  console.error("something else was sent with this key meanwhile: the distributor is not where its tokens are; deploy again");
+  process.exit(1);
+}
 
 const { chainId } = await provider.getNetwork();
 console.log(`# token ${await token.getAddress()}, admin and guardian ${admin}`);

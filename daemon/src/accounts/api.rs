@@ -6,6 +6,7 @@
 //! | `GET /api/v1/accounts/claims`       | [`Claims`] of the newest signed epoch                         |
 //! | `GET /api/v1/accounts/proof?node=`  | [`ClaimProof`] of what a node may claim                       |
 //! | `POST /api/v1/accounts/claim`       | [`ClaimRequest`] -> [`Paid`]                                  |
+//! | `POST /api/v1/accounts/dispute`     | [`DisputeRequest`] -> the epoch, which is computed again       |
 //! | `GET /api/v1/accounts/claim-cost?node=` | [`ClaimCost`](super::fees::ClaimCost) now                  |
 //! | `GET /api/v1/accounts/usage`        | [`Usage`] of the newest sealed epoch                          |
 //! | `POST /api/v1/accounts/credit`      | [`CreditRequest`] -> the tenant's balance                     |
@@ -13,6 +14,13 @@
 //! | `POST /api/v1/accounts/estimate`    | [`Machine`] -> [`Estimate`]                                   |
 //! | `GET /api/v1/accounts/payouts`      | [`PayoutRow`](super::payouts::PayoutRow) of every node        |
 //! | `PUT /api/v1/accounts/payout`       | [`PayoutRequest`](super::payouts::PayoutRequest), of this node |
+//! | `GET /api/v1/accounts/stakes`       | [`Stakes`](super::stakes::Stakes) on the embedded ledger      |
+//! | `PUT /api/v1/accounts/stake`        | a stake, signed by its address                                |
+//! | `GET /api/v1/accounts/tenant?name=` | the number that a [`Spending`](super::stakes::Spending) is signed for |
+//! | `POST /api/v1/accounts/pledge`      | a [`Spending`](super::stakes::Spending) of what a stake was given |
+//! | `GET /api/v1/accounts/trainings`    | [`TrainingRow`](super::trainings::TrainingRow) of every training |
+//! | `PUT /api/v1/accounts/training`, `checkpoint` | a training of this node, and its next checkpoint    |
+//! | `POST /api/v1/accounts/verdict`     | what this voter found of one                                  |
 //! | `GET /api/v1/accounts/opening`      | [`Opening`]: with what a contract is deployed                 |
 //! | `GET /api/v1/accounts/ledger`       | the ledger as a file: see `makai_ops::claims::file`           |
 
@@ -35,11 +43,12 @@ use makai_raft::facts::accounts::{
 use makai_raft::facts::command::{Command, Reply};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::Metadata;
+use makai_raft::machine::accounts::dispute_digest;
 use serde::{Deserialize, Serialize};
 
 use super::chain::Chain;
 use super::foresight::foresee;
-use super::reading;
+use super::{keys, reading};
 use crate::clock;
 use crate::reconcile::Shell;
 
@@ -48,6 +57,9 @@ use crate::reconcile::Shell;
 pub struct Overview {
     pub state: AccountsState,
     pub open_epoch: Epoch,
+    /// The epoch that is to be signed next, once it is sealed: what was computed of it, and who has signed so far.
+    #[serde(default)]
+    pub settling: Option<Epoch>,
 }
 
 /// What each node may claim.
@@ -153,6 +165,13 @@ const OPENING_LOOKS: usize = 1000;
 pub struct ClaimRequest {
     /// The node whose address is paid.
     pub node: NodeId,
+}
+
+/// A voter takes the newest root back, before claims against it begin.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DisputeRequest {
+    pub epoch: u64,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -273,7 +292,11 @@ async fn need_state(facts: &dyn Metadata) -> anyhow::Result<AccountsState> {
 pub async fn overview(shell: &Shell) -> anyhow::Result<Overview> {
     let state = need_state(&*shell.facts).await?;
     let open_epoch = reading::epoch(&*shell.facts, state.open).await?;
-    Ok(Overview { state, open_epoch })
+    let settling = match state.signed + 1 {
+        next if next < state.open => Some(reading::epoch(&*shell.facts, next).await?),
+        _ => None,
+    };
+    Ok(Overview { state, open_epoch, settling })
 }
 
 /// The newest epoch whose claims count, with its record.
@@ -450,6 +473,25 @@ pub async fn proof(shell: &Shell, node: NodeId) -> anyhow::Result<ClaimProof> {
     })
 }
 
+/// Takes the newest signed root back in the name of this voter: the epoch is computed again.
+///
+/// # Errors
+/// This node is no voter, claims against the root have begun, or this voter has taken one of the epoch back before.
+pub async fn dispute(shell: &Shell, request: DisputeRequest) -> anyhow::Result<Epoch> {
+    let DisputeRequest { epoch, reason } = request;
+    let facts = &*shell.facts;
+    let result = reading::epoch(facts, epoch).await?.result;
+    let digest = result.with_context(|| format!("epoch {epoch} has no root yet"))?.digest;
+    let key = keys::load_or_create(&shell.config.node.dir, "claim.key")?;
+    let signature =
+        ClaimSignature { signer: key.address(), signature: key.sign(&dispute_digest(&digest, &reason)) };
+    let command = AccountsCommand::Dispute { epoch, reason, signature };
+    match facts.propose(Command::Accounts(command)).await? {
+        Reply::Accounts(AccountsReply::Epoch(epoch)) => Ok(epoch),
+        other => bail!("the facts answered {other:?}"),
+    }
+}
+
 /// # Errors
 /// As [`proof`]; or the ledger refuses.
 pub async fn claim(shell: &Shell, node: NodeId) -> anyhow::Result<Paid> {
@@ -539,9 +581,7 @@ pub async fn usage(shell: &Shell) -> anyhow::Result<Usage> {
 /// As [`overview`]; there is no such tenant, or the reference was used for another amount.
 pub async fn credit(shell: &Shell, request: CreditRequest) -> anyhow::Result<Balance> {
     let facts = &*shell.facts;
-    let Answer::Tenants(tenants) = facts.query(Query::Tenants).await? else { bail!("no tenants") };
-    let tenant = tenants.into_iter().find(|tenant| tenant.name == request.tenant);
-    let tenant = tenant.with_context(|| format!("there is no tenant {:?}", request.tenant))?.id;
+    let tenant = super::stakes::tenant(shell, &request.tenant).await?;
     let CreditRequest { amount, reference, .. } = request;
     let command = AccountsCommand::Credit { tenant, amount, reference };
     match facts.propose(Command::Accounts(command)).await? {
@@ -642,6 +682,7 @@ pub async fn estimate(shell: &Shell, machine: &Machine) -> anyhow::Result<Estima
         table: &table,
         epoch: number,
         epoch_ms,
+        beacon: epoch.beacon,
         usage: &usage,
         accounts: &accounts,
         leaves: &[],

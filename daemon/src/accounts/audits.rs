@@ -1,13 +1,14 @@
 //! One audit: asking a node for a leaf of a shard, and answering.
 //!
-//! A node answers voters only. It reads the shard once for each question, since a path needs the hash of every leaf.
+//! A node answers voters only, out of the outline that it keeps beside the shard; where none is kept it reads all of it.
 
 use std::time::Duration;
 
 use makai_erasure::layout::BlobLayout;
-use makai_erasure::stripe::{PeerError, ShardPeers};
+use makai_erasure::store::outlines::LeafProof;
+use makai_erasure::stripe::PeerError;
 use makai_erasure::{DiskId, NodeId, ShardKey};
-use makai_ops::audit::proof::{self, AuditAnswer, LEAF_BYTES, Outline};
+use makai_ops::audit::proof::{self, AuditAnswer};
 use makai_raft::facts::cluster::Group;
 use makai_raft::facts::object::Blob;
 use serde::{Deserialize, Serialize};
@@ -16,11 +17,6 @@ use crate::disks::LocalDisks;
 use crate::members::{AUDIT, decode, encode};
 use crate::reconcile::Shell;
 use crate::transport::TransportError;
-
-/// Bytes of a shard read at once while its leaves are hashed.
-const READ_BYTES: u64 = 64 * LEAF_BYTES;
-/// Longer shards do not exist: a whole blob in one.
-const SHARD_BYTES_MAX: u64 = 80 * 1024 * 1024;
 
 /// What a voter asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,27 +59,9 @@ pub async fn answer(disks: &LocalDisks, request: &AuditRequest) -> AuditReply {
 }
 
 async fn prove(disks: &LocalDisks, request: &AuditRequest) -> Result<AuditAnswer, PeerError> {
-    let AuditRequest { disk, key, shard_len, leaf } = *request;
-    if shard_len > SHARD_BYTES_MAX || proof::leaf_range(shard_len, leaf).is_none() {
-        return Err(PeerError::Refused("there is no such leaf".into()));
-    }
-    let footer = disks.footer(disk, key).await?;
-    let mut outline = Outline::default();
-    let (mut offset, mut wanted) = (0, bytes::Bytes::new());
-    while offset < shard_len {
-        let len = READ_BYTES.min(shard_len - offset);
-        let bytes = disks.read(disk, key, offset, len).await?;
-        for start in (0..bytes.len()).step_by(LEAF_BYTES as usize) {
-            let piece = bytes.slice(start..bytes.len().min(start + LEAF_BYTES as usize));
-            outline.push(&piece);
-            if (offset + start as u64) / LEAF_BYTES == leaf {
-                wanted = piece;
-            }
-        }
-        offset += len;
-    }
-    let path = outline.path(leaf).unwrap_or_default();
-    Ok(AuditAnswer { leaf: bytes::Bytes::copy_from_slice(&wanted), path, roots: footer.roots })
+    let AuditRequest { disk, key, leaf, .. } = *request;
+    let LeafProof { leaf, path, roots } = disks.prove(disk, key, leaf).await?;
+    Ok(AuditAnswer { leaf, path, roots })
 }
 
 /// The leaf that an audit asks for.

@@ -19,7 +19,7 @@ use anyhow::{Context as _, anyhow, bail};
 use makai_config::LedgerConfig;
 use makai_ops::claims::evm::{self, PostedRoot, Transaction};
 use makai_ops::claims::statement::ClaimKey;
-use makai_raft::facts::accounts::{Address, Emission, Hash};
+use makai_raft::facts::accounts::{Address, Amount, Emission, Hash};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -35,7 +35,7 @@ const FOREIGN_AFTER_LOOKS: u32 = 20;
 /// Chain of the accounts whose keys everybody knows.
 const DEV_CHAIN: u64 = 31_337;
 /// What a claim takes, where the chain does not say: twenty steps of proof, the first payment of an account.
-const CLAIM_GAS_USUAL: u128 = 108_000;
+const CLAIM_GAS_USUAL: u128 = 105_000;
 /// Unfinished transactions at once.
 const ATTEMPTS_MAX: usize = 64;
 /// Looks without a block before a transaction is made dearer, by a quarter: nodes ask for an eighth at least.
@@ -104,6 +104,7 @@ pub struct Cost {
 pub struct Chain {
     config: LedgerConfig,
     distributor: Address,
+    staking: Option<Address>,
     key: ClaimKey,
     path: PathBuf,
     outbox: Mutex<Outbox>,
@@ -130,8 +131,11 @@ impl Chain {
             }
             Err(error) => return Err(anyhow!(error).context(format!("read {path:?}"))),
         };
+        let staking = &config.staking;
+        let staking = (!staking.is_empty()).then(|| staking.parse().context("ledger.staking"));
         Ok(Self {
             distributor: config.distributor.parse().context("ledger.distributor")?,
+            staking: staking.transpose()?,
             config: config.clone(),
             key: keys::load_or_create(dir, "submitter.key")?,
             path,
@@ -236,7 +240,25 @@ impl Chain {
 
     /// Reads the contract; an error of its own comes by name.
     async fn read(&self, data: &[u8]) -> anyhow::Result<Vec<u8>> {
-        let call = json!({ "from": self.submitter(), "to": self.distributor, "data": hex0x(data) });
+        self.read_at(&self.distributor, data).await
+    }
+
+    /// What an operator has bonded and is not taking back; nothing where no staking contract is configured.
+    ///
+    /// # Errors
+    /// The chain does not answer, or there is no such contract.
+    pub async fn bond(&self, operator: &Address) -> anyhow::Result<Amount> {
+        let Some(staking) = self.staking else { return Ok(Amount(0)) };
+        let answer = self.read_at(&staking, &evm::bonds(operator)).await?;
+        evm::read_number(&answer, 0).map(Amount).with_context(|| {
+            format!(
+                "what is at ledger.staking {staking} answers as no Staking contract does; correct the address"
+            )
+        })
+    }
+
+    async fn read_at(&self, to: &Address, data: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let call = json!({ "from": self.submitter(), "to": to, "data": hex0x(data) });
         match self.ask("eth_call", json!([call, "latest"])).await {
             Ok(answer) => bytes(&answer),
             Err(RpcError::Refused { code, message, data }) => match evm::error_name(&data) {

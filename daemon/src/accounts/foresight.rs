@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use makai_erasure::NodeId;
 use makai_ops::rewards::settle::{Inputs, settle};
 use makai_ops::rewards::tokenomics::Tokenomics;
-use makai_raft::facts::accounts::{AccountsState, Amount, Epoch, NodeAccount, NodeUsage};
+use makai_raft::facts::accounts::{AccountsState, Amount, Epoch, Hash, NodeAccount, NodeUsage};
 
 use super::reading;
 use crate::clock;
@@ -52,30 +52,32 @@ pub async fn foresee(
     let facts = &*shell.facts;
     let table = Tokenomics::parse(&state.genesis.tokenomics)?;
     let (genesis, number) = (&state.genesis, epoch.number);
-    let earned = |usage: &[NodeUsage], accounts: &[NodeAccount], epoch: u64, before: Option<&Epoch>| {
-        let result = before.and_then(|before| before.result.as_ref());
-        let outcome = settle(&Inputs {
-            rules: genesis.rules,
-            table: &table,
-            epoch,
-            epoch_ms: genesis.epoch_ms,
-            usage,
-            accounts,
-            leaves: &[],
-            difficulty: result.map_or(&[], |result| &result.difficulty),
-        });
-        let sum = |account: NodeAccount| {
-            let earned = account.earned.iter().fold(Amount(0), |sum, (_, amount)| sum.plus(*amount));
-            (account.node, earned)
+    let earned =
+        |usage: &[NodeUsage], accounts: &[NodeAccount], epoch: u64, before: Option<&Epoch>, beacon| {
+            let result = before.and_then(|before| before.result.as_ref());
+            let outcome = settle(&Inputs {
+                rules: genesis.rules,
+                table: &table,
+                epoch,
+                epoch_ms: genesis.epoch_ms,
+                beacon,
+                usage,
+                accounts,
+                leaves: &[],
+                difficulty: result.map_or(&[], |result| &result.difficulty),
+            });
+            let sum = |account: NodeAccount| {
+                let earned = account.earned.iter().fold(Amount(0), |sum, (_, amount)| sum.plus(*amount));
+                (account.node, earned)
+            };
+            outcome.accounts.into_iter().map(sum).collect::<BTreeMap<_, _>>()
         };
-        outcome.accounts.into_iter().map(sum).collect::<BTreeMap<_, _>>()
-    };
     let (accounts_before, before) = match number {
         1 => (Vec::new(), None),
         _ => (reading::accounts(facts, number - 1).await?, Some(reading::epoch(facts, number - 1).await?)),
     };
     let ideal: Vec<NodeUsage> = usage.iter().map(faultless).collect();
-    let expected = earned(&ideal, &accounts_before, number, before.as_ref());
+    let expected = earned(&ideal, &accounts_before, number, before.as_ref(), epoch.beacon);
 
     // What lies on each node now, as if it had since the epoch was sealed.
     let since_ms = epoch.sealed_at.map_or(0, |sealed_at| clock::now().millis_since(sealed_at));
@@ -97,7 +99,7 @@ pub async fn foresee(
         ..NodeUsage::of(account.node)
     });
     let standing: Vec<NodeUsage> = standing.collect();
-    let a_whole_epoch = earned(&standing, &accounts, number + 1, Some(epoch));
+    let a_whole_epoch = earned(&standing, &accounts, number + 1, Some(epoch), Hash::default());
     let part = |amount: Amount| {
         Amount(makai_ops::rewards::fixed::mul_div(amount.0, since_ms.into(), genesis.epoch_ms.max(1).into()))
     };

@@ -4,6 +4,7 @@
 //! |-----------------|-----------------------------------------------------------------------------|
 //! | `claim.key`     | a voter's authority over roots: 64 hex digits, secp256k1                     |
 //! | `payout.key`    | where this node is paid unless it is told otherwise: the same form          |
+//! | `lots.key`      | what a compute node draws lots with: the same form, a seed of ECVRF         |
 //! | `claims.signed` | `makai-signed 1`, then a line per root: epoch, disputes until then, root    |
 //!
 //! A voter writes a root into `claims.signed` and syncs it before the signature leaves. It never signs two roots for one
@@ -13,11 +14,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use makai_ops::claims::statement::ClaimKey;
+use makai_ops::computing::vrf::VrfKey;
 use makai_raft::facts::accounts::Hash;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::files;
 
+const LOTS_FILE: &str = "lots.key";
 const SIGNED_FILE: &str = "claims.signed";
 const SIGNED_FIRST_LINE: &str = "makai-signed 1";
 /// Lines kept: far more epochs than are ever open for signing.
@@ -47,18 +50,33 @@ pub enum KeyError {
 /// # Errors
 /// [`KeyError`]; an existing file is never replaced.
 pub fn load_or_create(dir: &Path, name: &str) -> Result<ClaimKey, KeyError> {
+    load_or_create_as(dir, name, |bytes| ClaimKey::from_bytes(bytes))
+}
+
+/// As [`load_or_create`], for the key that lots are drawn with.
+///
+/// # Errors
+/// [`KeyError`]
+pub fn load_or_create_lots(dir: &Path) -> Result<VrfKey, KeyError> {
+    load_or_create_as(dir, LOTS_FILE, |seed| Some(VrfKey::from_seed(seed)))
+}
+
+fn load_or_create_as<K>(
+    dir: &Path,
+    name: &str,
+    as_key: impl Fn(&[u8; 32]) -> Option<K>,
+) -> Result<K, KeyError> {
     let path = dir.join(name);
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             let mut bytes = [0; 32];
             let read = hex::decode_to_slice(text.trim(), &mut bytes).ok();
-            let key = read.and_then(|()| ClaimKey::from_bytes(&bytes));
-            key.ok_or(KeyError::Damaged { path })
+            read.and_then(|()| as_key(&bytes)).ok_or(KeyError::Damaged { path })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => loop {
             let mut bytes = [0; 32];
             SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::NoRandomness)?;
-            if let Some(key) = ClaimKey::from_bytes(&bytes) {
+            if let Some(key) = as_key(&bytes) {
                 let written = files::replace(&path, hex::encode(bytes).as_bytes());
                 return written.map(|()| key).map_err(|source| KeyError::Io { path, source });
             }

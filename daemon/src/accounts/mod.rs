@@ -9,6 +9,9 @@
 //! | [`rpc`]     | questions to endpoints of an EVM chain                             | network       |
 //! | [`chain`]   | an EVM chain: what it pays, and the outbox                         | network, files |
 //! | [`drills`]  | what this node computed to be measured                             | nothing       |
+//! | [`words`]   | what this node says of itself: lots, trainings                     | port of facts |
+//! | [`trainings`] | what nodes train, and what is found of it                        | port of facts |
+//! | [`stakes`]  | what addresses stake on the embedded ledger                        | port of facts |
 //! | [`fees`]    | what a claim would cost now                                        | port of facts, network |
 //! | [`foresight`] | what should have been earned, and what is coming                  | port of facts |
 //! | [`payouts`] | where nodes are paid, and how a person changes it                  | port of facts |
@@ -27,3 +30,6 @@ pub mod metered;
 pub mod payouts;
 pub mod reading;
 pub mod rpc;
+pub mod stakes;
+pub mod trainings;
+pub mod words;

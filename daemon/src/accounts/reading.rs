@@ -2,9 +2,10 @@
 //! different moments fit together.
 
 use anyhow::bail;
+use makai_erasure::NodeId;
 use makai_raft::facts::accounts::{
     AccountsAnswer, AccountsQuery, AccountsState, Address, Amount, Balance, Epoch, GroupBytes, Leaf,
-    LedgerEntry, NodeAccount, NodeUsage, Payout, Prices, TenantRow,
+    LedgerEntry, LotKey, NodeAccount, NodeUsage, Payout, Pledge, Prices, Stake, TenantRow, Training,
 };
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::Metadata;
@@ -124,6 +125,49 @@ pub async fn claimed(facts: &dyn Metadata, payouts: &[Address]) -> anyhow::Resul
 /// As [`state`].
 pub async fn group_bytes(facts: &dyn Metadata) -> anyhow::Result<Vec<GroupBytes>> {
     Ok(answer!(facts, AccountsQuery::GroupBytes, GroupBytes))
+}
+
+/// What a node draws lots with, if the facts know it.
+///
+/// # Errors
+/// As [`state`].
+pub async fn lot_key(facts: &dyn Metadata, node: NodeId) -> anyhow::Result<Option<LotKey>> {
+    Ok(answer!(facts, AccountsQuery::LotKey { node }, LotKey))
+}
+
+/// One node's account after an epoch.
+///
+/// # Errors
+/// As [`state`].
+pub async fn account(facts: &dyn Metadata, epoch: u64, node: NodeId) -> anyhow::Result<Option<NodeAccount>> {
+    Ok(answer!(facts, AccountsQuery::Account { epoch, node }, Account).map(|account| *account))
+}
+
+/// What an address stakes on the embedded ledger.
+///
+/// # Errors
+/// As [`state`].
+pub async fn stake(facts: &dyn Metadata, payout: Address) -> anyhow::Result<Option<Stake>> {
+    Ok(answer!(facts, AccountsQuery::Stake { payout }, Stake))
+}
+
+/// What an address's stake was given of the income.
+///
+/// # Errors
+/// As [`state`].
+pub async fn pledge(facts: &dyn Metadata, payout: Address) -> anyhow::Result<Option<Pledge>> {
+    Ok(answer!(facts, AccountsQuery::Pledge { payout }, Pledge))
+}
+
+/// # Errors
+/// As [`state`].
+pub async fn trainings(facts: &dyn Metadata) -> anyhow::Result<Vec<Training>> {
+    pages!(
+        facts,
+        Trainings,
+        after => AccountsQuery::Trainings { after, entries_max: PAGE },
+        |training: &Training| (training.node, training.spec)
+    )
 }
 
 /// Prices, balances of tenants that pay in advance, and whether anything runs that is charged.

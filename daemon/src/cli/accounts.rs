@@ -73,15 +73,25 @@ pub fn credits_text(amount: Amount) -> String {
 /// Reads credits as people write them.
 #[must_use]
 pub fn parse_credits(text: &str) -> Option<Amount> {
-    const DIGITS: usize = 9;
+    parse_units(text, 9)
+}
+
+/// Reads tokens as people write them.
+#[must_use]
+pub fn parse_tokens(text: &str) -> Option<Amount> {
+    parse_units(text, 18)
+}
+
+/// A number with at most so many digits behind the point, in units of the last of them.
+fn parse_units(text: &str, digits: usize) -> Option<Amount> {
     let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
     let is_plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    if !is_plain(whole) || !is_plain(rest) || rest.len() > DIGITS {
+    if !is_plain(whole) || !is_plain(rest) || rest.len() > digits {
         return None;
     }
     let whole: u128 = whole.parse().ok()?;
-    let rest: u128 = format!("{rest:0<DIGITS$}").parse().ok()?;
-    Some(Amount(whole.checked_mul(UNITS_PER_CREDIT)?.checked_add(rest)?))
+    let rest: u128 = format!("{rest:0<digits$}").parse().ok()?;
+    Some(Amount(whole.checked_mul(10u128.checked_pow(u32::try_from(digits).ok()?)?)?.checked_add(rest)?))
 }
 
 /// Billionths of a ut a day as people read them.
@@ -272,6 +282,12 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Forfeited => {
             "suspended for days with failures on several shards: what was held back went back to the pool"
         }
+        Reason::NotDrawn => {
+            "its lot won no prize this time; the chance is by its computing power two epochs ago"
+        }
+        Reason::AllForfeit => {
+            "nodes asked for one result differed, and by this cluster's rule none of them earns it"
+        }
     }
 }
 
@@ -284,7 +300,8 @@ pub async fn why(args: WhyArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("node {} {}", node.node, node.name);
-    println!("{} since epoch {}: {}", status(node.status), node.status_since, node.status_why);
+    let why = node.status_why.strip_prefix("vetting: ").unwrap_or(&node.status_why);
+    println!("{} since epoch {}: {why}", status(node.status), node.status_since);
     for one in &node.components {
         println!("{:<10} {:>16} in epoch {}", component(one.component), tokens(one.amount), earnings.epoch);
         for one in &one.reasons {
@@ -302,6 +319,21 @@ pub async fn why(args: WhyArgs) -> anyhow::Result<ExitCode> {
     let (right, wrong) = (account.extra.computing_alpha_ppm, account.extra.computing_beta_ppm);
     if right + wrong > 0 {
         println!("computing score {} of 1000000", score_ppm(right, wrong));
+    }
+    if let Some(usage) = &node.usage {
+        let extra = &usage.extra;
+        if extra.lot.is_some() {
+            println!("it said that it has won in the lottery, and showed its proof");
+        }
+        if extra.verified_ms > 0 {
+            println!("ran others' tasks again for {} s of a core", extra.verified_ms / 1000);
+        }
+        if extra.forfeited_runs > 0 {
+            println!("runs that all who were asked lost: {}", extra.forfeited_runs);
+        }
+        if extra.stake > Amount(0) {
+            println!("its address stakes {}, which adds to all that it earns", tokens(extra.stake));
+        }
     }
     if account.extra.forfeited > Amount(0) {
         println!("forfeited for failures over days: {}", tokens(account.extra.forfeited));
@@ -331,6 +363,8 @@ mod tests {
         for wrong in ["", ".", "1.", ".5", "-1", "1e3", "0.0000000001", "1,5"] {
             assert_eq!(parse_credits(wrong), None, "{wrong:?}");
         }
+        assert_eq!(parse_tokens("2.5"), Some(Amount(5 * UNITS_PER_TOKEN / 2)));
+        assert_eq!(parse_tokens("0.0000000000000000001"), None);
         assert_eq!(credits_text(Amount(1_999_999_999)), "1.999999");
     }
 

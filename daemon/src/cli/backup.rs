@@ -133,7 +133,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             let config = NodeConfig::load(&config)?;
             let file = recover(&config).await?;
-            print_summary(&summary(&file, &Place::File(file.clone()), None)?, json)?;
+            // The key stays where it was.
+            let key = config.node.dir.join("cluster.key");
+            print_summary(&summary(&file, &Place::File(file.clone()), Some(&key))?, json)?;
             say_next(json);
         }
     }

@@ -10,12 +10,12 @@ use makai_erasure::NodeId;
 use makai_ops::claims::check::check;
 use makai_ops::claims::file::LedgerFile;
 use makai_ops::rewards::fixed::mul_div;
-use makai_raft::facts::accounts::{Address, Amount};
+use makai_raft::facts::accounts::{Address, Amount, Epoch};
 
 use super::accounts::tokens;
 use super::print_json;
 use super::remote::Target;
-use crate::accounts::api::{ClaimProof, ClaimRequest, ClaimRow, Claims, Opening, Paid};
+use crate::accounts::api::{ClaimProof, ClaimRequest, ClaimRow, Claims, DisputeRequest, Opening, Paid};
 use crate::accounts::fees::ClaimCost;
 use crate::files;
 
@@ -71,6 +71,17 @@ enum ClaimCommand {
         node: String,
         #[command(flatten)]
         price: Price,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take the newest root back, as the voter whose console is asked, before claims against it begin
+    ///
+    /// The epoch is computed and signed again by all voters. Each may do so once for an epoch; who did, and why, stays on the
+    /// ledger. A root that is on a chain already is disputed at its contract instead.
+    Dispute {
+        epoch: u64,
+        #[arg(long)]
+        reason: String,
         #[command(flatten)]
         target: Target,
     },
@@ -247,6 +258,20 @@ pub async fn claim(args: ClaimArgs) -> anyhow::Result<ExitCode> {
                 print_json(&serde_json::json!({ "cost": cost, "claim_now": is_now, "advice": advice }))?;
             } else {
                 print_cost(&cost, &advice);
+            }
+        }
+        ClaimCommand::Dispute { epoch, reason, target } => {
+            let request = DisputeRequest { epoch, reason };
+            let path = "/api/v1/accounts/dispute";
+            let epoch: Epoch = target.call(Method::POST, path, Some(&request)).await?;
+            if target.json {
+                print_json(&epoch)?;
+            } else {
+                println!(
+                    "epoch {} is computed again; {} voters took a root of it back",
+                    epoch.number,
+                    epoch.disputed_by.len()
+                );
             }
         }
         ClaimCommand::Submit { node, price, target } => {

@@ -60,9 +60,9 @@ enum RepairCommand {
     },
 }
 
-/// The leader's status where it can be asked, since it alone hears from every node; else any node's.
+/// The status of a node that leads or reaches the leader, which alone hears from every node; else any node's.
 pub(super) async fn fetch(target: &Target) -> anyhow::Result<Status> {
-    target.get_best("/api/v1/status", |status: &Status| status.is_leader).await
+    target.get_best("/api/v1/status", |status: &Status| status.leader_answers).await
 }
 
 /// What `makai status --json` prints.
@@ -76,6 +76,8 @@ struct Summary {
     leader_answers: bool,
     voters: usize,
     voters_up: usize,
+    /// Those whose directories are older copies than they had: they take no part until they have learnt all again.
+    voters_rewound: usize,
     nodes: usize,
     nodes_up: usize,
     disks: usize,
@@ -93,6 +95,8 @@ struct Summary {
     /// Pieces of objects of which too few shards are left, and such that disks that do not answer now could bring back.
     blobs_gone: u64,
     blobs_away: u64,
+    /// Shards that are not where they should be: `makai repair status` tells more.
+    shards_missing: u64,
     default_scheme: String,
 }
 
@@ -117,7 +121,14 @@ fn is_endangered(map: &ClusterMap, group: &makai_raft::facts::cluster::Group) ->
 }
 
 fn count_disks(map: &ClusterMap, condition: Condition) -> usize {
-    map.disks.iter().filter(|disk| disk.standing != Standing::Lost && disk.condition == condition).count()
+    map.disks.iter().filter(|disk| is_in(map, disk) && disk.condition == condition).count()
+}
+
+/// Whether neither the disk nor its node was taken out.
+fn is_in(map: &ClusterMap, disk: &Disk) -> bool {
+    let is_node_in =
+        |id: NodeId| map.nodes.iter().any(|node| node.id == id && node.standing != Standing::Lost);
+    disk.standing != Standing::Lost && is_node_in(disk.node)
 }
 
 fn summarize(status: &Status) -> Summary {
@@ -128,12 +139,13 @@ fn summarize(status: &Status) -> Summary {
         version: status.version.clone(),
         kernel: status.kernel.clone(),
         leader: status.leader,
-        leader_answers: status.is_leader,
+        leader_answers: status.leader_answers,
         voters: status.voters.len(),
         voters_up: status.voters.iter().filter(|id| up(id)).count(),
+        voters_rewound: status.rewound.len(),
         nodes: map.nodes.iter().filter(|node| node.standing != Standing::Lost).count(),
         nodes_up: map.nodes.iter().filter(|node| node.is_up && node.standing != Standing::Lost).count(),
-        disks: map.disks.iter().filter(|disk| disk.standing != Standing::Lost).count(),
+        disks: map.disks.iter().filter(|disk| is_in(map, disk)).count(),
         disks_missing: count_disks(map, Condition::Missing),
         disks_full: count_disks(map, Condition::Full),
         groups: map.groups.len(),
@@ -142,6 +154,7 @@ fn summarize(status: &Status) -> Summary {
         groups_gone: unreadable_groups(map).iter().filter(|(_, why)| *why == Unreadable::Gone).count(),
         blobs_gone: status.lost.gone_blobs,
         blobs_away: status.lost.away_blobs,
+        shards_missing: status.repairs.iter().map(|of| of.repair.pending).sum(),
         groups_whole: map.groups.iter().filter(|group| disks_up(map, group) == group.disks.len()).count(),
         default_scheme: status.default_scheme.clone(),
     }
@@ -201,8 +214,28 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
         summary.groups_unreadable,
         summary.default_scheme
     );
+    if summary.shards_missing > 0 {
+        println!(
+            "repair    {} shards are missing where they should be and are made again; see `makai repair status`",
+            summary.shards_missing
+        );
+    }
     for line in lost_lines(summary.blobs_gone, summary.blobs_away) {
         println!("lost      {line}");
+    }
+    if summary.disks > 0 && summary.disks_full == summary.disks {
+        println!(
+            "note      all disks are nearly full: add disks or nodes, or delete; soon uploads are refused"
+        );
+    }
+    if let Some(why) = &status.held_back {
+        println!("voter     {why}");
+    }
+    for voter in &status.rewound {
+        let name = status.map.nodes.iter().find(|node| node.id == *voter).map_or(voter.to_string(), label);
+        println!(
+            "voter     {name}: its directory is an older copy; it votes again once it has learnt all there is"
+        );
     }
     for line in unprotected(&status.map, &summary.default_scheme) {
         println!("note      {line}");

@@ -1,10 +1,13 @@
 //! `makai gpu`: what the cluster's machines offer to jobs, processors too, and how fast each was measured to be; and how a machine's
 //! owner takes its cards back.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 use http::Method;
+use makai_gpu_runtime::card::trial;
 use makai_gpu_runtime::inventory::Inventory;
 use serde_json::json;
 
@@ -33,11 +36,48 @@ enum GpuCommand {
         #[command(flatten)]
         card: CardArgs,
     },
+    /// One check of this machine's card, in a process of its own: `gpu-runtime/gpu-check` runs them all
+    #[command(hide = true)]
+    Trial(TrialArgs),
     /// Give cards of a machine to jobs again
     Resume {
         #[command(flatten)]
         card: CardArgs,
     },
+}
+
+/// Which check, and on what.
+#[derive(Debug, clap::Args)]
+struct TrialArgs {
+    part: String,
+    #[arg(long, default_value = "")]
+    gpu: String,
+    #[arg(long)]
+    cuda: Option<PathBuf>,
+    #[arg(long)]
+    nvml: Option<PathBuf>,
+    #[arg(long, default_value_t = 20.0)]
+    secs: f64,
+    #[arg(hide = true)]
+    more: Vec<String>,
+}
+
+/// Runs a check where one is asked for. Must be called before this process starts a second thread.
+pub fn trial(args: &Args) -> Option<ExitCode> {
+    let GpuCommand::Trial(TrialArgs { part, gpu, cuda, nvml, secs, more }) = &args.what else { return None };
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => {
+            println!("this program does not find itself: {error}");
+            return Some(ExitCode::FAILURE);
+        }
+    };
+    let measured_for = Duration::try_from_secs_f64(*secs).unwrap_or(Duration::from_secs(20));
+    let (uuid, cuda, nvml) = (gpu.clone(), cuda.clone(), nvml.clone());
+    let done = trial::run(part, &trial::Options { cuda, nvml, uuid, measured_for, program }, more);
+    let (Ok(said) | Err(said)) = &done;
+    println!("{said}");
+    Some(if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Which cards.
@@ -55,6 +95,7 @@ struct CardArgs {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let target = match args.what {
         GpuCommand::Ls { target } => target,
+        GpuCommand::Trial(_) => anyhow::bail!("a check runs before this program has a second thread"),
         GpuCommand::Pause { card } => return pause(card, true).await,
         GpuCommand::Resume { card } => return pause(card, false).await,
     };
@@ -69,7 +110,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         );
     }
     for node in &status.compute {
-        let Inventory { cpu_millis, memory_bytes, scratch_bytes, gpus, cpu } = &node.offer;
+        let Inventory { cpu_millis, memory_bytes, scratch_bytes, gpus, cpu, held } = &node.offer;
         println!("{}", name_of(&status, node));
         println!(
             "  cpu  {}, {} cores, {} and {} of scratch for jobs; measured {} million PTX instructions/s per core",
@@ -79,6 +120,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             human_bytes(*scratch_bytes),
             cpu.ptx_mips,
         );
+        if !held.is_empty() {
+            let bytes = held.iter().map(|held| held.bytes).sum();
+            println!("  has  {} images and inputs of jobs, {}", held.len(), human_bytes(bytes));
+        }
         for gpu in gpus {
             let (major, minor) = gpu.capability;
             println!(
@@ -126,7 +171,7 @@ fn name_of(status: &Status, node: &NodeCompute) -> String {
 }
 
 fn node_json(status: &Status, node: &NodeCompute) -> serde_json::Value {
-    let Inventory { cpu_millis, memory_bytes, scratch_bytes, gpus, cpu } = &node.offer;
+    let Inventory { cpu_millis, memory_bytes, scratch_bytes, gpus, cpu, held } = &node.offer;
     let gpu = |gpu: &makai_gpu_runtime::inventory::Gpu| {
         json!({
             "model": gpu.model, "uuid": gpu.uuid, "memory_mib": gpu.memory_mib, "capability": gpu.capability,
@@ -138,5 +183,6 @@ fn node_json(status: &Status, node: &NodeCompute) -> serde_json::Value {
         "cpu": { "model": cpu.model, "millis": cpu_millis, "ptx_mips_per_core": cpu.ptx_mips },
         "memory_bytes": memory_bytes, "scratch_bytes": scratch_bytes,
         "gpus": gpus.iter().map(gpu).collect::<Vec<_>>(),
+        "held": held.iter().map(|held| json!({ "what": held.what, "bytes": held.bytes })).collect::<Vec<_>>(),
     })
 }

@@ -32,7 +32,8 @@ struct Named {
 enum What {
     /// Make a key
     Create(Named),
-    /// Add a version to a key: new objects are sealed with it, old ones stay readable
+    /// Add a version to a key: new objects are sealed with it, old ones stay readable. A copy of an object onto itself seals
+    /// it anew
     Rotate(Named),
     /// Use a key again
     Enable(Named),

@@ -19,13 +19,16 @@ mod job;
 mod kms;
 mod mount;
 mod node;
+mod of_node;
 mod payout;
 mod profile;
 mod rebalance;
 mod record;
 mod remote;
 mod replication;
+mod stake;
 mod tenants;
+mod training;
 mod users;
 mod worker;
 
@@ -61,6 +64,8 @@ enum Command {
     Claim(claims::ClaimArgs),
     Ledger(claims::LedgerArgs),
     Payout(payout::Args),
+    Stake(stake::Args),
+    Training(training::Args),
     Record(record::Args),
     Bucket(bucket::Args),
     User(users::Args),
@@ -81,6 +86,14 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse_from(mount::options::command_line());
     if let Command::Worker(args) = &cli.command {
         return worker::run(args);
+    }
+    if !matches!(cli.command, Command::Daemon(_)) {
+        end_without_readers();
+    }
+    if let Command::Gpu(args) = &cli.command
+        && let Some(code) = gpu::trial(args)
+    {
+        return code;
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Command::Daemon(args) = &cli.command {
@@ -113,6 +126,8 @@ pub fn main() -> ExitCode {
             Command::Claim(args) => claims::claim(args).await,
             Command::Ledger(args) => claims::ledger(args).await,
             Command::Payout(args) => payout::run(args).await,
+            Command::Stake(args) => stake::run(args).await,
+            Command::Training(args) => training::run(args).await,
             Command::Record(args) => record::run(args).await,
             Command::Bucket(args) => bucket::run(args).await,
             Command::User(args) => users::run(args).await,
@@ -147,6 +162,21 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// A reader that went away, as in `makai ledger verify FILE | head -1`, ends a command as a signal would: in silence, and not
+/// with success.
+fn end_without_readers() {
+    /// What a shell says of programs that `SIGPIPE` ended.
+    const ENDED_BY_PIPE: i32 = 141;
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |why| {
+        let said = why.payload_as_str().unwrap_or_default();
+        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
+            std::process::exit(ENDED_BY_PIPE);
+        }
+        usual(why);
+    }));
 }
 
 /// Prints a value as JSON on one line.

@@ -24,6 +24,10 @@ use crate::reconcile::reach::LineNow;
 
 /// How often a drain is looked at while it is waited for.
 const DRAIN_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is said how far it is, where no bar is drawn.
+const DRAIN_TOLD_EVERY: Duration = Duration::from_secs(15);
+/// A node that was stopped counts as down within this.
+const DOWN_WITHIN: Duration = Duration::from_secs(6);
 
 /// List nodes, let new ones in, empty them, take them out
 #[derive(Debug, clap::Args)]
@@ -42,8 +46,9 @@ enum NodeCommand {
         #[command(flatten)]
         target: Target,
     },
-    /// One node, by id or the beginning of it, or by name
+    /// One node: its line, what its disks hold and should hold, its slots
     Show {
+        /// Its name, or its id or the beginning of it
         node: String,
         #[command(flatten)]
         target: Target,
@@ -64,6 +69,7 @@ enum NodeCommand {
     },
     /// Move everything off a node, or off one of its disks, while it goes on serving; waits until it is empty
     Drain {
+        /// Its name, or its id or the beginning of it
         node: String,
         /// Only this disk, by id or the beginning of it
         #[arg(long)]
@@ -79,6 +85,7 @@ enum NodeCommand {
     },
     /// Take a node out: a drained one that is stopped, or a dead one whose shards are then rebuilt elsewhere
     Remove {
+        /// Its name, or its id or the beginning of it
         node: String,
         /// Only this disk, by id or the beginning of it
         #[arg(long)]
@@ -394,11 +401,12 @@ fn print_node(status: &Status, node: &Node) {
     for disk in disks {
         match heard(disk.id) {
             Some(beat) => println!(
-                "  disk {}  {} free of {}, {} shards{}",
+                "  disk {}  {} free of {}, {} shards{}{}",
                 disk.id,
                 human_bytes(beat.free_bytes),
                 human_bytes(beat.capacity_bytes),
                 beat.shard_count,
+                if node.is_up { "" } else { " when it was last heard of" },
                 note(disk)
             ),
             None => println!("  disk {}  {}{}", disk.id, human_bytes(disk.capacity_bytes), note(disk)),
@@ -513,6 +521,9 @@ async fn drain(
         tell_stuck(&left.stuck);
     }
     let bar = if target.json || no_wait { ProgressBar::hidden() } else { drain_bar(left.slots) };
+    // Where no bar is drawn, a log shows that it goes on.
+    let is_told = !target.json && !no_wait && bar.is_hidden();
+    let mut told_at = clock::instant();
     while !no_wait && !left.is_empty && !left.is_stuck() {
         tokio::time::sleep(DRAIN_LOOK_EVERY).await;
         let status = fetch(target).await?;
@@ -529,6 +540,10 @@ async fn drain(
             moving if left.stuck.is_empty() => format!("{moving} moving"),
             moving => format!("{moving} moving, {} cannot", left.slots_stuck()),
         });
+        if is_told && told_at.elapsed() >= DRAIN_TOLD_EVERY {
+            told_at = clock::instant();
+            eprintln!("{} slots left; {}", left.slots, bar.message());
+        }
     }
     bar.finish_and_clear();
     if target.json {
@@ -540,7 +555,15 @@ async fn drain(
             left.slots
         );
     } else if left.is_empty {
-        println!("{} is empty; stop its daemon, then `makai node remove`", label(&node));
+        match disk {
+            None => println!("{} is empty; stop its daemon, then `makai node remove {name}`", label(&node)),
+            Some(disk) => println!(
+                "disk {disk} of {} is empty; stop its daemon, put another disk in its place or take it out of the configuration, \
+                 start it, then `makai node remove {name} --disk {}`",
+                label(&node),
+                &disk.to_string()[..12]
+            ),
+        }
     } else {
         println!("{} drains: {} slots left", label(&node), left.slots);
     }
@@ -595,9 +618,16 @@ fn drain_bar(slots: usize) -> ProgressBar {
 }
 
 async fn remove(name: &str, disk: Option<&str>, is_lost: bool, target: &Target) -> anyhow::Result<ExitCode> {
-    let status = fetch(target).await?;
-    let node = find(&status.map, name)?;
-    let disk = disk.map(|text| find_disk(&status.map, node, text)).transpose()?;
+    let mut status = fetch(target).await?;
+    let id = find(&status.map, name)?.id.to_string();
+    let disk = disk.map(|text| find_disk(&status.map, find(&status.map, &id)?, text)).transpose()?;
+    // One that has just been stopped counts as up for some seconds.
+    let until = clock::instant() + DOWN_WITHIN;
+    while disk.is_none() && find(&status.map, &id)?.is_up && clock::instant() < until {
+        tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+        status = fetch(target).await?;
+    }
+    let node = find(&status.map, &id)?;
     let left = left_on(&status.map, node, disk);
     if !is_lost && !left.is_empty {
         bail!(
@@ -612,10 +642,14 @@ async fn remove(name: &str, disk: Option<&str>, is_lost: bool, target: &Target) 
     set_standing(target, &StandingRequest { node: node.id, disk, standing: Standing::Lost }).await?;
     if target.json {
         print_json(node)?;
-    } else if left.is_empty {
-        println!("{} is out", label(node));
     } else {
-        println!("{} is lost; its shards are rebuilt on other disks as far as there are enough", label(node));
+        let what = disk.map_or_else(|| label(node), |disk| format!("disk {disk} of {}", label(node)));
+        match left.is_empty {
+            true => println!("{what} is out"),
+            false => {
+                println!("{what} is lost; its shards are rebuilt on other disks as far as there are enough")
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

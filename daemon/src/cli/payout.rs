@@ -11,6 +11,7 @@ use makai_raft::facts::accounts::{Address, RecoverableSignature};
 use makai_raft::machine::accounts::payout_typed_digest;
 use serde_json::json;
 
+use super::of_node::OfNode;
 use super::print_json;
 use super::remote::Target;
 use crate::accounts::payouts::{PayoutRequest, PayoutRow};
@@ -34,10 +35,8 @@ enum Command {
     },
     /// What the new address has to sign, as EIP-712 typed data: any wallet can (`eth_signTypedData_v4`)
     Text {
-        /// Its name, or the beginning of its id
-        node: String,
         #[command(flatten)]
-        target: Target,
+        of: OfNode,
     },
     /// Pay a node's earnings to another address from the end of the cool-down on
     ///
@@ -45,8 +44,8 @@ enum Command {
     /// or with --signature, made by a wallet from what `makai payout text` prints. What was earned for the old address
     /// until then stays its own.
     Set {
-        /// Its name, or the beginning of its id
-        node: String,
+        #[command(flatten)]
+        of: OfNode,
         /// The new address
         #[arg(long)]
         to: Address,
@@ -61,8 +60,6 @@ enum Command {
         /// The address's signature of the text: 0x and 130 hex digits
         #[arg(long)]
         signature: Option<RecoverableSignature>,
-        #[command(flatten)]
-        target: Target,
     },
 }
 
@@ -70,7 +67,7 @@ async fn rows(target: &Target) -> anyhow::Result<Vec<PayoutRow>> {
     target.get("/api/v1/accounts/payouts").await
 }
 
-async fn select(target: &Target, wanted: &str) -> anyhow::Result<PayoutRow> {
+pub(super) async fn select(target: &Target, wanted: &str) -> anyhow::Result<PayoutRow> {
     let is_it = |row: &PayoutRow| row.name == wanted || row.node.to_string().starts_with(wanted);
     let mut found: Vec<PayoutRow> = rows(target).await?.into_iter().filter(is_it).collect();
     match found.len() {
@@ -101,12 +98,12 @@ fn print(row: &PayoutRow) {
         row.payout.map_or_else(none, |a| a.to_string())
     );
     match row.next {
-        Some((next, from)) => println!("  from {from} on: {next}"),
+        Some((next, from)) => println!("  from {} on: {next}", from.rfc3339()),
         None => println!(),
     }
 }
 
-fn read_key(path: &PathBuf) -> anyhow::Result<ClaimKey> {
+pub(super) fn read_key(path: &PathBuf) -> anyhow::Result<ClaimKey> {
     let size = std::fs::metadata(path).with_context(|| format!("read {path:?}"))?.len();
     if size > KEY_FILE_BYTES_MAX {
         bail!("{path:?} has {size} bytes; a key file has 64 hex digits");
@@ -128,11 +125,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 rows.iter().for_each(print);
             }
         }
-        Command::Text { node, target } => {
-            println!("{}", typed_text(&select(&target, &node).await?));
-        }
-        Command::Set { node, to, key_file, signature, target } => {
-            let row = select(&target, &node).await?;
+        Command::Text { of } => println!("{}", typed_text(&of.row().await?)),
+        Command::Set { of, to, key_file, signature } => {
+            let row = of.row().await?;
             let serial = row.serial + 1;
             let signature = match (key_file, signature) {
                 (Some(path), _) => {
@@ -146,11 +141,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 (None, None) => bail!("give --key-file or --signature"),
             };
             let request = PayoutRequest { node: row.node, payout: to, serial, signature };
-            let path = "/api/v1/accounts/payout";
-            let id = row.node.to_string();
-            let named = (!target.is_one_node()).then_some(id.as_str());
-            let row: PayoutRow = target.call_node(named, Method::PUT, path, Some(&request)).await?;
-            if target.json {
+            let row: PayoutRow = of.call(&row, Method::PUT, "/api/v1/accounts/payout", &request).await?;
+            if of.target.json {
                 print_json(&row)?;
             } else {
                 print(&row);

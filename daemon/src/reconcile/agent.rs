@@ -1,12 +1,12 @@
 //! Runs this node's part of jobs: the agent, its way to gateways, and the gateways' way to it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::NodeId;
-use makai_gateway::jobs::{Capacity, JobNodes};
+use makai_gateway::jobs::{Capacity, JobNodes, Never};
 use makai_gpu_runtime::agent::{Agent, AgentOptions, Pool, module_of};
 use makai_gpu_runtime::card::host::Host;
 use makai_gpu_runtime::inventory::{self, Bounds, Inventory};
@@ -17,6 +17,7 @@ use makai_raft::facts::desk::{Reply, Request};
 use makai_raft::facts::joblog::LogPart;
 use makai_raft::facts::jobs::{AttemptId, JobId, JobSpec, ModuleWork, Resources, STATEMENT_PURPOSE, Work};
 use makai_raft::facts::tenant::TenantId;
+use makai_raft::handle::Version;
 use tokio::sync::{Notify, watch};
 
 use super::Shell;
@@ -77,7 +78,7 @@ pub fn start(shell: &Shell, key: &NodeIdentity, runner: Arc<dyn Runner>) -> anyh
     let key = key.clone();
     let agent = Agent::new(AgentOptions {
         node: shell.id,
-        pool: Arc::new(Gateways { shell: shell.clone() }),
+        pool: Arc::new(Gateways { shell: shell.clone(), nothing_at: Mutex::default() }),
         runner,
         sign: Arc::new(move |bytes| Bytes::copy_from_slice(&key.sign(STATEMENT_PURPOSE, bytes))),
         dir,
@@ -137,12 +138,12 @@ pub async fn run(shell: Shell, agent: Arc<Agent>, cards: Option<Arc<Host>>) {
     tokio::join!(follow, look);
 }
 
-/// Millions of PTX instructions per second of one core, at least 1.
+/// Millions of PTX instructions per second of one core, interpreted, at least 1: what machines are compared by.
 fn measure() -> u32 {
     let begun = clock::instant();
     let mut instructions = 0;
     while begun.elapsed() < MEASURED_FOR {
-        match module::bench::run(module::bench::Kind::Integers) {
+        match module::bench::run(module::bench::Kind::Integers, module::Engine::Interpreter, 1) {
             Ok(ran) => instructions += ran.instructions,
             Err(error) => {
                 tracing::warn!(%error, "this machine's speed could not be measured");
@@ -177,6 +178,8 @@ async fn look(shell: &Shell, cards: Option<&Arc<Host>>) -> Option<Inventory> {
 /// The agent's way to a gateway's desk: its own node's, where that is a gateway, else a peer's.
 struct Gateways {
     shell: Shell,
+    /// The facts' version before a gateway said that nothing is to run here: so it is until they change.
+    nothing_at: Mutex<Option<Version>>,
 }
 
 impl Gateways {
@@ -207,6 +210,26 @@ fn weight(node: NodeId, about: Option<AttemptId>) -> u64 {
 #[async_trait]
 impl Pool for Gateways {
     async fn ask(&self, about: Option<AttemptId>, request: Request) -> Result<Reply, String> {
+        if !matches!(request, Request::Assignments) {
+            return self.ask_gateway(about, request).await;
+        }
+        let version = self.shell.members.facts_version();
+        if version.is_some() && *self.nothing_at() == version {
+            return Ok(Reply::Assignments(Vec::new()));
+        }
+        let reply = self.ask_gateway(about, request).await?;
+        let is_nothing = matches!(&reply, Reply::Assignments(assigned) if assigned.is_empty());
+        *self.nothing_at() = version.filter(|_| is_nothing);
+        Ok(reply)
+    }
+}
+
+impl Gateways {
+    fn nothing_at(&self) -> std::sync::MutexGuard<'_, Option<Version>> {
+        self.nothing_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask_gateway(&self, about: Option<AttemptId>, request: Request) -> Result<Reply, String> {
         let shell = &self.shell;
         if let Some(desk) = shell.members.desk() {
             let is_end = matches!(request, Request::Finish { .. });
@@ -255,7 +278,7 @@ impl JobNodes for Nodes {
         decode(&answer.map_err(|error| error.to_string())?)
     }
 
-    async fn never(&self, spec: &JobSpec) -> Result<Option<String>, String> {
+    async fn never(&self, spec: &JobSpec) -> Result<Never, String> {
         let asked = (spec.resources.clone(), spec.site.clone(), matches!(spec.work, Work::Module(_)));
         if self.shell.is_leader() {
             return self.shell.members.never(asked).await;

@@ -94,12 +94,12 @@ async fn step(
     last_seen: &mut u64,
     slots: &Slots,
 ) -> anyhow::Result<()> {
-    let Some(state) = reading::state(&*shell.facts).await? else { return Ok(()) };
+    let Some(state) = reading::state(&*shell.here).await? else { return Ok(()) };
     if *last_seen != state.open {
         // An epoch that was already under way when this node began to lead is left alone.
         let is_fresh = *last_seen != 0 || state.open == 1;
         *last_seen = state.open;
-        let epoch = reading::epoch(&*shell.facts, state.open).await?;
+        let epoch = reading::epoch(&*shell.here, state.open).await?;
         *plan = if is_fresh { Some(draw_up(shell, &state, &epoch).await?) } else { None };
     }
     let Some(plan) = plan else { return Ok(()) };
@@ -133,7 +133,7 @@ async fn step(
 async fn draw_up(shell: &Shell, state: &AccountsState, epoch: &Epoch) -> anyhow::Result<Plan> {
     let epoch_ms = state.genesis.epoch_ms;
     let count = audits_per_epoch(shell.config.accounts.audit_leaves_per_day, epoch_ms);
-    let groups = reading::group_bytes(&*shell.facts).await?;
+    let groups = reading::group_bytes(&*shell.here).await?;
     let map = shell.map.get();
     let holders: std::collections::BTreeSet<NodeId> = map
         .map

@@ -41,7 +41,7 @@ pub async fn run(shell: Shell) {
 }
 
 async fn step(shell: &Shell, charged_at: &mut std::time::Instant, every: Duration) -> anyhow::Result<()> {
-    let (known, _, has_open_bills) = reading::billing(&*shell.facts).await?;
+    let (known, _, has_open_bills) = reading::billing(&*shell.here).await?;
     let wanted = prices(&shell.config.prices);
     if known != wanted {
         tracing::info!(before = ?known, now = ?wanted, "tenants pay the prices of this voter's configuration");

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use makai_erasure::store::{ShardStore, StoredShard};
 use makai_erasure::{DiskId, PgId, ShardKey};
+use makai_ops::metrics as names;
 use makai_raft::facts::cluster::{ClusterMap, Group};
 
 use super::Shell;
@@ -93,7 +94,11 @@ async fn sweep(
         }
         let count = gone.len();
         match store.delete(gone).await {
-            Ok(()) => deleted += count,
+            Ok(()) => {
+                deleted += count;
+                metrics::counter!(names::DAEMON_COLLECTED_SHARDS, "reason" => "displaced")
+                    .increment(count as u64);
+            }
             Err(error) => {
                 left += count;
                 tracing::warn!(%disk, %error, "displaced shards stay; trying again");

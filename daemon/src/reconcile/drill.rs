@@ -72,8 +72,8 @@ fn cores(shell: &Shell) -> u64 {
 }
 
 async fn open_epoch(shell: &Shell) -> anyhow::Result<Option<(Epoch, u64)>> {
-    let Some(state) = reading::state(&*shell.facts).await? else { return Ok(None) };
-    Ok(Some((reading::epoch(&*shell.facts, state.open).await?, state.genesis.epoch_ms)))
+    let Some(state) = reading::state(&*shell.here).await? else { return Ok(None) };
+    Ok(Some((reading::epoch(&*shell.here, state.open).await?, state.genesis.epoch_ms)))
 }
 
 /// Computes tasks of an epoch until their time, or the budget of processor time, is over.

@@ -11,10 +11,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use makai_config::{AccountsConfig, LedgerConfig, LedgerKind};
+use makai_config::{AccountsConfig, LedgerConfig, LedgerKind, OnDisagreement};
 use makai_ops::claims::compute::{EpochFacts, compute};
 use makai_ops::claims::statement::ClaimKey;
 use makai_ops::claims::tree::embedded_ledger;
+use makai_ops::metrics as names;
 use makai_ops::rewards::settle::Outcome;
 use makai_ops::rewards::tokenomics::{RULES, Tokenomics};
 use makai_raft::facts::accounts::{
@@ -83,12 +84,14 @@ async fn propose(shell: &Shell, command: AccountsCommand) -> anyhow::Result<()> 
 
 async fn step(shell: &Shell, voter: &mut Voter, every: Duration) -> anyhow::Result<()> {
     let is_leader = shell.is_leader();
-    let Some(state) = reading::state(&*shell.facts).await? else {
+    let Some(state) = reading::state(&*shell.here).await? else {
         if is_leader {
             open(shell).await?;
         }
         return Ok(());
     };
+    metrics::gauge!(names::OPS_OPEN_EPOCH).set(state.open as f64);
+    metrics::gauge!(names::OPS_SIGNED_EPOCH).set(state.signed as f64);
     register(shell, voter, &state).await?;
     if let Err(error) = move_to_contract(shell, voter, &state).await {
         tracing::warn!(error = %format!("{error:#}"), "claims stay on the embedded ledger; trying again");
@@ -105,7 +108,7 @@ async fn step(shell: &Shell, voter: &mut Voter, every: Duration) -> anyhow::Resu
     if next >= state.open {
         return Ok(());
     }
-    let epoch = reading::epoch(&*shell.facts, next).await?;
+    let epoch = reading::epoch(&*shell.here, next).await?;
     let next_attempt = epoch.result.as_ref().map_or(0, |result| result.attempt).saturating_add(1);
     match (&epoch.result, epoch.state) {
         (_, EpochState::Sealed) if is_leader => publish(shell, &state, &epoch, next_attempt).await,
@@ -153,6 +156,8 @@ fn genesis(config: &AccountsConfig, ledger: &LedgerConfig, cluster_id: &str) -> 
         payout_cooldown_ms: config.payout_cooldown_secs.saturating_mul(1000),
         chain_id,
         ledger,
+        forfeits_all: config.on_disagreement == OnDisagreement::ForfeitAll,
+        pledge: table.pledge_terms(),
     })
 }
 
@@ -203,7 +208,7 @@ async fn move_to_contract(shell: &Shell, voter: &mut Voter, state: &AccountsStat
     let address = voter.key.address();
     chain.check_terms(&state.genesis.emission, &address).await?;
     if let Some((_, opening)) = chain.roots().await?.first() {
-        let known = reading::epoch(&*shell.facts, opening.epoch).await.ok().and_then(|epoch| epoch.result);
+        let known = reading::epoch(&*shell.here, opening.epoch).await.ok().and_then(|epoch| epoch.result);
         if known.is_none_or(|known| (known.claim_root, known.total) != (opening.root, opening.total)) {
             bail!(
                 "the contract opened with a root of epoch {} that this cluster never signed",
@@ -234,7 +239,7 @@ async fn retire_signers(shell: &Shell, state: &AccountsState) -> anyhow::Result<
 }
 
 async fn seal(shell: &Shell, state: &AccountsState) -> anyhow::Result<()> {
-    let epoch = reading::epoch(&*shell.facts, state.open).await?;
+    let epoch = reading::epoch(&*shell.here, state.open).await?;
     if clock::now().millis_since(epoch.opened_at) >= state.genesis.epoch_ms {
         propose(shell, AccountsCommand::Seal { epoch: state.open }).await?;
         tracing::info!(epoch = state.open, "an epoch is sealed");
@@ -248,7 +253,7 @@ async fn forget_leaves(shell: &Shell, state: &AccountsState) -> anyhow::Result<(
     if oldest == 0 || oldest >= state.kept_from || later > state.signed {
         return Ok(());
     }
-    let pays_at = reading::epoch(&*shell.facts, later).await?.active_at;
+    let pays_at = reading::epoch(&*shell.here, later).await?.active_at;
     if pays_at.is_some_and(|pays_at| pays_at <= clock::now()) {
         propose(shell, AccountsCommand::PruneLeaves { epoch: oldest }).await?;
     }
@@ -324,7 +329,7 @@ async fn sign(
     let number = epoch.number;
     let (outcome, result) = result_of(shell, state, epoch, proposed.attempt).await?;
     let staged =
-        (reading::accounts(&*shell.facts, number).await?, reading::leaves(&*shell.facts, number).await?);
+        (reading::accounts(&*shell.here, number).await?, reading::leaves(&*shell.here, number).await?);
     if result != *proposed || staged != (outcome.accounts, outcome.leaves) {
         tracing::error!(epoch = number, proposed = %proposed.claim_root, own = %result.claim_root,
             "the result proposed is not what this voter computes; it is not signed");

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use makai_erasure::{BlobId, DiskId, ShardKey};
+use makai_ops::metrics as names;
 use makai_raft::facts::cluster::Condition;
 use makai_raft::facts::command::Command;
 use makai_raft::facts::object::Blob;
@@ -62,8 +63,13 @@ async fn step(shell: &Shell) -> Result<usize, MetaError> {
         }
     }
     for (disk, keys) in shards {
-        if let Err(error) = shell.peers.delete(disk, keys).await {
-            tracing::debug!(%disk, %error, "garbage stays on a disk until its orphan scan");
+        let count = keys.len();
+        match shell.peers.delete(disk, keys).await {
+            Ok(()) => {
+                metrics::counter!(names::DAEMON_COLLECTED_SHARDS, "reason" => "garbage")
+                    .increment(count as u64);
+            }
+            Err(error) => tracing::debug!(%disk, %error, "garbage stays on a disk until its orphan scan"),
         }
     }
     Ok(blobs.len())

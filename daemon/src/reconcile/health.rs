@@ -35,11 +35,15 @@ const HOLDS_FOR: Duration = Duration::from_secs(5);
 const FULL_PARTS: u64 = 50;
 /// Of a large disk, less is enough: several of the largest segments.
 const FULL_BYTES_MAX: u64 = 16 << 30;
+/// Of a small one, more is needed, though no more than a part: what is left at the ends of open segments takes no large shard.
+const FULL_BYTES_MIN: u64 = 64 << 20;
+const FULL_PARTS_MIN: u64 = 20;
 
 /// How a disk is that had `before`, by what its node says of it. Pure.
 fn condition(beat: Option<&DiskBeat>, before: Condition) -> Condition {
     let Some(beat) = beat else { return Condition::Missing };
-    let least = (beat.capacity_bytes / FULL_PARTS).min(FULL_BYTES_MAX);
+    let at_ends = FULL_BYTES_MIN.min(beat.capacity_bytes / FULL_PARTS_MIN);
+    let least = (beat.capacity_bytes / FULL_PARTS).min(FULL_BYTES_MAX).max(at_ends);
     match before {
         Condition::Full if beat.free_bytes < 2 * least => Condition::Full,
         _ if beat.free_bytes < least => Condition::Full,
@@ -170,10 +174,16 @@ mod tests {
     fn a_disk_is_full_below_one_mark_and_well_above_another() {
         use Condition::{Full, Missing, Well};
         let steps =
-            [(20, Well, Well), (19, Well, Full), (39, Full, Full), (40, Full, Well), (19, Missing, Full)];
+            [(50, Well, Well), (49, Well, Full), (99, Full, Full), (100, Full, Well), (49, Missing, Full)];
         for (free, before, after) in steps {
             assert_eq!(condition(Some(&beat(1, free)), before), after, "{free} of 1000 free");
         }
         assert_eq!(condition(None, Full), Missing);
+        let of = |capacity_bytes, free_bytes| {
+            condition(Some(&DiskBeat { capacity_bytes, ..beat(1, free_bytes) }), Well)
+        };
+        for (capacity, least) in [(2 << 30, 64 << 20), (100 << 30, 2 << 30), (8 << 40, 16 << 30)] {
+            assert_eq!((of(capacity, least), of(capacity, least - 1)), (Well, Full), "of {capacity}");
+        }
     }
 }

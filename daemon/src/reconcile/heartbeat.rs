@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use makai_erasure::NodeId;
+use makai_gpu_runtime::inventory::Inventory;
 
 use super::Shell;
+use crate::clock;
 use crate::members::{DiskBeat, HEARTBEAT, Heartbeat, HeartbeatAnswer, decode, encode};
 
 const BEAT_EVERY: Duration = Duration::from_millis(500);
@@ -27,7 +29,7 @@ pub async fn run(shell: Shell) {
             disks: disk_beats(&shell),
             repair: shell.progress.now(),
             filled: shell.progress.filled(),
-            compute: shell.jobs.offered(),
+            compute: offered(&shell),
             line: shell.line.now(leader.and_then(|to| shell.transport.peer_stats(to)).map(|stats| stats.rtt)),
             // Whoever is asked first, or instead of a leader that does not answer, may not lead.
             is_to_pass_on: leader.is_none(),
@@ -40,6 +42,7 @@ pub async fn run(shell: Shell) {
         else {
             continue;
         };
+        let asked_at = clock::instant();
         let answer = if to == shell.id {
             shell.members.hear(shell.id, beat);
             Ok(shell.members.heartbeat_answer())
@@ -50,6 +53,9 @@ pub async fn run(shell: Shell) {
             Ok(answer) => {
                 leader = answer.leader;
                 shell.members.note_leader(leader);
+                if let Some(facts_at) = answer.facts_at.filter(|_| leader == Some(to)) {
+                    shell.members.news.told(facts_at, asked_at);
+                }
                 next_voter += usize::from(leader.is_none());
                 if answer.map_epoch > shell.map.get().map.epoch {
                     shell.map_changed.notify_one();
@@ -62,6 +68,12 @@ pub async fn run(shell: Shell) {
             }
         }
     }
+}
+
+/// What this node offers to jobs, with what it holds of their inputs by now.
+fn offered(shell: &Shell) -> Option<Inventory> {
+    let held = shell.members.agent().map(|agent| agent.held()).unwrap_or_default();
+    Some(Inventory { held, ..shell.jobs.offered()? })
 }
 
 async fn send(shell: &Shell, to: NodeId, beat: &Heartbeat) -> Result<HeartbeatAnswer, String> {

@@ -18,6 +18,7 @@
 //! | [`scrub`]     | storage  | every shard is read back within its period                        |
 //! | [`lifecycle`] | leader   | versions and uploads go when their bucket's rules say so           |
 //! | [`replicate`] | a gateway | other S3 servers get copies, as buckets' owners wish               |
+//! | [`squeeze`]   | a gateway | blobs of which a good part is dead are emptied                     |
 //! | [`notify`]    | a gateway | webhooks hear of changes of keys, as their buckets' owners wish   |
 //! | [`schedule`]  | leader   | tasks that wait are given to nodes; attempts of dead nodes end     |
 //! | [`agent`]     | compute  | attempts given to this node run, and are reported                 |
@@ -26,6 +27,8 @@
 //! | [`audit`]     | leader   | nodes prove that they hold what they should                       |
 //! | [`billing`]   | leader   | jobs are charged while they run, at the configuration's prices    |
 //! | [`drill`]     | compute, leader | idle processors are measured by work that proves itself     |
+//! | [`lots`]      | compute  | prizes are drawn, and proved                                      |
+//! | [`stakes`]    | voters   | stakes on a chain are known, where the ledger is one              |
 //! | [`usage`]     | gateways | what nodes served here, reported once an epoch                    |
 //! | [`chain`]     | trusted  | signed roots are on the chain, where the ledger is one            |
 //! | [`payout`]    | storage, compute | this node's earnings have an address                              |
@@ -44,6 +47,7 @@ pub mod health;
 pub mod heartbeat;
 pub mod lifecycle;
 pub mod lost;
+pub mod lots;
 pub mod map;
 pub mod notify;
 pub mod orphans;
@@ -57,6 +61,9 @@ pub mod schedule;
 pub mod scrub;
 pub mod sessions;
 pub mod shards;
+pub mod squeeze;
+pub mod stakes;
+pub mod told;
 pub mod usage;
 pub mod voters;
 
@@ -91,6 +98,10 @@ pub struct Shell {
     pub members: Arc<Members>,
     pub transport: Transport,
     pub facts: Arc<dyn Metadata>,
+    /// The same for loops that look again soon and propose what the facts check: where there is a voter, answered from what
+    /// it knows, at the cost of no message. What they ask again is asked anew once the facts have changed: elsewhere than on a
+    /// voter, once the leader has said so with its answer to a heartbeat.
+    pub here: Arc<dyn Metadata>,
     pub peers: Arc<dyn ShardPeers>,
     pub disks: LocalDisks,
     pub map: MapView,
@@ -169,6 +180,7 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
         spawn(audit::run(shell.clone()).boxed());
         spawn(drill::verify(shell.clone()).boxed());
         spawn(billing::run(shell.clone()).boxed());
+        spawn(stakes::run(shell.clone()).boxed());
     }
     if shell.members.meta().is_some() || shell.config.has_role(makai_config::Role::Gateway) {
         spawn(schedule::run(shell.clone()).boxed());
@@ -184,6 +196,9 @@ pub fn start(shell: &Shell, tasks: &TaskTracker) {
     let has_compute = shell.config.has_role(makai_config::Role::Compute);
     if has_compute || shell.disks.all().next().is_some() {
         spawn(payout::run(shell.clone()).boxed());
+    }
+    if has_compute {
+        spawn(lots::run(shell.clone()).boxed());
     }
     if has_compute && shell.config.compute.drill_pct > 0 {
         let drills = Drills::new(shell.id);

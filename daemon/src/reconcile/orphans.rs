@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use makai_erasure::ShardKey;
 use makai_erasure::store::ShardStore;
+use makai_ops::metrics as names;
 use makai_raft::facts::command::BLOB_OPEN_MS_MAX;
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::MetaError;
@@ -53,7 +54,11 @@ pub async fn scan(shell: &Shell, store: &ShardStore) -> Result<usize, MetaError>
             old.into_iter().zip(states).filter(|(_, state)| state.is_none()).map(|(key, _)| key).collect();
         let count = orphans.len();
         match store.delete(orphans).await {
-            Ok(()) => deleted += count,
+            Ok(()) => {
+                deleted += count;
+                metrics::counter!(names::DAEMON_COLLECTED_SHARDS, "reason" => "orphan")
+                    .increment(count as u64);
+            }
             Err(error) => tracing::warn!(%error, "orphans stay"),
         }
     }

@@ -45,11 +45,11 @@ pub async fn run(shell: Shell) {
 }
 
 async fn step(shell: &Shell) -> Result<(), MetaError> {
-    let map = match shell.facts.query(Query::ClusterMap { known_epoch: None }).await? {
+    let map = match shell.here.query(Query::ClusterMap { known_epoch: None }).await? {
         Answer::ClusterMap(map) => IndexedMap::new(map),
         _ => return Ok(()),
     };
-    let buckets = match shell.facts.query(Query::Buckets { tenant: None }).await? {
+    let buckets = match shell.here.query(Query::Buckets { tenant: None }).await? {
         Answer::Buckets(buckets) => buckets,
         _ => return Ok(()),
     };

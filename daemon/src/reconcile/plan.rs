@@ -8,38 +8,85 @@
 //!
 //! Pure. Always: a task that was tried before goes to another node where one has room, and back to the same rather than nowhere;
 //! what a node holds never exceeds what it offers.
+//!
+//! | file        | holds                                                             |
+//! |-------------|-------------------------------------------------------------------|
+//! | `offers`    | what attempts ask of machines, what machines offer, and what fits |
+//! | `explained` | why tasks stand where they do                                     |
+
+mod explained;
+mod offers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use makai_erasure::NodeId;
 use makai_gpu_runtime::inventory::{self, Inventory};
+use makai_gpu_runtime::module;
 use makai_gpu_runtime::scheduler::predict::{History, Subject};
 use makai_gpu_runtime::scheduler::{
-    self, Action, Cluster, Demand, Estimate, Gpu, GpuDemand, Node as Place, NodeNumber, Queue, Refusal,
-    Refusals, Running, Score, TaskId, Traits, Waiting,
+    self, Action, Cluster, Estimate, Node as Place, NodeNumber, Queue, Running, TaskId, Traits, Waiting,
 };
-use makai_gpu_runtime::slice::Level;
 use makai_raft::facts::cluster::{ClusterMap, Node, Role, Standing};
-use makai_raft::facts::jobs::{ActiveAttempt, Assignment, AttemptId, JobId, QueuedJob, Resources};
+use makai_raft::facts::jobs::{
+    ActiveAttempt, Assignment, AttemptId, INDEX_MARK, JobId, JobSpec, ModuleCode, ModuleWork, ObjectPath,
+    QueuedJob, Resources, Work, of_task,
+};
+use makai_raft::facts::tenant::TenantId;
 
-const MIB: u64 = 1 << 20;
+pub use self::explained::{Explained, Why};
+use self::offers::model_number;
+pub use self::offers::{demand, fits, level, never, place};
+
 /// Attempts of one node at a time.
 pub const NODE_ATTEMPTS_MAX: usize = 200;
-/// Tasks that can be explained, and lines of one explanation.
-const EXPLAINED_MAX: usize = 20_000;
-const LINES_MAX: usize = 100;
 /// An attempt of a task that was stopped or lost so often is left alone: a task may be lost a bounded number of times.
 const STOPPED_MAX: u32 = 8;
 
 /// What is known of a job beyond its queue entry.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
     /// Same program, same number.
     pub work: u64,
     /// Its tasks can run on a card.
     pub is_module: bool,
+    /// What a processor takes that runs again what a card ran, to the same bits; `None`: it may not.
+    pub on_processor: Option<Resources>,
+    /// Objects of a task, where tasks are for objects: what is learnt is learnt of one.
+    pub per_task: Option<u32>,
+    /// What all its tasks begin with, by number (see [`inventory::source_number`]).
+    pub sources: Vec<u64>,
+    /// What each task begins with that is its own.
+    pub own_sources: Vec<ObjectPath>,
+}
+
+impl Known {
+    /// Of a specification.
+    #[must_use]
+    pub fn of(work: u64, tenant: TenantId, spec: &JobSpec) -> Self {
+        let paths = spec.work.object().into_iter();
+        // A range of an object is not kept.
+        let inputs = spec.inputs.iter().filter(|input| input.range.is_none()).map(|input| &input.from);
+        let is_own = |path: &&ObjectPath| path.key.contains(INDEX_MARK) || path.bucket.contains(INDEX_MARK);
+        let (own, common): (Vec<&ObjectPath>, Vec<&ObjectPath>) = paths.chain(inputs).partition(is_own);
+        Self {
+            work,
+            is_module: matches!(spec.work, Work::Module(_)),
+            on_processor: on_processor(spec),
+            per_task: spec.each.as_ref().map(|each| each.per_task.max(1)),
+            sources: common.into_iter().map(|path| inventory::source_number(tenant, path)).collect(),
+            own_sources: own.into_iter().cloned().collect(),
+        }
+    }
+}
+
+/// Of a quorum's module whose text is at hand and whose kernels are exact. One that lies in an object is compared among cards.
+fn on_processor(spec: &JobSpec) -> Option<Resources> {
+    let Work::Module(ModuleWork { code: ModuleCode::Text(text), steps, .. }) = &spec.work else {
+        return None;
+    };
+    let on_processor = spec.on_processor().filter(|_| spec.quorum > 1)?;
+    module::is_exact(text, steps.iter().map(|step| step.kernel.as_str())).then_some(on_processor)
 }
 
 /// All that a plan is made from.
@@ -52,6 +99,10 @@ pub struct Facts<'a> {
     pub history: &'a History,
     /// How attempts ended on nodes that reported any.
     pub ends: &'a BTreeMap<NodeId, Ends>,
+    /// How often in a row the results of nodes were those of others, where any were compared.
+    pub agreements: &'a BTreeMap<NodeId, u32>,
+    /// Whether the cluster's rules have processors run again what cards ran.
+    pub has_reruns: bool,
     pub now_ms: u64,
 }
 
@@ -68,14 +119,62 @@ const GOOD_ENDS_FIRST: u64 = 20;
 /// Speeds within this part of the median count as alike: they are measured in a moment, beside other work.
 const SPEED_ALIKE_MILLI: std::ops::RangeInclusive<u64> = 700..=1400;
 
+/// Trust in a node none of whose results were compared, where those of others were; and after how many in a row it is full.
+const TRUST_FIRST_MILLI: u32 = 800;
+const TRUST_FULL_AFTER: u32 = 10;
+
+/// What its results have earned a node. Where nobody's were compared, all are alike.
+fn trust_milli(agreements: &BTreeMap<NodeId, u32>, node: NodeId) -> u32 {
+    if agreements.is_empty() {
+        return Traits::default().trust_milli;
+    }
+    let streak = agreements.get(&node).copied().unwrap_or(0).min(TRUST_FULL_AFTER);
+    TRUST_FIRST_MILLI + (1000 - TRUST_FIRST_MILLI) * streak / TRUST_FULL_AFTER
+}
+
+/// Nodes whose copies of a task's inputs are considered: those with the most.
+const NEAR_MAX: usize = 256;
+
+/// Which nodes hold what, by its number.
+struct Holders(HashMap<u64, Vec<(NodeNumber, u64)>>);
+
+impl Holders {
+    fn of(nodes: &[&Node], offers: &HashMap<NodeId, Inventory>) -> Self {
+        let mut holders: HashMap<u64, Vec<(NodeNumber, u64)>> = HashMap::new();
+        for node in nodes {
+            for held in offers.get(&node.id).into_iter().flat_map(|offer| &offer.held) {
+                holders.entry(held.what).or_default().push((NodeNumber(node.number), held.bytes));
+            }
+        }
+        Self(holders)
+    }
+
+    /// Bytes of these sources that nodes hold.
+    fn near(&self, sources: impl Iterator<Item = u64>) -> BTreeMap<NodeNumber, u64> {
+        let mut near: BTreeMap<NodeNumber, u64> = BTreeMap::new();
+        for (node, bytes) in sources.filter_map(|source| self.0.get(&source)).flatten() {
+            let sum = near.entry(*node).or_default();
+            *sum = sum.saturating_add(*bytes);
+        }
+        if near.len() > NEAR_MAX {
+            let mut most: Vec<(NodeNumber, u64)> = near.into_iter().collect();
+            most.sort_by_key(|(node, bytes)| (std::cmp::Reverse(*bytes), *node));
+            most.truncate(NEAR_MAX);
+            near = most.into_iter().collect();
+        }
+        near
+    }
+}
+
 /// What is measured of a node. `median`: of all nodes' speeds; 0: none is known.
-fn traits(offer: &Inventory, median: u64, ends: Ends) -> Traits {
+fn traits(offer: &Inventory, median: u64, ends: Ends, trust_milli: u32) -> Traits {
     let ratio = (u64::from(offer.cpu.ptx_mips) * 1000).checked_div(median).filter(|ratio| *ratio > 0);
     let value = ratio.filter(|ratio| !SPEED_ALIKE_MILLI.contains(ratio)).unwrap_or(1000);
     let good = ends.by_task.saturating_add(GOOD_ENDS_FIRST);
     Traits {
         value_milli: u32::try_from(value).unwrap_or(u32::MAX),
         reliability_milli: u32::try_from(good * 1000 / good.saturating_add(ends.by_node)).unwrap_or(1000),
+        trust_milli,
         ..Traits::default()
     }
 }
@@ -85,93 +184,6 @@ fn median_speed(offers: &HashMap<NodeId, Inventory>) -> u64 {
         offers.values().map(|offer| offer.cpu.ptx_mips).filter(|speed| *speed > 0).collect();
     speeds.sort_unstable();
     speeds.get(speeds.len() / 2).copied().unwrap_or(0).into()
-}
-
-/// Why a task stands where it does.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Why {
-    /// It was given to a node, which scored so.
-    Placed { node: NodeId, score: Score },
-    /// Nowhere is room.
-    Waits { why: Refusals },
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Placed { node, score } => {
-                write!(f, "placed on {node}, score {:.1} (less is better: GPU left over ", score.total)?;
-                write!(
-                    f,
-                    "{:.1}, locality {:.1}, price {:.1}, ",
-                    score.packing, score.locality, score.value
-                )?;
-                write!(
-                    f,
-                    "reliability {:.1}, load {:.1}, trust {:.1})",
-                    score.reliability, score.load, score.trust
-                )
-            }
-            Self::Waits { why } => {
-                let count = |(refusal, nodes): (&Refusal, &u32)| {
-                    format!("{nodes} {}: {}", if *nodes == 1 { "node" } else { "nodes" }, reason(*refusal))
-                };
-                let nodes: Vec<String> = why.nodes.iter().map(count).collect();
-                let nodes =
-                    if nodes.is_empty() { "no node runs jobs now".to_owned() } else { nodes.join("; ") };
-                write!(f, "waits: {nodes}")?;
-                if why.is_reserved {
-                    f.write_str(
-                        "; others are kept for tasks before it, or its gang does not fit as a whole",
-                    )?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-fn reason(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::NotOpen => "has as many attempts as a node may",
-        Refusal::WrongSite => "is of another site",
-        Refusal::TooLittleTrust => "is not trusted enough",
-        Refusal::Avoided => "failed it before, or has given its owner's result",
-        Refusal::NoSuchGpu => "has no such GPU",
-        Refusal::LevelTooWeak => "has a GPU that is closed, or that does not confine it as demanded",
-        Refusal::TooSmall => "is too small even when idle",
-        Refusal::CpuTaken => "has its processors taken",
-        Refusal::MemoryTaken => "has its memory taken",
-        Refusal::ScratchTaken => "has its scratch taken",
-        Refusal::GpuFragmented => "has GPU left, on no card enough",
-        Refusal::GpuTaken => "has its GPUs taken",
-    }
-}
-
-/// What the leader's plans said of tasks lately. Soft state: another leader explains what it planned itself.
-#[derive(Debug, Default)]
-pub struct Explained {
-    why: Mutex<BTreeMap<(JobId, u32), Why>>,
-}
-
-impl Explained {
-    /// Remembers what a plan says of its tasks: what waits now, and where others went.
-    pub fn explain(&self, why: BTreeMap<(JobId, u32), Why>) {
-        let mut known = self.why.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, why| matches!(why, Why::Placed { .. }));
-        known.extend(why);
-        while known.len() > EXPLAINED_MAX {
-            known.pop_first();
-        }
-    }
-
-    /// Why a job's tasks stand where they do, a line each.
-    #[must_use]
-    pub fn why(&self, job: JobId) -> Vec<String> {
-        let known = self.why.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_job = known.range((job, 0)..=(job, u32::MAX)).take(LINES_MAX);
-        of_job.map(|((_, index), why)| format!("task {index} {why}")).collect()
-    }
 }
 
 /// What is to be done.
@@ -188,200 +200,15 @@ fn may_run(node: &Node) -> bool {
     node.is_up && node.standing == Standing::Active && node.roles.contains(&Role::Compute)
 }
 
-/// A number for a model of cards, as predictions are grouped.
-fn model_number(model: &str) -> u64 {
-    blake3::hash(model.as_bytes()).as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
-}
-
-/// What one attempt holds of a node.
-pub fn demand(resources: &Resources, site: &str, is_module: bool) -> Demand {
-    let gpu = resources.gpu.as_ref().map(|share| GpuDemand {
-        cards: share.cards.max(1),
-        milli: if share.cards > 0 { 1000 } else { share.sm_millis },
-        memory_mib: share.memory_mib,
-        models: if share.model.is_empty() { Vec::new() } else { vec![share.model.clone()] },
-        // A closed card gives 0. A container brings host code of its own: it gets a card, or an instance of one, to itself, or
-        // what keeps it to a share.
-        level_min: share.level_min.max(match (is_module, share.cards > 0) {
-            (true, _) | (false, false) => Level::Shadow.number(),
-            (false, true) => Level::Hardware.number(),
-        }),
-        needs_shadow: !is_module && share.cards == 0,
-    });
-    Demand {
-        cpu_milli: resources.cpu_millis.into(),
-        memory_mib: resources.memory_bytes.div_ceil(MIB),
-        scratch_mib: resources.scratch_bytes.div_ceil(MIB),
-        gpu,
-        site: site.to_owned(),
-        trust_min_milli: 0,
-    }
-}
-
-/// What a node offers, in the scheduler's words.
-pub fn place(number: u64, site: &str, offer: &Inventory, is_open: bool) -> Place {
-    // A closed card stays in its place, so that what runs on others keeps its number, but offers nothing.
-    let card = |gpu: &makai_gpu_runtime::inventory::Gpu| match gpu.closed.is_empty() {
-        true => Gpu {
-            model: gpu.model.clone(),
-            memory_mib: gpu.memory_mib,
-            level_max: gpu.level_max,
-            has_shadow: gpu.has_shadow,
-        },
-        false => Gpu { model: "\u{0}closed".into(), memory_mib: 0, level_max: 0, has_shadow: false },
-    };
-    Place {
-        number: NodeNumber(number),
-        site: site.to_owned(),
-        cpu_milli: offer.cpu_millis,
-        memory_mib: offer.memory_bytes / MIB,
-        scratch_mib: offer.scratch_bytes / MIB,
-        gpus: offer.gpus.iter().map(card).collect(),
-        is_open,
-        ..Place::default()
-    }
-}
-
-/// How many such attempts an idle node could run at once.
-#[must_use]
-pub fn fits(offer: &Inventory, demand: &Demand) -> u32 {
-    let place = place(0, &demand.site, offer, true);
-    let times = |has: u64, wanted: u64| has.checked_div(wanted).unwrap_or(u64::MAX);
-    let cards = demand.gpu.as_ref().map_or(u64::MAX, |gpu| {
-        let is_fit = |card: &&Gpu| {
-            card.level_max >= gpu.level_min
-                && (card.has_shadow || !gpu.needs_shadow)
-                && card.memory_mib >= gpu.memory_mib
-                && (gpu.models.is_empty() || gpu.models.iter().any(|model| card.model.contains(model)))
-        };
-        let fit = place.gpus.iter().filter(is_fit);
-        if gpu.milli >= 1000 {
-            return times(fit.count() as u64, gpu.cards.into());
-        }
-        fit.map(|card| times(1000, gpu.milli.into()).min(times(card.memory_mib, gpu.memory_mib))).sum()
-    });
-    let least = times(place.cpu_milli, demand.cpu_milli)
-        .min(times(place.memory_mib, demand.memory_mib))
-        .min(times(place.scratch_mib, demand.scratch_mib))
-        .min(cards)
-        .min(NODE_ATTEMPTS_MAX as u64);
-    u32::try_from(least).unwrap_or(u32::MAX)
-}
-
-/// Why no machine could ever run such an attempt, even if it were idle; `None`: one could. `machines`: all that run jobs, with
-/// their sites. Pure.
-#[must_use]
-pub fn never(machines: &[(&str, &Inventory)], demand: &Demand) -> Option<String> {
-    const WHO: &str = "no machine of this cluster could ever run a task of it";
-    if machines.is_empty() {
-        return Some(format!("{WHO}: none has the role compute"));
-    }
-    let of_site = |(site, _): &&(&str, &Inventory)| demand.site.is_empty() || *site == demand.site;
-    // A card that its owner has taken back may be given again.
-    let open = |gpu: &inventory::Gpu| inventory::Gpu { closed: String::new(), ..gpu.clone() };
-    let offers: Vec<Inventory> = machines
-        .iter()
-        .filter(of_site)
-        .map(|(_, offer)| Inventory { gpus: offer.gpus.iter().map(open).collect(), ..(*offer).clone() })
-        .collect();
-    if offers.is_empty() {
-        let sites: BTreeSet<&str> =
-            machines.iter().map(|(site, _)| *site).filter(|site| !site.is_empty()).collect();
-        let sites = match sites.is_empty() {
-            true => "none says of which site it is".to_owned(),
-            false => format!("there are {}", sites.into_iter().collect::<Vec<_>>().join(", ")),
-        };
-        return Some(format!("{WHO}: none is of site {:?}; {sites}", demand.site));
-    }
-    if offers.iter().any(|offer| fits(offer, demand) > 0) {
-        return None;
-    }
-    let cores = |millis: u64| format!("{} cores", millis as f64 / 1000.0);
-    let gib = |mib: u64| format!("{:.1} GiB", mib as f64 / 1024.0);
-    let most = |of: fn(&Inventory) -> u64| offers.iter().map(of).max().unwrap_or(0);
-    let cpu = most(|offer| offer.cpu_millis);
-    let memory = most(|offer| offer.memory_bytes / MIB);
-    let scratch = most(|offer| offer.scratch_bytes / MIB);
-    let mut too_much = Vec::new();
-    if demand.cpu_milli > cpu {
-        too_much.push(format!(
-            "it asks for {}, the largest machine offers {}",
-            cores(demand.cpu_milli),
-            cores(cpu)
-        ));
-    }
-    if demand.memory_mib > memory {
-        let asked = gib(demand.memory_mib);
-        too_much.push(format!("it asks for {asked} of memory, the largest machine offers {}", gib(memory)));
-    }
-    if demand.scratch_mib > scratch {
-        let asked = gib(demand.scratch_mib);
-        too_much
-            .push(format!("it asks for {asked} of scratch, the largest machine offers {} now", gib(scratch)));
-    }
-    too_much.extend(demand.gpu.as_ref().and_then(|gpu| lacking_gpu(&offers, gpu)));
-    if too_much.is_empty() {
-        too_much.push(format!(
-            "none has all that it asks for together; the most of each is {}, {} of memory, {} of scratch",
-            cores(cpu),
-            gib(memory),
-            gib(scratch)
-        ));
-    }
-    Some(format!("{WHO}: {}", too_much.join("; ")))
-}
-
-/// What of a demand for cards no machine has.
-fn lacking_gpu(offers: &[Inventory], wanted: &GpuDemand) -> Option<String> {
-    let cards = || offers.iter().flat_map(|offer| &offer.gpus);
-    if cards().next().is_none() {
-        return Some("it asks for a GPU, and no machine has one".into());
-    }
-    let is_model =
-        |model: &str| wanted.models.is_empty() || wanted.models.iter().any(|part| model.contains(part));
-    let of_model = || cards().filter(|card| is_model(&card.model));
-    if of_model().next().is_none() {
-        let models: BTreeSet<&str> = cards().map(|card| card.model.as_str()).collect();
-        let models = models.into_iter().collect::<Vec<_>>().join(", ");
-        return Some(format!("it asks for a GPU {:?}, and there are: {models}", wanted.models.join(", ")));
-    }
-    let largest = of_model().map(|card| card.memory_mib).max().unwrap_or(0);
-    if wanted.memory_mib > largest {
-        return Some(format!(
-            "it asks for {} MiB of a GPU's memory, the largest such card has {largest}",
-            wanted.memory_mib
-        ));
-    }
-    let at_once = |offer: &Inventory| offer.gpus.iter().filter(|card| is_model(&card.model)).count();
-    let most = offers.iter().map(at_once).max().unwrap_or(0);
-    if wanted.milli >= 1000 && wanted.cards as usize > most {
-        return Some(format!("it asks for {} GPUs, the largest machine has {most} such", wanted.cards));
-    }
-    let is_kept = |card: &&inventory::Gpu| {
-        card.level_max >= wanted.level_min && (card.has_shadow || !wanted.needs_shadow)
-    };
-    (!of_model().any(|card| is_kept(&card)))
-        .then(|| "no GPU there keeps a task to its share as strictly as it asks".to_owned())
-}
-
-/// What would keep such an attempt to its card or its share of one, on a node on which it fits: by its number.
-#[must_use]
-pub fn level(offer: &Inventory, demand: &Demand, share_level: u8) -> Option<u8> {
-    let gpu = demand.gpu.as_ref()?;
-    if gpu.milli < 1000 {
-        return Some(share_level);
-    }
-    let strong = offer.gpus.iter().filter(|card| card.closed.is_empty() && card.level_max >= gpu.level_min);
-    strong.map(|card| card.level_max).min()
-}
-
 /// The run time that a task of a job is expected to take. What is not known is bounded by its limit.
 fn estimate(facts: &Facts<'_>, job: JobId, tenant: u64, resources: &Resources, limit_ms: u64) -> Estimate {
-    let subject = subject(facts.known.get(&job).copied().unwrap_or_default(), tenant, resources);
-    match facts.history.predict(&subject) {
+    let unknown = Known::default();
+    let known = facts.known.get(&job).unwrap_or(&unknown);
+    let times = u64::from(known.per_task.unwrap_or(1));
+    match facts.history.predict(&subject(known, tenant, resources)) {
         Some(found) => Estimate {
-            median_ms: found.runtime_ms.median.min(limit_ms),
-            p90_ms: found.runtime_ms.p90.clamp(1, limit_ms.max(1)),
+            median_ms: found.runtime_ms.median.saturating_mul(times).min(limit_ms),
+            p90_ms: found.runtime_ms.p90.saturating_mul(times).clamp(1, limit_ms.max(1)),
         },
         None => Estimate { median_ms: 0, p90_ms: limit_ms },
     }
@@ -389,11 +216,12 @@ fn estimate(facts: &Facts<'_>, job: JobId, tenant: u64, resources: &Resources, l
 
 /// What predictions are grouped by.
 #[must_use]
-pub fn subject(known: Known, tenant: u64, resources: &Resources) -> Subject {
+pub fn subject(known: &Known, tenant: u64, resources: &Resources) -> Subject {
     let gpu = resources.gpu.as_ref();
     Subject {
         tenant,
-        work: known.work,
+        // One object is no task of a job that has indices.
+        work: known.work ^ u64::from(known.per_task.is_some()),
         card: gpu.map_or(0, |gpu| model_number(&gpu.model)),
         input_bytes: 0,
         cpu_milli: resources.cpu_millis.into(),
@@ -440,10 +268,17 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
         let is_open = busy.get(&node.id).copied().unwrap_or(0) < NODE_ATTEMPTS_MAX;
         let ends = facts.ends.get(&node.id).copied().unwrap_or_default();
         let place = place(node.number, &node.site, offer, is_open);
-        Some(Place { traits: traits(offer, median, ends), ..place })
+        let trust = trust_milli(facts.agreements, node.id);
+        Some(Place { traits: traits(offer, median, ends, trust), ..place })
     });
     let mut cluster = Cluster { nodes: places.collect(), running: running(facts, &names) };
-    let waiting = waiting(facts, &names);
+    let waiting = waiting(facts, &names, &Holders::of(&nodes, facts.offers));
+    let near: HashMap<TaskId, Arc<BTreeMap<NodeNumber, u64>>> = waiting
+        .iter()
+        .filter(|task| !task.local_bytes.is_empty())
+        .map(|task| (task.task, Arc::clone(&task.local_bytes)))
+        .collect();
+    let local = |task: &TaskId, node| near.get(task).and_then(|near| near.get(&node)).copied().unwrap_or(0);
     let mut planned = Planned::default();
     let mut settle = |actions: Vec<Action>, cluster: &mut Cluster| {
         let mut left = BTreeSet::new();
@@ -457,7 +292,8 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
                     }
                     *held += 1;
                     let gpus = names.gpus(id, &gpus);
-                    planned.why.insert((JobId(task.job), task.index), Why::Placed { node: id, score });
+                    let why = Why::Placed { node: id, score, local_bytes: local(&task, node) };
+                    planned.why.insert((JobId(task.job), task.index), why);
                     planned.assignments.push(Assignment {
                         job: JobId(task.job),
                         index: task.index,
@@ -493,7 +329,7 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
                     }
                     *held += 1;
                     let (job, index) = (JobId(task.job), task.index);
-                    planned.why.insert((job, index), Why::Placed { node: id, score });
+                    planned.why.insert((job, index), Why::Placed { node: id, score, local_bytes: 0 });
                     let gpus = names.gpus(id, &gpus);
                     planned.assignments.push(Assignment { job, index, node: id, gpus, is_twin: true });
                 }
@@ -505,24 +341,63 @@ pub fn plan(facts: &Facts<'_>) -> Planned {
     let actions = scheduler::plan(&cluster, &queue, facts.now_ms);
     let started = starts(&actions, &queue);
     let left = settle(actions, &mut cluster);
+    let (reruns, held) = (reruns(facts, &names, &queue, &left), held_by(facts));
     // Better where it failed before than nowhere.
     let mut again: Vec<Waiting> = queue.waiting;
     again.retain(|task| left.contains(&task.task) && !task.avoid.is_empty() && task.gang.is_none());
+    cluster.running.extend(started);
     if !again.is_empty() {
-        let tasks = facts.queue.iter().flat_map(|job| job.tasks.iter().map(|task| (job.job.0, task)));
-        let held: BTreeMap<TaskId, &[NodeId]> = tasks
-            .filter(|(_, task)| !task.barred.is_empty())
-            .map(|(job, task)| (TaskId { job, index: task.index }, &*task.barred))
-            .collect();
         again.iter_mut().for_each(|task| {
             task.avoid = barred(facts, &names, held.get(&task.task).copied().unwrap_or_default());
         });
-        cluster.running.extend(started);
-        let actions = scheduler::plan(&cluster, &Queue { waiting: again, ..Queue::default() }, facts.now_ms);
-        let actions = actions.into_iter().filter(|action| matches!(action, Action::Start { .. }));
-        settle(actions.collect(), &mut cluster);
+        let again = Queue { waiting: again, ..Queue::default() };
+        let actions = only_starts(scheduler::plan(&cluster, &again, facts.now_ms));
+        cluster.running.extend(starts(&actions, &again));
+        settle(actions, &mut cluster);
+    }
+    // A second opinion needs no card.
+    let is_left = |task: &Waiting| !cluster.running.iter().any(|running| running.task == task.task);
+    let reruns: Vec<Waiting> = reruns.into_iter().filter(is_left).collect();
+    if !reruns.is_empty() {
+        let reruns = Queue { waiting: reruns, ..Queue::default() };
+        let actions = only_starts(scheduler::plan(&cluster, &reruns, facts.now_ms));
+        settle(actions, &mut cluster);
     }
     planned
+}
+
+fn only_starts(actions: Vec<Action>) -> Vec<Action> {
+    actions.into_iter().filter(|action| matches!(action, Action::Start { .. })).collect()
+}
+
+/// Who has given results of which tasks.
+fn held_by<'a>(facts: &Facts<'a>) -> BTreeMap<TaskId, &'a [NodeId]> {
+    let tasks = facts.queue.iter().flat_map(|job| job.tasks.iter().map(|task| (job.job.0, task)));
+    tasks
+        .filter(|(_, task)| !task.barred.is_empty())
+        .map(|(job, task)| (TaskId { job, index: task.index }, &*task.barred))
+        .collect()
+}
+
+/// Tasks that wait for another node's word where no node that may give it has such a card, as a processor could give it: it takes
+/// much longer, so that a card that is only taken is waited for.
+fn reruns(facts: &Facts<'_>, names: &Names<'_>, queue: &Queue, left: &BTreeSet<TaskId>) -> Vec<Waiting> {
+    if !facts.has_reruns {
+        return Vec::new();
+    }
+    let held = held_by(facts);
+    let rerun = |task: &Waiting| {
+        let voters = held.get(&task.task)?;
+        let resources = facts.known.get(&JobId(task.task.job))?.on_processor.as_ref()?;
+        let avoid = barred(facts, names, voters);
+        let may_ask = |node: &NodeId| names.numbers.get(node).is_some_and(|node| !avoid.contains(node));
+        if facts.offers.iter().any(|(node, offer)| may_ask(node) && fits(offer, &task.demand) > 0) {
+            return None;
+        }
+        let demand = demand(resources, &task.demand.site, true);
+        Some(Waiting { demand, avoid, ..task.clone() })
+    };
+    queue.waiting.iter().filter(|task| left.contains(&task.task)).filter_map(rerun).collect()
 }
 
 /// What has just been started, as running.
@@ -574,11 +449,23 @@ fn running(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Running> {
     running.collect()
 }
 
-fn waiting(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Waiting> {
+fn waiting(facts: &Facts<'_>, names: &Names<'_>, holders: &Holders) -> Vec<Waiting> {
     let mut waiting = Vec::new();
     for job in facts.queue {
-        let known = facts.known.get(&job.job).copied().unwrap_or_default();
+        let unknown = Known::default();
+        let known = facts.known.get(&job.job).unwrap_or(&unknown);
         let demand = demand(&job.resources, &job.site, known.is_module);
+        let near = Arc::new(holders.near(known.sources.iter().copied()));
+        let own_near = |index: u32| {
+            if known.own_sources.is_empty() || holders.0.is_empty() {
+                return Arc::clone(&near);
+            }
+            let own = known.own_sources.iter().map(|path| {
+                let bucket = of_task(&path.bucket, index);
+                inventory::source_number(job.tenant, &ObjectPath { bucket, key: of_task(&path.key, index) })
+            });
+            Arc::new(holders.near(known.sources.iter().copied().chain(own)))
+        };
         let runtime = estimate(facts, job.job, job.tenant.0, &job.resources, job.time_limit_ms);
         let ready = job.tasks.iter().filter(|task| task.not_before.0 <= facts.now_ms);
         let gang = job.gang_tasks as usize;
@@ -594,7 +481,7 @@ fn waiting(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Waiting> {
             demand: demand.clone(),
             runtime,
             gang: (gang > 0).then_some(job.job.0),
-            local_bytes: BTreeMap::new(),
+            local_bytes: own_near(task.index),
             avoid: {
                 let last = task.last_node.and_then(|node| names.numbers.get(&node).copied());
                 last.into_iter().chain(barred(facts, names, &task.barred)).collect()
@@ -644,6 +531,7 @@ mod tests {
         known: BTreeMap<JobId, Known>,
         history: History,
         ends: BTreeMap<NodeId, Ends>,
+        agreements: BTreeMap<NodeId, u32>,
     }
 
     impl Scene {
@@ -684,9 +572,12 @@ mod tests {
                 },
                 offers: numbers().map(|(number, cpu)| (id(number), offer(number, *cpu))).collect(),
                 active: Vec::new(),
-                known: (1..100).map(|job| (JobId(job), Known { work: job, is_module: true })).collect(),
+                known: (1..100)
+                    .map(|job| (JobId(job), Known { work: job, is_module: true, ..Known::default() }))
+                    .collect(),
                 history: History::default(),
                 ends: BTreeMap::new(),
+                agreements: BTreeMap::new(),
             }
         }
 
@@ -699,6 +590,8 @@ mod tests {
                 known: &self.known,
                 history: &self.history,
                 ends: &self.ends,
+                agreements: &self.agreements,
+                has_reruns: true,
                 now_ms,
             })
         }
@@ -773,7 +666,6 @@ mod tests {
         assert!(scene.plan(&[wanted], 10).assignments.is_empty());
     }
 
-    /// A gang for which there is no room as a whole takes none, and the room goes to who fits.
     /// Results of a quorum come from different owners: neither where there is no other room, nor by the second choice.
     #[test]
     fn a_task_goes_to_no_owner_that_has_voted() {
@@ -791,6 +683,102 @@ mod tests {
         assert_eq!(scene.plan(&[wanted], 1000).assignments[0].node, id(2));
     }
 
+    /// Who has no card gives the second opinion of a card's exact kernels, where no other owner has a card; never the first.
+    #[test]
+    fn a_processor_gives_the_second_opinion() {
+        let mut scene = Scene::of(&[4000, 4000]);
+        scene.offers.get_mut(&id(2)).expect("a node").gpus.clear();
+        let mut wanted = on_card(1, 1000, 100, 1);
+        let on_processor = Resources { memory_bytes: 1 << 30, gpu: None, ..wanted.resources.clone() };
+        let first = scene.plan(&[wanted.clone()], 0).assignments;
+        assert_eq!((first[0].node, first[0].gpus.len()), (id(1), 1));
+        wanted.tasks[0].barred = vec![id(1)];
+        assert!(
+            scene.plan(&[wanted.clone()], 0).assignments.is_empty(),
+            "its kernels are not known to be exact"
+        );
+        scene.known.get_mut(&JobId(1)).expect("a job").on_processor = Some(on_processor);
+        let second = scene.plan(&[wanted.clone()], 0).assignments;
+        assert_eq!((second.len(), second[0].node, second[0].gpus.len()), (1, id(2), 0));
+        // A card of another owner goes before a processor.
+        let mut more = Scene::of(&[4000, 4000, 4000]);
+        more.offers.get_mut(&id(2)).expect("a node").gpus.clear();
+        more.known.clone_from(&scene.known);
+        let second = more.plan(&[wanted.clone()], 0).assignments;
+        assert_eq!((second.len(), second[0].node, second[0].gpus.len()), (1, id(3), 1));
+        // One that is taken is waited for.
+        let mut held = running(2, 0, 3);
+        held.resources.gpu = wanted.resources.gpu.clone();
+        held.gpus = vec!["GPU-3".into()];
+        more.active.push(held);
+        assert!(more.plan(&[wanted.clone()], 0).assignments.is_empty());
+        scene.offers.get_mut(&id(2)).expect("a node").memory_bytes = 1 << 29;
+        assert!(scene.plan(&[wanted], 0).assignments.is_empty(), "its buffers need room");
+    }
+
+    /// Only exact kernels of a quorum, whose text is at hand.
+    #[test]
+    fn only_exact_kernels_are_run_again() {
+        use makai_raft::facts::jobs::{ModuleStep, ObjectPath};
+        let text = |body: &str| {
+            format!(
+                ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{{\n.reg .f32 %f<3>;\n{body}\nret;\n}}\n"
+            )
+        };
+        let step = ModuleStep {
+            kernel: "k".into(),
+            grid: [1; 3],
+            block: [1; 3],
+            shared_bytes: 0,
+            arguments: vec![],
+            repeat: 1,
+        };
+        let of = |code: ModuleCode, quorum: u32| {
+            let work = ModuleWork { code, buffers: vec![], steps: vec![step.clone()] };
+            let spec = JobSpec {
+                work: Work::Module(work),
+                resources: on_card(1, 1000, 100, 1).resources,
+                quorum,
+                ..bare_spec()
+            };
+            on_processor(&spec).is_some()
+        };
+        let exact = || ModuleCode::Text(text("mov.f32 %f1, 0f3F800000;\nadd.rn.f32 %f2, %f1, %f1;"));
+        assert!(of(exact(), 2));
+        assert!(!of(exact(), 1), "one node's word is asked for");
+        let approximate = text("mov.f32 %f1, 0f3F800000;\nsin.approx.f32 %f2, %f1;");
+        assert!(!of(ModuleCode::Text(approximate), 2));
+        assert!(!of(ModuleCode::Text("no PTX".into()), 2));
+        assert!(!of(ModuleCode::Object(ObjectPath { bucket: "b".into(), key: "k".into() }), 2));
+    }
+
+    fn bare_spec() -> JobSpec {
+        JobSpec {
+            name: String::new(),
+            work: Work::Module(ModuleWork {
+                code: ModuleCode::Text(String::new()),
+                buffers: vec![],
+                steps: vec![],
+            }),
+            resources: Resources::default(),
+            inputs: vec![],
+            outputs: vec![],
+            tasks: 1,
+            priority: 50,
+            attempts_max: 1,
+            backoff_ms: 0,
+            time_limit_ms: 1000,
+            deadline: None,
+            site: String::new(),
+            after: vec![],
+            is_gang: false,
+            price_max: 0,
+            quorum: 0,
+            each: None,
+        }
+    }
+
+    /// A gang for which there is no room as a whole takes none, and the room goes to who fits.
     #[test]
     fn a_gang_starts_whole_or_not_at_all() {
         let scene = Scene::of(&[2000, 1000]);
@@ -844,7 +832,7 @@ mod tests {
         scene.offers.get_mut(&id(1)).unwrap().gpus[0].level_max = 4;
         assert_eq!(scene.plan(&[strict(4)], 0).assignments.len(), 1, "an instance");
         assert!(scene.plan(&[strict(5)], 0).assignments.is_empty(), "an instance is no card");
-        scene.known.insert(JobId(1), Known { work: 1, is_module: true });
+        scene.known.insert(JobId(1), Known { work: 1, is_module: true, ..Known::default() });
         scene.offers.get_mut(&id(1)).unwrap().gpus[0].closed = "paused".into();
         assert!(scene.plan(&[on_card(1, 300, 0, 1)], 0).assignments.is_empty(), "a closed card");
     }
@@ -882,7 +870,7 @@ mod tests {
         scene.active.push(late.clone());
         let now_ms = 5_000_000;
         assert!(scene.plan(&[], now_ms).assignments.is_empty(), "nothing is known of it");
-        let like_it = subject(scene.known[&JobId(1)], 1, &late.resources);
+        let like_it = subject(&scene.known[&JobId(1)], 1, &late.resources);
         for _ in 0..50 {
             let needed = Needed { runtime_ms: 10_000, memory_peak_mib: 1, gpu_ms: 0 };
             scene.history.observe(&like_it, &needed);
@@ -912,6 +900,73 @@ mod tests {
             unreliable != first && slow != first && alike == first,
             "{first} {unreliable} {slow} {alike}"
         );
+    }
+
+    /// Among nodes alike, one that holds what a task begins with is chosen, and it is said; so is one whose results proved right, once any
+    /// were compared.
+    #[test]
+    fn a_task_goes_where_its_inputs_are_and_to_whom_is_trusted() {
+        let path = |key: &str| ObjectPath { bucket: "b".into(), key: key.into() };
+        let hold = |scene: &mut Scene, node: u8, key: &str| {
+            let what = inventory::source_number(TenantId(1), &path(key));
+            scene.offers.get_mut(&id(node)).unwrap().held.push(inventory::Held { what, bytes: 1 << 30 });
+        };
+        let mut scene = Scene::of(&[4000, 4000, 4000]);
+        let first = scene.plan(&[job(1, 1000, 1)], 0).assignments[0].node;
+        let other = if first == id(2) { 3 } else { 2 };
+        hold(&mut scene, other, "image");
+        let known = scene.known.get_mut(&JobId(1)).unwrap();
+        known.sources = vec![inventory::source_number(TenantId(1), &path("image"))];
+        let planned = scene.plan(&[job(1, 1000, 1)], 0);
+        assert_eq!(planned.assignments[0].node, id(other), "{planned:?}");
+        let why = planned.why[&(JobId(1), 0)].to_string();
+        assert!(why.contains("locality -") && why.contains("held 1024.0 MiB"), "{why}");
+        // Each task has inputs of its own.
+        let known = scene.known.get_mut(&JobId(1)).unwrap();
+        (known.sources, known.own_sources) = (Vec::new(), vec![path("in/{index}")]);
+        hold(&mut scene, 3, "in/0");
+        hold(&mut scene, 2, "in/1");
+        let planned = scene.plan(&[job(1, 1000, 2)], 0).assignments;
+        let node = |index| planned.iter().find(|given| given.index == index).unwrap().node;
+        assert_eq!((node(0), node(1)), (id(3), id(2)), "{planned:?}");
+
+        let mut scene = Scene::of(&[4000, 4000, 4000]);
+        scene.agreements.insert(id(other), 20);
+        let planned = scene.plan(&[job(1, 1000, 1)], 0);
+        assert_eq!(planned.assignments[0].node, id(other), "{planned:?}");
+        assert!(planned.why[&(JobId(1), 0)].to_string().contains("trust 0.0"), "{planned:?}");
+    }
+
+    /// A task for many objects is expected to take as long as so many of them.
+    #[test]
+    fn tasks_for_objects_are_predicted_by_their_number() {
+        let mut scene = Scene::of(&[1000]);
+        scene.known.get_mut(&JobId(1)).unwrap().per_task = Some(1);
+        let resources = job(1, 1000, 1).resources;
+        let one = subject(&scene.known[&JobId(1)], 1, &resources);
+        assert_ne!(one.work, subject(&scene.known[&JobId(2)], 1, &resources).work);
+        for _ in 0..50 {
+            let needed = Needed { runtime_ms: 1000, memory_peak_mib: 1, gpu_ms: 0 };
+            scene.history.observe(&one, &needed);
+        }
+        let mut median = |per_task| {
+            scene.known.get_mut(&JobId(1)).unwrap().per_task = Some(per_task);
+            let facts = Facts {
+                has_reruns: true,
+                map: &scene.map,
+                offers: &scene.offers,
+                active: &[],
+                queue: &[],
+                known: &scene.known,
+                history: &scene.history,
+                ends: &scene.ends,
+                agreements: &scene.agreements,
+                now_ms: 0,
+            };
+            estimate(&facts, JobId(1), 1, &resources, 1_000_000).median_ms
+        };
+        let (one, forty) = (median(1), median(40));
+        assert!((900..1100).contains(&one) && forty == 40 * one, "{one} {forty}");
     }
 
     /// What no machine could ever run is told with what is too much; what one could run later is not.

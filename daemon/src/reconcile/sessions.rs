@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use makai_raft::facts::command::{Command, Refusal};
-use makai_raft::facts::files::{BucketRef, FileCommand};
+use makai_raft::facts::files::{BucketRef, FileAnswer, FileCommand, FileQuery};
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::handle::MetaError;
 
 use super::Shell;
+use crate::clock;
 
 /// As long as a mount's lease.
 const EVERY: Duration = Duration::from_secs(30);
@@ -36,11 +37,19 @@ pub async fn run(shell: Shell) {
 
 /// Ends mounts that have not been heard of for a lease.
 async fn end_mounts(shell: &Shell) -> Result<(), MetaError> {
-    let Answer::Buckets(buckets) = shell.facts.query(Query::Buckets { tenant: None }).await? else {
+    let Answer::Buckets(buckets) = shell.here.query(Query::Buckets { tenant: None }).await? else {
         return Ok(());
     };
     for bucket in buckets.into_iter().filter(|bucket| bucket.mounts > 0) {
         let bucket = BucketRef { name: bucket.name, id: bucket.id };
+        let expired = FileQuery::Expired { bucket: bucket.clone(), now: clock::now() };
+        // Where nobody can tell, the command does.
+        if matches!(
+            shell.facts.query(Query::File(expired)).await,
+            Ok(Answer::File(FileAnswer::Expired(false)))
+        ) {
+            continue;
+        }
         match shell.facts.propose(Command::File(FileCommand::ExpireSessions { bucket })).await {
             // Deleted meanwhile.
             Ok(_) | Err(MetaError::Refused(Refusal::NoSuchBucket)) => {}

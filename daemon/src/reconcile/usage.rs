@@ -31,8 +31,8 @@ pub async fn run(shell: Shell) {
 
 /// Reports where it is time; returns how long nothing is to be done.
 async fn step(shell: &Shell, reported: &mut u64) -> anyhow::Result<Duration> {
-    let Some(state) = reading::state(&*shell.facts).await? else { return Ok(Duration::ZERO) };
-    let epoch = reading::epoch(&*shell.facts, state.open).await?;
+    let Some(state) = reading::state(&*shell.here).await? else { return Ok(Duration::ZERO) };
+    let epoch = reading::epoch(&*shell.here, state.open).await?;
     let now = clock::now();
     let wait = until_report(&state, &epoch, now);
     if wait > Duration::ZERO || *reported == epoch.number {

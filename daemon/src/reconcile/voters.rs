@@ -1,7 +1,8 @@
 //! Grows the voter set to the configured size from nodes with that role, and retires voters that are lost or leave.
 //!
 //! The leader alone changes membership, one node at a time. A voter that drains is replaced first, where there is another
-//! node with the role, and retires then; a leader that drains hands over before.
+//! node with the role, and retires then; a leader that drains hands over before. A voter whose directory is an older copy is
+//! taken out, and comes in again as any candidate: it learns all there is before it votes.
 
 use std::time::Duration;
 
@@ -28,14 +29,28 @@ const DRAINED_VOTERS_MIN: usize = 3;
 
 /// The next change, if one is due. Pure.
 ///
-/// A lost voter goes first; then, while there is room, the longest-standing candidate that is up comes in; then a voter
+/// A lost voter goes first, and one of those `rewound` while most voters are sound and up; then, while there is room, the longest-standing candidate that is up comes in; then a voter
 /// goes that drains.
-fn next_change(nodes: &[Node], voters: &[u64], leader: u64, voters_max: usize) -> Option<Change> {
+fn next_change(
+    nodes: &[Node],
+    voters: &[u64],
+    rewound: &[u64],
+    leader: u64,
+    voters_max: usize,
+) -> Option<Change> {
     let is_candidate = |node: &&Node| node.standing == Standing::Active && node.roles.contains(&Role::Voter);
     let is_gone =
         |number: &&u64| !nodes.iter().any(|node| node.number == **number && node.standing != Standing::Lost);
     if let Some(gone) = voters.iter().find(is_gone) {
         return Some(Change::Remove(*gone));
+    }
+    let is_sound = |number: &&u64| {
+        !rewound.contains(number) && nodes.iter().any(|node| node.number == **number && node.is_up)
+    };
+    if let Some(old) = voters.iter().find(|number| rewound.contains(number))
+        && voters.iter().filter(is_sound).count() > voters.len() / 2
+    {
+        return Some(Change::Remove(*old));
     }
     let is_leaving =
         |number: &u64| nodes.iter().any(|node| node.number == *number && node.standing == Standing::Draining);
@@ -63,9 +78,11 @@ pub async fn run(shell: Shell) {
         if map.map.nodes.is_empty() {
             continue;
         }
-        let voters: Vec<u64> = meta.status().voters.into_iter().map(|(number, _)| number).collect();
+        let status = meta.status();
+        let voters: Vec<u64> = status.voters.into_iter().map(|(number, _)| number).collect();
         let own = map.node(shell.id).map_or(0, |node| node.number);
-        let change = next_change(&map.map.nodes, &voters, own, usize::from(shell.config.cluster.voters_max));
+        let voters_max = usize::from(shell.config.cluster.voters_max);
+        let change = next_change(&map.map.nodes, &voters, &status.rewound, own, voters_max);
         let done = match change {
             None => continue,
             Some(Change::Add(number)) => match map.map.nodes.iter().find(|node| node.number == number) {
@@ -137,11 +154,22 @@ mod tests {
             voter(3, true),
             node(4, &[Role::Storage], Standing::Active, true),
         ];
-        assert_eq!(next_change(&nodes, &[1], 1, 3), Some(Change::Add(3)));
-        assert_eq!(next_change(&nodes, &[1, 3], 1, 3), None, "2 is down and 4 is no voter");
-        assert_eq!(next_change(&nodes, &[1], 1, 1), None);
+        assert_eq!(next_change(&nodes, &[1], &[], 1, 3), Some(Change::Add(3)));
+        assert_eq!(next_change(&nodes, &[1, 3], &[], 1, 3), None, "2 is down and 4 is no voter");
+        assert_eq!(next_change(&nodes, &[1], &[], 1, 1), None);
         let lost = [voter(1, true), node(2, &[Role::Voter], Standing::Lost, false), voter(3, true)];
-        assert_eq!(next_change(&lost, &[1, 2], 1, 3), Some(Change::Remove(2)));
+        assert_eq!(next_change(&lost, &[1, 2], &[], 1, 3), Some(Change::Remove(2)));
+    }
+
+    #[test]
+    fn an_older_copy_goes_and_learns_again_while_the_others_agree() {
+        let voter = |number, is_up| node(number, &[Role::Voter], Standing::Active, is_up);
+        let nodes = [voter(1, true), voter(2, true), voter(3, true)];
+        assert_eq!(next_change(&nodes, &[1, 2, 3], &[2], 1, 3), Some(Change::Remove(2)));
+        assert_eq!(next_change(&nodes, &[1, 3], &[], 1, 3), Some(Change::Add(2)));
+        let without = [voter(1, true), voter(2, true), voter(3, false)];
+        assert_eq!(next_change(&without, &[1, 2, 3], &[2], 1, 3), None, "two of three have to agree");
+        assert_eq!(next_change(&nodes, &[1, 2], &[2], 1, 2), None);
     }
 
     #[test]
@@ -150,11 +178,11 @@ mod tests {
         let active = |number| voter(number, Standing::Active);
         let leaving = |number| voter(number, Standing::Draining);
         let four = [active(1), leaving(2), active(3), active(4)];
-        assert_eq!(next_change(&four, &[1, 2, 3], 1, 3), Some(Change::Add(4)));
-        assert_eq!(next_change(&four, &[1, 2, 3, 4], 1, 3), Some(Change::Remove(2)));
-        assert_eq!(next_change(&four, &[1, 2, 3, 4], 2, 3), Some(Change::HandOver));
-        assert_eq!(next_change(&four, &[1, 3, 4], 1, 3), None);
+        assert_eq!(next_change(&four, &[1, 2, 3], &[], 1, 3), Some(Change::Add(4)));
+        assert_eq!(next_change(&four, &[1, 2, 3, 4], &[], 1, 3), Some(Change::Remove(2)));
+        assert_eq!(next_change(&four, &[1, 2, 3, 4], &[], 2, 3), Some(Change::HandOver));
+        assert_eq!(next_change(&four, &[1, 3, 4], &[], 1, 3), None);
         let three = [active(1), leaving(2), active(3)];
-        assert_eq!(next_change(&three, &[1, 2, 3], 1, 3), None, "two voters bear no loss");
+        assert_eq!(next_change(&three, &[1, 2, 3], &[], 1, 3), None, "two voters bear no loss");
     }
 }

@@ -36,7 +36,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -285,9 +285,16 @@ pub trait PeerHandler: Send + Sync + 'static {
     async fn control(&self, from: NodeId, kind: u16, body: Bytes) -> Result<Bytes, String>;
     /// This node's own disks, for bulk requests.
     fn local_shards(&self) -> Arc<dyn ShardPeers>;
-    /// What bulk requests of peers are answered from: the own disks, and those that this node relays to.
-    fn served_shards(&self) -> Arc<dyn ShardPeers> {
+    /// What bulk requests of `peer` are answered from: the own disks, and those that this node relays to, as far as it is
+    /// trusted with them.
+    fn served_shards(&self, peer: NodeId) -> Arc<dyn ShardPeers> {
+        let _ = peer;
         self.local_shards()
+    }
+    /// Whether `peer` is believed where it says that a customer waits: repair makes way for customers.
+    fn serves_customers(&self, peer: NodeId) -> bool {
+        let _ = peer;
+        true
     }
 }
 
@@ -369,9 +376,18 @@ struct Shared {
     /// Requests that peers wait for.
     requests: TaskTracker,
     is_closing: AtomicBool,
+    started: Instant,
+    /// When a shard was last asked for, or sent, for a customer: milliseconds after `started`, and one.
+    served_customer_at: AtomicU64,
 }
 
 impl Shared {
+    /// A shard is asked for, or sent, for a customer, by this node or of it.
+    fn note_customer(&self) {
+        let now = clock::instant().duration_since(self.started).as_millis() as u64;
+        self.served_customer_at.store(now + 1, Ordering::Relaxed);
+    }
+
     fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Acquire)
     }
@@ -434,6 +450,8 @@ impl Transport {
             tasks: TaskTracker::new(),
             requests: TaskTracker::new(),
             is_closing: AtomicBool::new(false),
+            started: clock::instant(),
+            served_customer_at: AtomicU64::new(0),
             config,
         });
         tokio::spawn(serve::accept_connections(shared.clone(), listener));
@@ -499,6 +517,15 @@ impl Transport {
         is_up: Arc<dyn Fn(NodeId) -> bool + Send + Sync>,
     ) -> RemoteShards {
         RemoteShards::new(self.clone(), locate, self.id(), self.shared().handler.local_shards(), is_up)
+    }
+
+    /// Whether this node had to do with customers' shards within that time.
+    #[must_use]
+    pub fn serves_customers(&self, within: Duration) -> bool {
+        let shared = self.shared();
+        let now = clock::instant().duration_since(shared.started).as_millis() as u64;
+        let last = shared.served_customer_at.load(Ordering::Relaxed);
+        last > 0 && now + 1 - last.min(now + 1) <= within.as_millis() as u64
     }
 
     /// Whether any connection to `peer` is open. One to a peer that just died stays open until it is missed.

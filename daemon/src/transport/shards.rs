@@ -49,6 +49,9 @@ const DELETE_KEYS_MAX: usize = 32 * 1024;
 struct PutRequest {
     disk: DiskId,
     header: ShardHeader,
+    /// Repair: no customer waits for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_background: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,6 +60,8 @@ struct ReadRequest {
     key: ShardKey,
     offset: u64,
     len: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_background: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,6 +89,7 @@ pub struct RemoteShards {
     local_shards: Arc<dyn ShardPeers>,
     is_up: IsUp,
     relays: Option<Relays>,
+    is_background: bool,
 }
 
 impl RemoteShards {
@@ -96,7 +102,20 @@ impl RemoteShards {
         local_shards: Arc<dyn ShardPeers>,
         is_up: IsUp,
     ) -> Self {
-        Self { transport, locate, local, local_shards, is_up, relays: None }
+        Self { transport, locate, local, local_shards, is_up, relays: None, is_background: false }
+    }
+
+    /// For what no customer waits for.
+    #[must_use]
+    pub fn in_background(mut self) -> Self {
+        self.is_background = true;
+        self
+    }
+
+    fn note(&self) {
+        if !self.is_background {
+            self.transport.shared().note_customer();
+        }
     }
 
     /// Asks nodes that cannot be asked directly through others.
@@ -146,13 +165,14 @@ impl RemoteShards {
 #[async_trait]
 impl ShardPeers for RemoteShards {
     async fn put(&self, disk: DiskId, header: ShardHeader) -> Result<Box<dyn ShardSink>, PeerError> {
+        self.note();
         let node = self.node(disk)?;
         if node == self.local {
             return self.local_shards.put(disk, header).await;
         }
         let shared = self.transport.shared();
         let len_max = header.len_max;
-        let request = encode(&PutRequest { disk, header })?;
+        let request = encode(&PutRequest { disk, header, is_background: self.is_background })?;
         let answer_max = shared.config.shard_answer_max;
         let deadline = clock::timer() + answer_max;
         let mut is_second_try = false;
@@ -185,6 +205,7 @@ impl ShardPeers for RemoteShards {
     }
 
     async fn read(&self, disk: DiskId, key: ShardKey, offset: u64, len: u64) -> Result<Bytes, PeerError> {
+        self.note();
         let node = self.node(disk)?;
         if node == self.local {
             return self.local_shards.read(disk, key, offset, len).await;
@@ -196,7 +217,8 @@ impl ShardPeers for RemoteShards {
         let mut done = 0;
         loop {
             let piece_len = (len - done).min(u64::from(READ_BYTES_MAX));
-            let request = ReadRequest { disk, key, offset: offset + done, len: piece_len };
+            let is_background = self.is_background;
+            let request = ReadRequest { disk, key, offset: offset + done, len: piece_len, is_background };
             let piece = self.ask(node, READ, &request, piece_len as u32).await?;
             // Longer ones do not get through.
             if piece.len() as u64 != piece_len {
@@ -342,10 +364,13 @@ pub(super) async fn serve(
     let head = link.read_request_head(recv, REQUEST_BYTES_MAX).await?;
     let held = hold(shared, link, u64::from(head.length)).await;
     let body = link.read_body(recv, head.length, head.length).await?;
-    let disks = shared.handler.served_shards();
+    let disks = shared.handler.served_shards(link.peer);
     match head.kind {
         PUT => {
             let request: PutRequest = decode(&body)?;
+            if !request.is_background && shared.handler.serves_customers(link.peer) {
+                shared.note_customer();
+            }
             drop((body, held));
             let stored = serve_put(shared, link, recv, &*disks, request).await?;
             let is_early = stored.is_err();
@@ -357,6 +382,9 @@ pub(super) async fn serve(
         }
         READ => {
             let request: ReadRequest = decode(&body)?;
+            if !request.is_background && shared.handler.serves_customers(link.peer) {
+                shared.note_customer();
+            }
             link.read_end(recv).await?;
             drop((body, held));
             if request.len > u64::from(READ_BYTES_MAX) {

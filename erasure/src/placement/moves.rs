@@ -127,7 +127,7 @@ pub fn plan_moves(
         }
     }
     if evens_out {
-        round.even_out(groups);
+        round.even_out(leaving, groups);
     }
     let moves = round.moves.into_iter();
     moves
@@ -241,10 +241,12 @@ impl Round<'_, '_> {
         u64::try_from(share).unwrap_or(u64::MAX)
     }
 
-    /// From disks above their share to those below theirs, where one of the two is far from it.
-    fn even_out(&mut self, groups: &[Moving]) {
+    /// From disks above their share to those below theirs, where one of the two is far from it. What is yet to leave a disk
+    /// counts: it fills those below their share, so that nothing else has to.
+    fn even_out(&mut self, leaving: &BTreeSet<DiskId>, groups: &[Moving]) {
         let capacity: u128 = self.taking.iter().map(|member| u128::from(member.weight())).sum();
-        let slots: u64 = self.taking.iter().map(|member| self.load_of(member.disk)).sum();
+        let sharing = self.taking.iter().map(|member| member.disk).chain(leaving.iter().copied());
+        let slots: u64 = sharing.map(|disk| self.load_of(disk)).sum();
         let shares: HashMap<DiskId, u64> =
             self.taking.iter().map(|member| (member.disk, self.share(member, slots, capacity))).collect();
         let share_of = |disk: DiskId| shares.get(&disk).copied().unwrap_or(0);
@@ -311,8 +313,18 @@ mod tests {
 
     /// Runs rounds until nothing moves; returns how many slots moved.
     fn settle(members: &[Member], leaving: &BTreeSet<DiskId>, groups: &mut [Placed]) -> usize {
+        settle_within(1000, members, leaving, groups).expect("slots move for ever")
+    }
+
+    /// As [`settle`], for no more than so many rounds; `None` where more moves then.
+    fn settle_within(
+        rounds: usize,
+        members: &[Member],
+        leaving: &BTreeSet<DiskId>,
+        groups: &mut [Placed],
+    ) -> Option<usize> {
         let mut moved = 0;
-        for _ in 0..1000 {
+        for _ in 0..rounds {
             let now: Vec<Moving> = groups
                 .iter()
                 .map(|group| Moving { id: group.id, disks: group.disks.clone(), moves: vec![] })
@@ -320,7 +332,7 @@ mod tests {
             let reasons = Reasons { leaving, endangered: &[], evens_out: true };
             let moves = plan_moves(members, members, reasons, &now, &mut Busy::default());
             if moves.is_empty() {
-                return moved;
+                return Some(moved);
             }
             moved += moves.len();
             for Move { group, slot, to } in moves {
@@ -329,7 +341,7 @@ mod tests {
                 group.disks[usize::from(slot)] = to;
             }
         }
-        panic!("slots move for ever");
+        None
     }
 
     fn loads(groups: &[Placed]) -> BTreeMap<DiskId, usize> {
@@ -355,6 +367,23 @@ mod tests {
             for group in &groups {
                 prop_assert_eq!(group.disks.iter().collect::<BTreeSet<_>>().len(), 4);
             }
+        }
+
+        /// One leaves while another that joined is still short of its share: what leaves makes up for it, and next to nothing
+        /// moves twice or for nothing.
+        #[test]
+        fn what_leaves_fills_those_that_joined(nodes in 5u8..12, rounds in 0usize..4) {
+            let before = cluster(0..nodes);
+            let mut groups = plan(Scheme::new(2, 2).unwrap(), &before, &[], &[], 1);
+            let members = cluster(0..nodes + 1);
+            settle_within(rounds, &members, &BTreeSet::new(), &mut groups);
+            let (was, gone) = (loads(&groups), members[0].disk);
+            let share = groups.len() * 4 / usize::from(nodes);
+            let load = |disk| was.get(disk).copied().unwrap_or(0);
+            let short: usize = members[1..].iter().map(|to| share.saturating_sub(load(&to.disk))).sum();
+            let had = was[&gone].max(short);
+            let moved = settle(&members, &BTreeSet::from([gone]), &mut groups);
+            prop_assert!(moved <= had + had / 10 + 2, "{moved} slots moved, {had} had to");
         }
 
         /// Who joins gets nearly its share, and no more than that moves.

@@ -14,6 +14,7 @@ use super::flusher::Finish;
 use super::format::{body_at, encode_header, record_bytes};
 use super::index::Entry;
 use super::janitor::remove_if_dead;
+use super::outlines::Place;
 use super::read::{Fault, Record};
 use super::segment::{Phase, Segment};
 use super::writer::Permit;
@@ -121,6 +122,10 @@ fn copy(core: &Arc<Core>, key: ShardKey, entry: &Entry) -> Result<Option<Answer>
         Err(Fault::Damaged { what, offset }) => {
             return Err(StoreError::Corrupt { key, path: record.path, offset, what });
         }
+    }
+    if let (Some(outlines), Ok(root)) = (core.outlines(), record.root()) {
+        let to = Place { segment: room.segment.number, at: room.at, stamp };
+        outlines.carry(&record.place, &to, record.footer.shard_len, &root);
     }
     let (reply, answer) = oneshot::channel();
     let mut footer = record.footer;

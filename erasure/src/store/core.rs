@@ -13,6 +13,7 @@ use super::flusher::Queue;
 use super::format::{STATE_AT, STATE_DEAD, Superblock, encode_dead_mark};
 use super::index::{Entry, Index};
 use super::janitor::Chore;
+use super::outlines::Outlines;
 use super::segment::{Marks, Segments};
 use super::superblock::{DirLock, SEGMENTS};
 use super::upkeep::Home;
@@ -33,6 +34,8 @@ pub struct Core {
     pub dir_lock: Mutex<Option<DirLock>>,
     /// The directory as it was opened; empty where it is no real one.
     pub home: OnceLock<Home>,
+    /// Empty where none are kept.
+    pub kept_outlines: OnceLock<Outlines>,
     /// What the segment files took of the device when last measured.
     pub held_bytes: AtomicU64,
     failed: OnceLock<Arc<str>>,
@@ -65,10 +68,15 @@ impl Core {
             writers: AtomicUsize::new(0),
             dir_lock: Mutex::new(None),
             home: OnceLock::new(),
+            kept_outlines: OnceLock::new(),
             held_bytes: AtomicU64::new(0),
             failed: OnceLock::new(),
             closed: AtomicBool::new(false),
         }
+    }
+
+    pub fn outlines(&self) -> Option<&Outlines> {
+        self.kept_outlines.get()
     }
 
     pub fn segments_dir(&self) -> PathBuf {

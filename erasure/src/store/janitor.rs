@@ -53,6 +53,9 @@ pub fn run(core: &Core, chores: &mpsc::Receiver<Chore>) {
             }
             Chore::Punch { number, from, to } => {
                 let Some(segment) = core.segments.get(number) else { continue };
+                if let Some(outlines) = core.outlines() {
+                    outlines.punch(number, from, to);
+                }
                 match core.segments.file(core, &segment) {
                     Ok(file) => {
                         if let Err(error) = punch(&*file, from, to) {
@@ -157,5 +160,8 @@ pub fn remove(core: &Core, segment: &Segment) -> Result<(), StoreError> {
     let dir = core.segments_dir();
     core.disk.sync_dir(&dir).map_err(|error| core.fail("sync", &dir, &error))?;
     core.segments.drop_segment(segment.number);
+    if let Some(outlines) = core.outlines() {
+        outlines.remove(segment.number);
+    }
     Ok(())
 }

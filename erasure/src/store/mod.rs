@@ -21,6 +21,7 @@
 //! | `index`        | shards in memory                                                       |
 //! | `scan`, `recover` | a start                                                             |
 //! | `compact`      | emptying segments that are mostly dead                                 |
+//! | [`outlines`]   | trees of hashes beside the segments: a cache                           |
 //! | `upkeep`       | directories and files that go away, and what is held of the device     |
 //!
 //! Always:
@@ -38,6 +39,7 @@ mod flusher;
 pub mod format;
 mod index;
 mod janitor;
+pub mod outlines;
 mod read;
 mod recover;
 mod scan;
@@ -65,6 +67,7 @@ use self::core::{Core, lock};
 use self::disk::{Disk, OsDisk};
 use self::format::{Secret, Superblock};
 use self::janitor::Chore;
+use self::outlines::{LeafProof, Outlines};
 use self::superblock::SEGMENTS;
 use crate::ids::{DiskId, ShardKey};
 use crate::stripe::{ShardFooter, ShardHeader};
@@ -182,6 +185,10 @@ impl ShardStore {
         let (store, report) = Self::open_on(Arc::new(OsDisk), dir, superblock, options)?;
         *lock(&store.core.dir_lock) = Some(dir_lock);
         _ = store.core.home.set(upkeep::Home::of(dir)?);
+        match Outlines::open(dir) {
+            Ok(outlines) => _ = store.core.kept_outlines.set(outlines),
+            Err(error) => tracing::warn!(?dir, %error, "no outlines are kept: audits read whole shards"),
+        }
         Ok((store, report))
     }
 
@@ -282,12 +289,26 @@ impl ShardStore {
         self.core.index.list_after(after, max)
     }
 
-    /// Reads a whole shard back: every cell's checksum, and the hash of all against its root.
+    /// Reads a whole shard back: every cell's checksum, and the hash of all against its root. Keeps its outline where none is.
     ///
     /// # Errors
     /// As [`ShardStore::read`].
     pub async fn verify(&self, key: ShardKey) -> Result<(), StoreError> {
-        self.blocking(move |core| read::with_record(core, key, read::Record::verify)).await
+        self.blocking(move |core| {
+            read::with_record(core, key, |record| outlines::make(core.outlines(), record).map(|_| ()))
+        })
+        .await
+    }
+
+    /// Proves one leaf of 16 KiB against the shard's root: by the outline that is kept, else of the whole shard.
+    ///
+    /// # Errors
+    /// As [`ShardStore::read`].
+    pub async fn prove(&self, key: ShardKey, leaf: u64) -> Result<LeafProof, StoreError> {
+        self.blocking(move |core| {
+            read::with_record(core, key, |record| outlines::prove(core.outlines(), record, leaf))
+        })
+        .await
     }
 
     #[must_use]

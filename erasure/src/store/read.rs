@@ -10,8 +10,10 @@ use super::disk::DiskFile;
 use super::error::StoreError;
 use super::format::{HEADER_BYTES, RecordFooter, crc32c, parse_record_footer};
 use super::index::Entry;
+use super::outlines::Place;
 use crate::ids::ShardKey;
 use crate::layout::CELL_BYTES;
+use crate::stripe::Root;
 
 /// Why a record did not give what was asked.
 pub enum Fault {
@@ -32,6 +34,7 @@ pub struct Record {
     pub footer: RecordFooter,
     /// Where the shard's bytes start in the file.
     pub body: u64,
+    pub place: Place,
 }
 
 impl Record {
@@ -55,7 +58,8 @@ impl Record {
             return Err(damaged("the footer is of another record"));
         }
         let body = entry.record_at() + entry.body_at() as u64;
-        Ok(Self { file, path, footer, body })
+        let place = Place { segment: entry.segment, at: entry.record_at(), stamp: footer.stamp };
+        Ok(Self { file, path, footer, body, place })
     }
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Fault> {
@@ -88,26 +92,19 @@ impl Record {
         self.for_each_cell(|start, _, holds| self.holds(start, holds))
     }
 
-    fn holds(&self, start: u64, holds: bool) -> Result<(), Fault> {
+    pub fn holds(&self, start: u64, holds: bool) -> Result<(), Fault> {
         let damaged = Fault::Damaged { offset: self.body + start, what: "a cell fails its checksum" };
         if holds { Ok(()) } else { Err(damaged) }
     }
 
-    /// The cells must hold and hash to the root of their shard.
-    pub fn verify(&self) -> Result<(), Fault> {
-        let mut hasher = blake3::Hasher::new();
-        self.for_each_cell(|start, cell, holds| {
-            hasher.update(cell);
-            self.holds(start, holds)
-        })?;
-        match self.footer.roots.get(usize::from(self.footer.key.index)) {
-            Some(root) if hasher.finalize() == *root => Ok(()),
-            _ => Err(Fault::Damaged { offset: self.body, what: "the shard does not hash to its root" }),
-        }
+    /// What the shard must hash to.
+    pub fn root(&self) -> Result<Root, Fault> {
+        let root = self.footer.roots.get(usize::from(self.footer.key.index)).copied();
+        root.ok_or(Fault::Damaged { offset: self.body, what: "the footer has no root for the shard" })
     }
 
     /// `offset + len` lies within the shard.
-    fn range(&self, offset: u64, len: u64) -> Result<Bytes, Fault> {
+    pub fn range(&self, offset: u64, len: u64) -> Result<Bytes, Fault> {
         let cells = offset / CELL_BYTES..(offset + len).div_ceil(CELL_BYTES);
         let start = cells.start * CELL_BYTES;
         let end = (cells.end * CELL_BYTES).min(self.footer.shard_len);

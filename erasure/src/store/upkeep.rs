@@ -84,6 +84,9 @@ pub fn forget_removed(core: &Core) -> Result<u64, StoreError> {
         }
         core.segments.drop_segment(segment.number);
         _ = core.disk.remove(&segment.index_path());
+        if let Some(outlines) = core.outlines() {
+            outlines.remove(segment.number);
+        }
         tracing::warn!(path = ?segment.path, shards = lost, "a segment file was removed; its shards are rebuilt");
         forgotten += lost;
     }

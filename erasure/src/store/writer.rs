@@ -15,9 +15,11 @@ use super::core::Core;
 use super::error::StoreError;
 use super::flusher::Finish;
 use super::format::{RecordFooter, body_at, check_header, crc32c, encode_header, record_bytes};
+use super::outlines::Place;
 use super::read::with_record;
 use super::segment::Room;
 use crate::layout::{BlobLayout, CELL_BYTES};
+use crate::outline::Outline;
 use crate::stripe::{ShardFooter, ShardHeader};
 
 /// A shard of an object of 1 MiB under 2+2 is one piece.
@@ -77,7 +79,7 @@ struct Draft {
     header: ShardHeader,
     header_crc: u32,
     body_at: usize,
-    hasher: blake3::Hasher,
+    outline: Outline,
     /// Checksums of whole cells, and the bytes of the cell that is not whole yet.
     cell_crcs: Vec<u32>,
     open_cell: crc_fast::Digest,
@@ -168,7 +170,12 @@ impl ShardWriter {
             if is_held(&core, &footer) {
                 return Ok(true);
             }
-            let Draft { room, permit, .. } = *draft;
+            let Draft { room, permit, outline, .. } = *draft;
+            let root = footer.roots[usize::from(footer.key.index)];
+            if let Some(outlines) = core.outlines() {
+                let place = Place { segment: room.segment.number, at: room.at, stamp: footer.stamp };
+                outlines.keep(&place, &outline, footer.shard_len, &root);
+            }
             let finish = Finish { room, footer, copy_of: None, permit: Some(permit), reply };
             match core.queue.finish(finish) {
                 Ok(()) => Ok(false),
@@ -211,7 +218,7 @@ impl Draft {
             header,
             header_crc,
             body_at,
-            hasher: blake3::Hasher::new(),
+            outline: Outline::default(),
             cell_crcs: Vec::new(),
             open_cell: crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi),
             open_cell_len: 0,
@@ -239,7 +246,7 @@ impl Draft {
     }
 
     fn append_one(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.hasher.update(bytes);
+        self.outline.push(bytes);
         let mut rest = bytes;
         while !rest.is_empty() {
             let missing = (CELL_BYTES - self.open_cell_len) as usize;
@@ -293,7 +300,7 @@ impl Draft {
             let (written, wanted) = (self.written, layout.shard_len());
             return Err(refused(format!("{written} bytes were written, the blob's shards have {wanted}")));
         }
-        if self.hasher.finalize() != footer.roots[usize::from(key.index)] {
+        if self.outline.root() != footer.roots[usize::from(key.index)] {
             return Err(refused("the bytes written do not hash to the shard's root".into()));
         }
         if self.open_cell_len > 0 {

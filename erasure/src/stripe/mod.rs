@@ -7,7 +7,7 @@
 //! ```text
 //! write    BlobWriter: pages sealed as they fill ─> stripe coded ─> one lane a disk ─> quorum durable ─> root
 //! read     read_range: k fastest cells (hedged) ─> rebuilt where missing ─> pages opened ─> plaintext
-//! rebuild  rebuild_shard: k other shards ─> this one, kept only if it hashes to the root it had
+//! rebuild  rebuild_shards: k other shards ─> those that are lost, each kept only if it hashes to the root it had
 //! ```
 //!
 //! Always: a read returns the bytes written or an error (every page is authenticated); a write counts a shard only
@@ -20,7 +20,7 @@ mod tests;
 mod write;
 
 pub use read::{BlobSource, READ_WINDOW_BYTES, read_range};
-pub use rebuild::{RebuildSource, Rebuilt, copy_shard, rebuild_shard};
+pub use rebuild::{RebuildSource, Rebuilt, copy_shard, rebuild_shards};
 pub use write::{BlobWriter, WritePlan, WrittenBlob};
 
 use async_trait::async_trait;

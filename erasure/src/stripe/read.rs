@@ -113,38 +113,35 @@ pub async fn read_range(
     let (Some(first), Some(last)) = (stripes.first(), stripes.last()) else { return Ok(Vec::new()) };
     let in_shard = first.in_shard.start..last.in_shard.end;
     let pages = range.start / PAGE_BYTES..(range.end - 1) / PAGE_BYTES + 1;
-    let data = source.scheme.data;
     let reader = Reader { peers, codec, source, layout };
-
-    // Whole cells are whole pages: few pages of one full stripe need no more than their own shards.
-    let only =
-        (stripes.len() == 1 && layout.is_full(first.index) && pages.end - pages.start < u64::from(data))
-            .then(|| ((pages.start - first.pages.start) as u8, (pages.end - first.pages.start) as u8));
-    let cells = match only {
-        Some((from, to)) => match reader.fetch_exactly(from..to, &in_shard).await {
-            Some(cells) => cells,
-            None => reader.fetch_any(&in_shard).await?,
-        },
-        None => reader.fetch_any(&in_shard).await?,
+    let sealer = PageSealer::new(&source.key, source.blob);
+    let cut = |page: u64, bytes: &Bytes| {
+        let start = page * PAGE_BYTES;
+        let from = range.start.saturating_sub(start) as usize;
+        let to = ((range.end - start) as usize).min(bytes.len());
+        bytes.slice(from..to)
     };
 
-    let sealer = PageSealer::new(&source.key, source.blob);
+    // Some pages of one stripe need no more than the bytes that hold them.
+    if stripes.len() == 1
+        && pages != first.pages
+        && let Some(opened) = reader.read_exactly(&sealer, first, &pages).await
+    {
+        return Ok(pages.zip(&opened).map(|(page, bytes)| cut(page, bytes)).collect());
+    }
+    let cells = reader.fetch_any(&in_shard).await?;
     let mut plain = Vec::with_capacity((pages.end - pages.start) as usize);
     for stripe in &stripes {
         let wanted = pages.start.max(stripe.pages.start)..pages.end.min(stripe.pages.end);
         let at = (stripe.in_shard.start - in_shard.start) as usize;
-        let cut = |cell: &Bytes| cell.slice(at..at + stripe.cell_len as usize);
-        let cells: BTreeMap<u8, Bytes> = cells.iter().map(|(index, cell)| (*index, cut(cell))).collect();
+        let of_stripe = |cell: &Bytes| cell.slice(at..at + stripe.cell_len as usize);
+        let cells: BTreeMap<u8, Bytes> =
+            cells.iter().map(|(index, cell)| (*index, of_stripe(cell))).collect();
         let opened = match reader.open_pages(&sealer, stripe, &wanted, &cells) {
             Some(opened) => opened,
             None => reader.recover(&sealer, stripe, &wanted).await?,
         };
-        for (page, bytes) in wanted.zip(opened) {
-            let start = page * PAGE_BYTES;
-            let from = range.start.saturating_sub(start) as usize;
-            let to = ((range.end - start) as usize).min(bytes.len());
-            plain.push(bytes.slice(from..to));
-        }
+        plain.extend(wanted.zip(&opened).map(|(page, bytes)| cut(page, bytes)));
     }
     Ok(plain)
 }
@@ -173,14 +170,58 @@ impl Reader<'_> {
         (index, answer)
     }
 
-    /// Just these shards; `None` as soon as one of them fails or is slow.
-    async fn fetch_exactly(&self, wanted: Range<u8>, in_shard: &Range<u64>) -> Option<BTreeMap<u8, Bytes>> {
-        if !wanted.clone().all(|index| self.peers.is_up(self.source.disks[usize::from(index)])) {
+    /// Where sealed page `page` lies in what the stripe's data cells hold one after the other.
+    fn place(&self, stripe: &Stripe, page: u64) -> Range<u64> {
+        let start = (page - stripe.pages.start) * CELL_BYTES;
+        start..start + self.layout.page_len(page) + TAG_BYTES
+    }
+
+    /// The pages, from just the pieces of data cells that hold them; `None` as soon as one fails or is slow, or where a page
+    /// does not open.
+    async fn read_exactly(
+        &self,
+        sealer: &PageSealer,
+        stripe: &Stripe,
+        pages: &Range<u64>,
+    ) -> Option<Vec<Bytes>> {
+        let sealed = self.place(stripe, pages.start).start..self.place(stripe, pages.end - 1).end;
+        let cells = sealed.start / stripe.cell_len..(sealed.end - 1) / stripe.cell_len + 1;
+        if !cells.clone().all(|index| self.peers.is_up(self.source.disks[index as usize])) {
             return None;
         }
-        let all = futures::future::join_all(wanted.map(|index| self.fetch(index, in_shard)));
-        let answers = tokio::time::timeout(HEDGE_AFTER, all).await.ok()?;
-        answers.into_iter().map(|(index, answer)| Some((index, answer.ok()?))).collect()
+        let pieces = cells.map(|index| {
+            let (start, end) = (index * stripe.cell_len, (index + 1) * stripe.cell_len);
+            let in_cell = sealed.start.max(start) - start..sealed.end.min(end) - start;
+            let in_shard = stripe.in_shard.start + in_cell.start..stripe.in_shard.start + in_cell.end;
+            async move { self.fetch(index as u8, &in_shard).await.1.ok() }
+        });
+        let pieces = tokio::time::timeout(HEDGE_AFTER, futures::future::join_all(pieces)).await.ok()?;
+        let mut bytes = Vec::with_capacity((sealed.end - sealed.start) as usize);
+        for piece in pieces {
+            bytes.extend_from_slice(&piece?);
+        }
+        self.open(sealer, stripe, pages, sealed.start, bytes)
+    }
+
+    /// Opens `pages` in `sealed`, which begins at `base` of what the stripe's data cells hold.
+    fn open(
+        &self,
+        sealer: &PageSealer,
+        stripe: &Stripe,
+        pages: &Range<u64>,
+        base: u64,
+        mut sealed: Vec<u8>,
+    ) -> Option<Vec<Bytes>> {
+        let place = |page: u64| {
+            let place = self.place(stripe, page);
+            (place.start - base) as usize..(place.end - base) as usize
+        };
+        for page in pages.clone() {
+            sealer.open(page, &mut sealed[place(page)]).ok()?;
+        }
+        let sealed = Bytes::from(sealed);
+        let plain = |page: u64| sealed.slice(place(page).start..place(page).end - TAG_BYTES as usize);
+        Some(pages.clone().map(plain).collect())
     }
 
     /// Any k shards, the fastest.
@@ -229,12 +270,8 @@ impl Reader<'_> {
     ) -> Option<Vec<Bytes>> {
         let cell_len = stripe.cell_len as usize;
         let data = self.source.scheme.data;
-        // In sealed bytes of the stripe, which its data cells hold one after the other.
-        let place = |page: u64| {
-            let start = ((page - stripe.pages.start) * CELL_BYTES) as usize;
-            start..start + (self.layout.page_len(page) + TAG_BYTES) as usize
-        };
-        let (start, end) = (place(wanted.start).start, place(wanted.end - 1).end);
+        let start = self.place(stripe, wanted.start).start as usize;
+        let end = self.place(stripe, wanted.end - 1).end as usize;
         let needed = start / cell_len..(end - 1) / cell_len + 1;
         let mut sealed = vec![0; needed.len() * cell_len];
         let mut missing = Vec::new();
@@ -252,17 +289,7 @@ impl Reader<'_> {
                 .collect();
             self.codec.rebuild(&present, &mut missing).ok()?;
         }
-        let base = needed.start * cell_len;
-        for page in wanted.clone() {
-            let place = place(page);
-            sealer.open(page, &mut sealed[place.start - base..place.end - base]).ok()?;
-        }
-        let sealed = Bytes::from(sealed);
-        let plain = |page: u64| {
-            let place = place(page);
-            sealed.slice(place.start - base..place.end - base - TAG_BYTES as usize)
-        };
-        Some(wanted.clone().map(plain).collect())
+        self.open(sealer, stripe, wanted, (needed.start * cell_len) as u64, sealed)
     }
 
     /// A disk lied: takes every cell of the stripe and finds k that give authentic pages.

@@ -1,8 +1,9 @@
-//! Makes a shard again from k others, or copies it from the disk that it leaves, and keeps it only if it is the shard
-//! that was.
+//! Makes lost shards again from k others, or copies one from the disk that it leaves, and keeps only what is the shard that
+//! was.
 //!
-//! Sources stream window by window; each is hashed as it passes. The result is finished only when its hash is the
-//! root that the blob's root vouches for; a source whose own hash differs is named and left out of the next try.
+//! Sources stream window by window, once for all shards of a blob that are to be made; each is hashed as it passes. A result
+//! is finished only when its hash is the root that the blob's root vouches for; a source whose own hash differs is named
+//! and left out of the next try.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{PeerError, ShardFooter, ShardHeader, ShardPeers, StripeError, blob_root};
+use super::{PeerError, ShardFooter, ShardHeader, ShardPeers, ShardSink, StripeError, blob_root};
 use crate::codec::Codec;
 use crate::ids::{BlobId, DiskId, PgId, ShardKey};
 use crate::layout::{BlobLayout, CELL_BYTES, Scheme};
@@ -18,10 +19,13 @@ use crate::layout::{BlobLayout, CELL_BYTES, Scheme};
 /// Cells read from each source at once.
 const WINDOW_CELLS: u64 = 8;
 
-/// A shard that was made again.
+/// Shards that were made again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rebuilt {
+    /// Of all of them.
     pub bytes: u64,
+    /// Those that are durable now, and where.
+    pub made: Vec<(u8, DiskId)>,
     /// Shards whose bytes did not have the root they should.
     pub liars: Vec<u8>,
 }
@@ -39,7 +43,7 @@ pub struct RebuildSource {
 }
 
 enum Attempt {
-    Done(u64),
+    Done(Vec<(u8, DiskId)>),
     /// These sources failed or lied; without them it may work.
     Without {
         failed: Vec<u8>,
@@ -50,27 +54,32 @@ enum Attempt {
     },
 }
 
-/// Rebuilds shard `index` onto `target` from the other disks of the group.
+/// Rebuilds shards of one blob from the other disks of its group, each onto the disk named with it: `targets` has at least
+/// one, and no shard twice.
+///
+/// Cost: k shards are read once, however many are made. A target that fails holds up none of the others.
 ///
 /// # Errors
-/// [`StripeError::TooFewShards`]: fewer than k sound sources; [`StripeError::Invalid`]: the target refuses.
+/// [`StripeError::TooFewShards`]: fewer than k sound sources; [`StripeError::Invalid`]: all targets refuse.
 /// Nothing is written on error.
-pub async fn rebuild_shard(
+pub async fn rebuild_shards(
     peers: &Arc<dyn ShardPeers>,
     codec: &Codec,
     source: &RebuildSource,
-    index: u8,
-    target: DiskId,
+    targets: &[(u8, DiskId)],
 ) -> Result<Rebuilt, StripeError> {
+    let width = source.disks.len();
+    let is_shard = |(index, _): &(u8, DiskId)| usize::from(*index) < width;
     let layout = BlobLayout::new(source.scheme, source.plain_len)
         .filter(|_| {
-            source.disks.len() == source.scheme.shard_count() && usize::from(index) < source.disks.len()
+            width == source.scheme.shard_count() && !targets.is_empty() && targets.iter().all(is_shard)
         })
-        .ok_or_else(|| StripeError::Invalid(format!("blob {} has no shard {index}", source.blob)))?;
+        .ok_or_else(|| StripeError::Invalid(format!("blob {} has no shards {targets:?}", source.blob)))?;
     let need = usize::from(source.scheme.data);
-    let mut left: BTreeSet<u8> = (0..source.disks.len() as u8)
-        .filter(|other| *other != index && source.disks[usize::from(*other)] != target)
-        .collect();
+    let is_made = |other: u8| {
+        targets.iter().any(|(index, to)| *index == other || *to == source.disks[usize::from(other)])
+    };
+    let mut left: BTreeSet<u8> = (0..width as u8).filter(|other| !is_made(*other)).collect();
     let mut all_liars = Vec::new();
     let mut last_failure = String::from("none");
     let footer = match find_footer(peers, source, &left).await {
@@ -88,8 +97,11 @@ pub async fn rebuild_shard(
             let (blob, have, last) = (source.blob, sources.len(), last_failure);
             return Err(StripeError::TooFewShards { blob, have, need, last, gone: all_gone });
         }
-        match attempt(peers, codec, source, layout, &footer, &sources, index, target).await? {
-            Attempt::Done(bytes) => return Ok(Rebuilt { bytes, liars: all_liars }),
+        match attempt(peers, codec, source, layout, &footer, &sources, targets).await? {
+            Attempt::Done(made) => {
+                let bytes = layout.shard_len() * made.len() as u64;
+                return Ok(Rebuilt { bytes, made, liars: all_liars });
+            }
             Attempt::Without { failed, gone, liars, last } => {
                 for other in failed.iter().chain(&liars) {
                     left.remove(other);
@@ -106,7 +118,7 @@ pub async fn rebuild_shard(
 ///
 /// # Errors
 /// The slot's disk does not give the shard that the blob's root vouches for, or the target refuses it: nothing is
-/// written, [`rebuild_shard`] may still make it.
+/// written, [`rebuild_shards`] may still make it.
 pub async fn copy_shard(
     peers: &Arc<dyn ShardPeers>,
     source: &RebuildSource,
@@ -152,7 +164,7 @@ pub async fn copy_shard(
         return Err(unread(PeerError::Corrupt("its bytes do not have the shard's root".into())));
     }
     sink.finish(footer).await.map_err(refused)?;
-    Ok(Rebuilt { bytes: shard_len, liars: Vec::new() })
+    Ok(Rebuilt { bytes: shard_len, made: vec![(index, target)], liars: Vec::new() })
 }
 
 fn header_of(source: &RebuildSource, index: u8, shard_len: u64) -> ShardHeader {
@@ -203,6 +215,61 @@ async fn find_footer(
     Err(NoFooter { last, gone })
 }
 
+/// A shard that is being made.
+struct Growing {
+    index: u8,
+    disk: DiskId,
+    /// `None`: the disk failed.
+    sink: Option<Box<dyn ShardSink>>,
+    hash: blake3::Hasher,
+}
+
+impl Growing {
+    async fn begin(
+        peers: &Arc<dyn ShardPeers>,
+        header: ShardHeader,
+        disk: DiskId,
+    ) -> Result<Self, (DiskId, PeerError)> {
+        let index = header.key.index;
+        let sink = peers.put(disk, header).await.map_err(|error| (disk, error))?;
+        Ok(Self { index, disk, sink: Some(sink), hash: blake3::Hasher::new() })
+    }
+
+    async fn send(&mut self, bytes: Vec<u8>) -> Result<(), (DiskId, PeerError)> {
+        self.hash.update(&bytes);
+        let Some(sink) = &mut self.sink else { return Ok(()) };
+        let sent = sink.send(Bytes::from(bytes)).await;
+        if sent.is_err() {
+            self.sink = None;
+        }
+        sent.map_err(|error| (self.disk, error))
+    }
+
+    async fn finish(self, footer: ShardFooter) -> Result<(u8, DiskId), (DiskId, PeerError)> {
+        let Some(sink) = self.sink else {
+            return Err((self.disk, PeerError::Unreachable("it failed before".into())));
+        };
+        sink.finish(footer).await.map(|()| (self.index, self.disk)).map_err(|error| (self.disk, error))
+    }
+}
+
+/// Keeps those that go on; an error where none does.
+fn goes_on<T>(results: Vec<Result<T, (DiskId, PeerError)>>) -> Result<Vec<T>, StripeError> {
+    let (mut good, mut last) = (Vec::new(), None);
+    for result in results {
+        match result {
+            Ok(one) => good.push(one),
+            Err(error) => last = Some(error),
+        }
+    }
+    match last {
+        Some((disk, error)) if good.is_empty() => {
+            Err(StripeError::Invalid(format!("disk {disk} does not take the shard: {error}")))
+        }
+        _ => Ok(good),
+    }
+}
+
 async fn attempt(
     peers: &Arc<dyn ShardPeers>,
     codec: &Codec,
@@ -210,16 +277,15 @@ async fn attempt(
     layout: BlobLayout,
     footer: &ShardFooter,
     sources: &[u8],
-    index: u8,
-    target: DiskId,
+    targets: &[(u8, DiskId)],
 ) -> Result<Attempt, StripeError> {
+    use futures::future::join_all;
     let shard_len = layout.shard_len();
-    let header = header_of(source, index, shard_len);
-    let refused =
-        |error: PeerError| StripeError::Invalid(format!("disk {target} does not take the shard: {error}"));
-    let mut sink = peers.put(target, header).await.map_err(refused)?;
+    let begun = targets
+        .iter()
+        .map(|(index, disk)| Growing::begin(peers, header_of(source, *index, shard_len), *disk));
+    let mut growing = goes_on(join_all(begun).await)?;
     let mut source_hashes = vec![blake3::Hasher::new(); sources.len()];
-    let mut hash = blake3::Hasher::new();
     let mut at = 0;
     while at < shard_len {
         let window = at..shard_len.min(at + WINDOW_CELLS * CELL_BYTES);
@@ -245,15 +311,21 @@ async fn attempt(
         }
         let present: Vec<(usize, &[u8])> =
             present.iter().map(|(other, bytes)| (*other, &bytes[..])).collect();
-        let mut rebuilt = vec![0; (window.end - window.start) as usize];
-        codec
-            .rebuild(&present, &mut [(usize::from(index), &mut rebuilt[..])])
-            .map_err(|error| StripeError::Invalid(error.to_string()))?;
-        hash.update(&rebuilt);
-        sink.send(Bytes::from(rebuilt)).await.map_err(refused)?;
+        let len = (window.end - window.start) as usize;
+        let mut pieces: Vec<Vec<u8>> = growing.iter().map(|_| vec![0; len]).collect();
+        let mut wanted: Vec<(usize, &mut [u8])> = growing
+            .iter()
+            .zip(&mut pieces)
+            .map(|(shard, piece)| (usize::from(shard.index), &mut piece[..]))
+            .collect();
+        codec.rebuild(&present, &mut wanted).map_err(|error| StripeError::Invalid(error.to_string()))?;
+        let sent = growing.iter_mut().zip(pieces).map(|(shard, piece)| shard.send(piece));
+        goes_on(join_all(sent).await)?;
+        growing.retain(|shard| shard.sink.is_some());
         at = window.end;
     }
-    if *hash.finalize().as_bytes() != footer.roots[usize::from(index)] {
+    let is_it = |shard: &Growing| *shard.hash.finalize().as_bytes() == footer.roots[usize::from(shard.index)];
+    if !growing.iter().all(is_it) {
         let hashes = sources.iter().zip(&source_hashes);
         let lies = |other: u8, hasher: &blake3::Hasher| {
             *hasher.finalize().as_bytes() != footer.roots[usize::from(other)]
@@ -270,8 +342,8 @@ async fn attempt(
             last: "a source's bytes do not have its root".into(),
         });
     }
-    sink.finish(footer.clone()).await.map_err(refused)?;
-    Ok(Attempt::Done(shard_len))
+    let finished = growing.into_iter().map(|shard| shard.finish(footer.clone()));
+    Ok(Attempt::Done(goes_on(join_all(finished).await)?))
 }
 
 async fn read_window(

@@ -1,6 +1,7 @@
 //! Whole blobs over disks that fail, lie, stall and die half-way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -9,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::codec::Codec;
-use crate::layout::BlobLayout;
+use crate::layout::{BlobLayout, PAGE_BYTES, TAG_BYTES};
 use crate::seal::DataKey;
 
 /// What a disk does instead of its duty.
@@ -31,6 +32,7 @@ type Held = HashMap<(DiskId, ShardKey), (ShardHeader, Vec<u8>, ShardFooter)>;
 struct World {
     held: Arc<Mutex<Held>>,
     faults: Mutex<BTreeMap<DiskId, Fault>>,
+    bytes_read: AtomicU64,
 }
 
 impl World {
@@ -98,6 +100,7 @@ impl ShardPeers for World {
         let held = self.held.lock().unwrap();
         let (_, bytes, _) = held.get(&(disk, key)).ok_or(PeerError::Missing)?;
         let mut bytes = bytes[offset as usize..(offset + len) as usize].to_vec();
+        self.bytes_read.fetch_add(len, Ordering::Relaxed);
         if fault == Some(Fault::Lies) {
             bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
         }
@@ -259,45 +262,67 @@ proptest! {
         })?;
     }
 
-    /// A lost shard comes back byte for byte past dead and lying sources, the liars named; or nothing is written.
+    /// Lost shards come back byte for byte past dead and lying sources, the liars named, past dead targets, and at the cost of
+    /// one; or nothing is written.
     #[test]
-    fn a_rebuilt_shard_is_the_shard_that_was(
+    fn rebuilt_shards_are_the_shards_that_were(
         scheme in schemes(),
         plain_len in 1usize..900_000,
-        lost: prop::sample::Index,
+        lost in prop::collection::btree_set(0usize..64, 1..4),
         bad in prop::collection::btree_map(0usize..64, any::<bool>(), 0..4),
+        dead_target: bool,
     ) {
         run(async {
             let blob = Blob::new(scheme, plain_len);
             let width = scheme.shard_count();
             let written = blob.write(77_777).await.unwrap();
             blob.settle(width).await;
-            let index = lost.index(width);
-            let key = ShardKey { blob: blob.plan.blob, index: index as u8 };
-            let (_, was, _) = blob.world.held.lock().unwrap().remove(&(blob.plan.disks[index], key)).unwrap();
+            let lost: BTreeSet<usize> = lost.into_iter().map(|at| at % width).collect();
+            let key = |index: usize| ShardKey { blob: blob.plan.blob, index: index as u8 };
+            let target = |index: usize| DiskId([200 + index as u8; 16]);
+            let mut disks = blob.plan.disks.clone();
+            let mut was = BTreeMap::new();
+            for index in &lost {
+                let place = (blob.plan.disks[*index], key(*index));
+                was.insert(*index, blob.world.held.lock().unwrap().remove(&place).unwrap().1);
+                disks[*index] = target(*index);
+            }
             let bad: BTreeMap<usize, bool> = bad.into_iter().map(|(at, lies)| (at % width, lies)).collect();
-            let bad: BTreeMap<usize, bool> = bad.into_iter().filter(|(at, _)| *at != index).collect();
+            let bad: BTreeMap<usize, bool> = bad.into_iter().filter(|(at, _)| !lost.contains(at)).collect();
             for (at, lies) in &bad {
                 blob.world.set(blob.plan.disks[*at], if *lies { Fault::Lies } else { Fault::Dead });
             }
-            let target = DiskId([200; 16]);
-            let mut disks = blob.plan.disks.clone();
-            disks[index] = target;
+            // One of several that dies half-way.
+            let dead = lost.first().copied().filter(|_| dead_target && lost.len() > 1);
+            if let Some(dead) = dead {
+                blob.world.set(target(dead), Fault::FailsAfter(0));
+            }
             let source = RebuildSource {
                 blob: blob.plan.blob, pg: blob.plan.pg, scheme, plain_len: plain_len as u64,
                 root: written.root, disks, opened_at_ms: 0,
             };
-            let rebuilt = rebuild_shard(&blob.peers, &blob.codec, &source, index as u8, target).await;
-            let enough = width - 1 - bad.len() >= usize::from(scheme.data);
+            let targets: Vec<(u8, DiskId)> = lost.iter().map(|at| (*at as u8, target(*at))).collect();
+            let rebuilt = rebuild_shards(&blob.peers, &blob.codec, &source, &targets).await;
+            let enough = width - lost.len() - bad.len() >= usize::from(scheme.data)
+                && width - lost.len() >= usize::from(scheme.data);
             prop_assert_eq!(rebuilt.is_ok(), enough, "{:?}", rebuilt);
             let held = blob.world.held.lock().unwrap();
             match rebuilt {
                 Ok(rebuilt) => {
-                    prop_assert!(held[&(target, key)].1 == was);
+                    for (index, was) in &was {
+                        let is_there = held.get(&(target(*index), key(*index))).is_some_and(|held| held.1 == *was);
+                        prop_assert_eq!(is_there, dead != Some(*index));
+                        prop_assert_eq!(rebuilt.made.contains(&(*index as u8, target(*index))), is_there);
+                    }
                     let liars: BTreeSet<usize> = rebuilt.liars.into_iter().map(usize::from).collect();
                     prop_assert!(liars.iter().all(|at| bad.get(at) == Some(&true)), "{liars:?}");
+                    if bad.is_empty() {
+                        let shard_len = BlobLayout::new(scheme, plain_len as u64).unwrap().shard_len();
+                        let read = blob.world.bytes_read.load(Ordering::Relaxed);
+                        prop_assert_eq!(read, shard_len * u64::from(scheme.data), "{} lost", lost.len());
+                    }
                 }
-                Err(_) => prop_assert!(!held.contains_key(&(target, key))),
+                Err(_) => prop_assert!(lost.iter().all(|at| !held.contains_key(&(target(*at), key(*at))))),
             }
             Ok(())
         })?;
@@ -314,6 +339,36 @@ fn a_stalled_disk_is_hedged() {
         blob.world.set(blob.plan.disks[0], Fault::Stalls);
         blob.world.set(blob.plan.disks[3], Fault::Stalls);
         assert!(blob.read(0..500_000).await.unwrap() == blob.plain);
+    });
+}
+
+/// What shares a small blob with others is read without them: pages of a tail cost their own bytes, and no more.
+#[test]
+fn a_page_of_a_tail_is_read_alone() {
+    run(async {
+        for (data, parity) in [(2, 2), (4, 2), (6, 4)] {
+            let scheme = Scheme { data, parity };
+            let blob = Blob::new(scheme, 130_000 + usize::from(data) * PAGE_BYTES as usize);
+            blob.write(500_000).await.unwrap();
+            blob.settle(scheme.shard_count()).await;
+            let tail = u64::from(data) * PAGE_BYTES;
+            let sealed = PAGE_BYTES + TAG_BYTES;
+            for (range, cost) in [
+                (tail..tail + 1, sealed),
+                (tail + 8192..tail + 16_384, sealed),
+                (tail + PAGE_BYTES..tail + 130_000, 130_000 - PAGE_BYTES + TAG_BYTES),
+                (PAGE_BYTES - 1..PAGE_BYTES, sealed),
+            ] {
+                let before = blob.world.bytes_read.load(Ordering::Relaxed);
+                let read = blob.read(range.clone()).await.unwrap();
+                assert!(read == blob.plain[range.start as usize..range.end as usize], "{range:?}");
+                assert_eq!(
+                    blob.world.bytes_read.load(Ordering::Relaxed) - before,
+                    cost,
+                    "{scheme} {range:?}"
+                );
+            }
+        }
     });
 }
 

@@ -434,6 +434,7 @@ impl Files {
             ChangeWhat::Append(bytes) => Edit::Append(data.extents(Some(bytes))?),
             ChangeWhat::Truncate(size) => Edit::Truncate(size),
             ChangeWhat::Extend(size) => Edit::Extend(size),
+            ChangeWhat::Finish(_) => Edit::Finish,
             ChangeWhat::Punch(range) => Edit::Punch { offset: range.offset, length: range.length },
             ChangeWhat::Copy(copy) => Edit::Copy {
                 from: convert::file_ref(copy.from)?,

@@ -18,7 +18,7 @@ use crate::identity::Caller;
 use crate::objects::ObjectsError;
 
 /// Bytes of one message of a read.
-const MESSAGE_DATA_BYTES: usize = 1024 * 1024;
+pub(super) const MESSAGE_DATA_BYTES: usize = 1024 * 1024;
 /// Times a file that changes while its extents are read is read again.
 const RESTARTS_MAX: usize = 5;
 /// Segments in one answer.

@@ -3,6 +3,7 @@
 use makai_raft::facts::accounts::AccountsRefusal;
 use makai_raft::facts::command::Refusal;
 use makai_raft::facts::files::FileRefusal;
+use makai_raft::facts::version::VersionRefusal;
 use prost::Message as _;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -24,6 +25,7 @@ pub enum Errno {
     Eacces = 13,
     Ebusy = 16,
     Eexist = 17,
+    Exdev = 18,
     Enotdir = 20,
     Eisdir = 21,
     Einval = 22,
@@ -55,6 +57,7 @@ impl Errno {
             Self::Eopnotsupp => Code::Unimplemented,
             Self::Eagain
             | Self::Enotdir
+            | Self::Exdev
             | Self::Eisdir
             | Self::Efbig
             | Self::Emlink
@@ -108,6 +111,7 @@ impl From<FileRefusal> for Failure {
             FileRefusal::Invalid(_) => Errno::Einval,
             FileRefusal::IsInline => Errno::Eio,
             FileRefusal::Leased { .. } => Errno::Ebusy,
+            FileRefusal::TooManyKeys => Errno::Exdev,
         };
         Self::new(errno, refusal.to_string())
     }
@@ -117,13 +121,19 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let errno = match &refusal {
             Refusal::File(refusal) => return refusal.clone().into(),
-            Refusal::NoSuchBucket | Refusal::NoSuchKey | Refusal::NotFound(_) => Errno::Enoent,
+            Refusal::NoSuchBucket
+            | Refusal::NoSuchKey
+            | Refusal::NotFound(_)
+            | Refusal::Version(VersionRefusal::NoSuchVersion | VersionRefusal::IsMarker { .. }) => {
+                Errno::Enoent
+            }
             Refusal::AlreadyExists(_) => Errno::Eexist,
             Refusal::TooLarge(_) => Errno::Efbig,
             Refusal::QuotaExceeded { .. }
             | Refusal::QuotaReached(_)
             | Refusal::Accounts(AccountsRefusal::BalanceSpent { .. }) => Errno::Edquot,
             Refusal::BlobTooOld => Errno::Estale,
+            Refusal::FollowersBehind => Errno::Ebusy,
             Refusal::Invalid(_) => Errno::Einval,
             _ => Errno::Eio,
         };

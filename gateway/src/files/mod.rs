@@ -11,6 +11,7 @@
 //! | `service` | the calls, as `makai.file.v1.Files` states them                  |
 //! | `apply`   | operations: their data first, then one command                   |
 //! | `content` | ranges read, bytes stored                                        |
+//! | `versions` | what a bucket that keeps versions was                          |
 //! | `watch`   | what others changed, as it comes                                 |
 //! | `names`   | file names and pieces of keys                                    |
 //! | `tokens`  | blobs that are stored and not yet named                          |
@@ -27,6 +28,7 @@ mod errors;
 mod names;
 mod service;
 mod tokens;
+mod versions;
 mod watch;
 
 use makai_raft::facts::bucket::Bucket;

@@ -10,8 +10,11 @@
 //! | with a NUL                       | `%~x~` and its bytes in hex                  |
 //! | whose name is beyond 255 bytes   | `%~long~`, its beginning, `~`, 16 hex digits of its SHA-256 |
 //! | `%~bytes~` and hex               | these bytes, where they are not UTF-8        |
+//!
+//! A version has the name of its key's last piece, `@` and its id.
 
 use makai_raft::facts::files::{FileRefusal, Name};
+use makai_raft::facts::version::VersionId;
 use ring::digest::{SHA256, digest};
 
 /// Bytes of a name that Linux shows.
@@ -28,6 +31,7 @@ const LITERAL: &str = "%~~";
 const HEX: &str = "%~x~";
 const BYTES: &str = "%~bytes~";
 const LONG: &str = "%~long~";
+const VERSION: char = '@';
 /// Bytes of a long piece that its name shows; cut where a character ends.
 const LONG_SHOWN_BYTES: usize = 160;
 const HASH_DIGITS: usize = 16;
@@ -65,17 +69,46 @@ pub fn shown(name: &Name) -> Vec<u8> {
         (true, false) => escaped + OBJECT,
         (true, true) => format!("{ESCAPED_OBJECT}{escaped}"),
     };
-    if shown.len() <= FILE_NAME_BYTES_MAX {
-        return shown.into();
-    }
+    if shown.len() <= FILE_NAME_BYTES_MAX { shown.into() } else { long(text, shown.as_bytes()) }
+}
+
+/// The name of a piece whose own, `shown`, is too long.
+fn long(text: &str, shown: &[u8]) -> Vec<u8> {
     let mut cut = LONG_SHOWN_BYTES.min(text.len());
     while !text.is_char_boundary(cut) {
         cut -= 1;
     }
     // A NUL would end the name: such pieces show nothing of themselves.
     let beginning = if text[..cut].contains('\0') { "" } else { &text[..cut] };
-    let hash = hex::encode(&digest(&SHA256, shown.as_bytes()).as_ref()[..HASH_DIGITS / 2]);
+    let hash = hex::encode(&digest(&SHA256, shown).as_ref()[..HASH_DIGITS / 2]);
     format!("{LONG}{beginning}~{hash}").into()
+}
+
+/// The name of a version: that of its key's last piece, and its id.
+pub fn shown_version(piece: &str, id: VersionId) -> Vec<u8> {
+    let mut name = match piece {
+        "" => MARKER.into(),
+        piece => shown(&Name::Any(piece.to_owned())),
+    };
+    let id = format!("{VERSION}{id}");
+    if name.len() + id.len() > FILE_NAME_BYTES_MAX {
+        name = long(piece, &name);
+    }
+    name.extend_from_slice(id.as_bytes());
+    name
+}
+
+/// The piece of a key that the name of a version shows, and its id; `None`: it is the name of no version.
+pub fn meant_version(name: &[u8]) -> Option<(Meant, VersionId)> {
+    let at = name.iter().rposition(|&byte| byte == b'@')?;
+    let id = VersionId::parse(std::str::from_utf8(&name[at + 1..]).ok()?)?;
+    if &name[..at] == MARKER.as_bytes() {
+        return Some((Meant::Name(Name::Any(String::new())), id));
+    }
+    match meant(&name[..at]).ok()? {
+        Meant::Name(Name::Object(_)) => None,
+        meant => Some((meant, id)),
+    }
 }
 
 /// The bytes of a name that is not UTF-8, where a piece stands for such.
@@ -194,6 +227,23 @@ mod tests {
                 Ok(Meant::Name(meant)) => prop_assert_eq!(meant, name),
                 Ok(Meant::Long { beginning }) => prop_assert!(name.text().starts_with(&beginning)),
                 Err(refusal) => prop_assert!(false, "{:?}: {refusal}", String::from_utf8_lossy(&shown)),
+            }
+        }
+
+        /// A version's name is one that Linux takes, and leads back to its piece and its id.
+        #[test]
+        fn every_version_has_a_name_and_back(piece in text(), number in prop::option::of(any::<u64>())) {
+            let id = number.map_or(VersionId::Null, VersionId::Number);
+            let shown = shown_version(&piece, id);
+            prop_assert!(shown.len() <= FILE_NAME_BYTES_MAX && !shown.contains(&b'/') && !shown.contains(&0));
+            match meant_version(&shown) {
+                Some((Meant::Name(meant), found)) => {
+                    prop_assert_eq!((meant.text(), found), (&piece[..], id));
+                }
+                Some((Meant::Long { beginning }, found)) => {
+                    prop_assert!(piece.starts_with(&beginning) && found == id);
+                }
+                None => prop_assert!(false, "{:?}", String::from_utf8_lossy(&shown)),
             }
         }
 

@@ -2,13 +2,15 @@
 
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::files::{
-    DIRECTORY_LEASE_MS, FileAnswer, FileCommand, FileQuery, FileReply, LEASE_MS, Lock, Name, OPS_MAX,
-    SessionGrant,
+    DIRECTORY_LEASE_MS, FileAnswer, FileCommand, FileQuery, FileReply, LEASE_MS, Lock, LookedAt, Name,
+    OPS_MAX, SessionGrant,
 };
+use makai_raft::facts::version::Versioning;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::content::ReadStream;
 use super::errors::Failure;
+use super::versions::VersionStream;
 use super::watch::WatchStream;
 use super::{Does, Files, convert, mismatch, named};
 use crate::grpc::proto::file::v1 as proto;
@@ -26,6 +28,7 @@ type Answer<T> = Result<Response<T>, Status>;
 impl files_server::Files for Files {
     type WatchStream = WatchStream;
     type ReadStream = ReadStream;
+    type ReadVersionStream = VersionStream;
 
     async fn open_session(
         &self,
@@ -52,7 +55,8 @@ impl files_server::Files for Files {
         };
         match self.tell(&bucket.name, command).await? {
             FileReply::Session(grant) => {
-                Ok(Response::new(proto::RenewSessionReply { inodes: Some(range(&grant)) }))
+                let keeps_versions = keeps_versions(&bucket);
+                Ok(Response::new(proto::RenewSessionReply { inodes: Some(range(&grant)), keeps_versions }))
             }
             _ => Err(mismatch().into()),
         }
@@ -111,6 +115,8 @@ impl files_server::Files for Files {
         let admitted = self.gate.admit(request.metadata()).await?;
         let request = request.into_inner();
         let bucket = self.bucket(&admitted.caller, &request.bucket, Does::Look).await?;
+        let at = LookedAt::Directory { inode: request.directory, names: Vec::new() };
+        self.settle(&bucket, request.session, at).await?;
         let entries_max = if request.entries_max == 0 { u32::MAX } else { request.entries_max };
         let query = FileQuery::Directory {
             bucket: named(&bucket),
@@ -187,8 +193,8 @@ impl files_server::Files for Files {
         let mut held = self.lock_held(&bucket, &request).await?;
         let is_others =
             |held: &Option<(u64, Lock)>| held.is_some_and(|(holder, _)| holder != request.session);
-        if is_others(&held) {
-            // Its holder may be dead by now, which nobody has noticed.
+        if is_others(&held) && self.is_any_session_over(&bucket).await {
+            // Its holder is dead, which nobody has noticed.
             let command = FileCommand::ExpireSessions { bucket: named(&bucket) };
             self.tell(&bucket.name, command).await?;
             held = self.lock_held(&bucket, &request).await?;
@@ -212,9 +218,28 @@ impl files_server::Files for Files {
         let admitted = self.gate.admit(request.metadata()).await?;
         Ok(Response::new(self.read_range(admitted, request.into_inner()).await?))
     }
+
+    async fn list_versions(
+        &self,
+        request: Request<proto::ListVersionsRequest>,
+    ) -> Answer<proto::ListVersionsReply> {
+        let admitted = self.gate.admit(request.metadata()).await?;
+        Ok(Response::new(self.past(&admitted.caller, request.into_inner()).await?))
+    }
+
+    async fn read_version(&self, request: Request<proto::ReadVersionRequest>) -> Answer<VersionStream> {
+        let admitted = self.gate.admit(request.metadata()).await?;
+        Ok(Response::new(self.read_past(admitted, request.into_inner()).await?))
+    }
 }
 
 impl Files {
+    /// Whether a session is to be ended; so too where nobody can tell.
+    async fn is_any_session_over(&self, bucket: &Bucket) -> bool {
+        let query = FileQuery::Expired { bucket: named(bucket), now: self.objects.time() };
+        !matches!(self.ask(query).await, Ok(FileAnswer::Expired(false)))
+    }
+
     /// A lock that stands in the way, and whose it is.
     async fn lock_held(
         &self,
@@ -252,6 +277,8 @@ impl Files {
         let FileReply::Session(grant) = self.tell(&bucket.name, command).await? else {
             return Err(mismatch());
         };
+        // Readers look out for mounts from now on.
+        self.objects.forget(&bucket.name);
         Ok(proto::OpenSessionReply {
             session,
             root: Some(convert::attributes(&grant.root)),
@@ -260,6 +287,7 @@ impl Files {
             sequence: grant.sequence,
             inodes: Some(range(&grant)),
             directory_lease_ms: u32::try_from(DIRECTORY_LEASE_MS).unwrap_or(u32::MAX),
+            keeps_versions: keeps_versions(&bucket),
         })
     }
 
@@ -297,6 +325,8 @@ impl Files {
                 names.next();
             }
             if !steps.is_empty() {
+                let at = LookedAt::Directory { inode: parent, names: steps[..steps.len() - 1].to_vec() };
+                self.settle(&bucket, request.session, at).await?;
                 parent = self.steps(&bucket, parent, steps, &mut reply).await?;
             }
             if let Some(failure) = error {
@@ -304,6 +334,14 @@ impl Files {
             }
         }
         Ok(reply)
+    }
+
+    /// What others decided where a session looks is told before it looks.
+    async fn settle(&self, bucket: &Bucket, session: u64, at: LookedAt) -> Result<(), Failure> {
+        if session == 0 {
+            return Ok(()); // An earlier client, which does not say who it is.
+        }
+        Ok(self.objects.settle(bucket, session, at).await?)
     }
 
     /// Takes steps down, and returns the last inode reached.
@@ -321,6 +359,10 @@ impl Files {
         reply.error = ended.map(|refusal| Failure::from(refusal).error());
         Ok(last)
     }
+}
+
+fn keeps_versions(bucket: &Bucket) -> bool {
+    bucket.versioning != Versioning::Unversioned
 }
 
 fn range(grant: &SessionGrant) -> proto::InodeRange {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::data::fits_a_birth;
 use super::later::{Entry, Told, timer};
 use super::mount::{Mount, Seen};
-use super::nodes::{Making, Node, lock};
+use super::nodes::{Making, Node, Times, lock};
 use super::service::{
     Attr, AttrChange, Birth, Errno, Ino, Kind, NewNode, Operation, Place, RenameMode, Result, SetTime,
 };
@@ -143,8 +143,14 @@ impl Mount {
         now - Duration::from_nanos((nanos % 1_000_000).into())
     }
 
+    /// Where versions are kept each name is the pool's to decide: what programs have closed must not be changed here before
+    /// it is there.
+    pub(super) fn decides_alone(&self) -> bool {
+        self.options.decides_alone && !self.service.keeps_versions()
+    }
+
     fn may_decide(&self, told: &Told) -> bool {
-        self.options.decides_alone
+        self.decides_alone()
             && told.untold() < UNTOLD_MAX
             && self.service.alone_for() >= PROMISED_MIN
             && !self.is_pool_nearly_full(0)
@@ -163,6 +169,7 @@ impl Mount {
             let mut state = lock(&node.state);
             state.changes += 1;
             (state.attr.mtime, state.attr.ctime) = (at, at);
+            state.times = Times::Own;
             state.attr.nlink = u32::try_from(i64::from(state.attr.nlink) + links).unwrap_or(0);
         }
     }
@@ -197,7 +204,8 @@ impl Mount {
             nlink: if is_directory { 2 } else { 1 },
             rdev: node.rdev,
             size: node.target.len() as u64,
-            blocks: 0,
+            // As the pool will count them.
+            blocks: node.target.len().div_ceil(512) as u64,
             atime: at,
             mtime: at,
             ctime: at,
@@ -215,15 +223,16 @@ impl Mount {
             let mut state = lock(&made.state);
             state.fresh_in = self.epoch();
             state.xattrs = Some(node.xattrs.clone());
+            state.target = (node.kind == Kind::Symlink).then(|| node.target.clone());
             state.untold += 1;
             let birth =
                 Birth { ino: Some(ino), made_at: Some(at), is_leased: is_directory, ..Birth::default() };
-            state.making = Some(Making {
+            state.making = Some(Box::new(Making {
                 place: place.clone(),
                 node: node.clone(),
                 birth,
-                is_closed: node.kind != Kind::File,
-            });
+                closed_at: (node.kind != Kind::File).then(timer),
+            }));
         }
         lock(&self.table).name(place.clone(), &made, self.epoch());
         self.touch(place.parent, at, i64::from(is_directory));
@@ -513,7 +522,7 @@ impl Mount {
 
     /// A directory that the pool has made for this mount alone.
     pub(super) fn begin_alone(&self, directory: Ino) {
-        if self.options.decides_alone {
+        if self.decides_alone() {
             let mut told = lock(&self.later.told);
             let new = told.directory(directory);
             (new.names, new.changed_at) = (Some(HashMap::new()), Some(timer()));
@@ -535,7 +544,7 @@ impl Mount {
     }
 
     fn is_worth_having(&self, directory: Ino) -> bool {
-        if !self.options.decides_alone {
+        if !self.decides_alone() {
             return false;
         }
         let now = timer();
@@ -623,7 +632,7 @@ impl Mount {
         self.later.wake.notify_one();
     }
 
-    /// The pool counts a directory's times by its own clock.
+    /// Others may change it from now on.
     fn doubt_times(&self, directory: Ino) {
         if let Some(node) = lock(&self.table).node(directory) {
             lock(&node.state).fresh_in = 0;

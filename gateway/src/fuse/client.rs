@@ -9,6 +9,8 @@
 //! answer is repeated where doing it twice is the same as once, else it is `EIO`. A file on which a lock could not be
 //! taken again is `EIO` until it is closed: what its program knew of it may be wrong.
 
+mod past;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::ops::Range;
@@ -30,7 +32,7 @@ use super::nodes::lock;
 use super::register::{self, Kept, Record};
 use super::service::{
     Attr, Change, Done, Edit, Entry, Errno, FileRef, FileService, Ino, Lock, LockKind, Operation, Page,
-    Payload, Place, Read, Result, SeekTo, Space, XattrMode,
+    PastEntry, PastPage, Payload, Place, Read, Result, SeekTo, Space, XattrMode,
 };
 use crate::grpc::proto::file::v1 as wire;
 use crate::grpc::token;
@@ -177,6 +179,7 @@ pub struct FileClient {
     beginning: tokio::sync::Mutex<()>,
     root: Attr,
     cache: Duration,
+    keeps_versions: AtomicBool,
     requests: AtomicU64,
     open: Mutex<HashSet<Ino>>,
     /// Numbers of the session that are not given yet.
@@ -262,6 +265,7 @@ impl FileClient {
             beginning: tokio::sync::Mutex::default(),
             root,
             cache: Duration::from_millis(opened.cache_ms.into()),
+            keeps_versions: AtomicBool::new(opened.keeps_versions),
             requests: AtomicU64::new(1),
             open: Mutex::default(),
             numbers: Mutex::new(Numbers::of(opened.session, opened.inodes)),
@@ -345,6 +349,7 @@ impl FileClient {
         *lock(&self.heard_at) = None;
         *lock(&self.alone_until) = None;
         *lock(&self.numbers) = Numbers::of(opened.session, opened.inodes);
+        self.keeps_versions.store(opened.keeps_versions, Ordering::Release);
         self.seen.store(opened.sequence, Ordering::Release);
         if let Some(kept) = lock(&self.kept).as_mut()
             && let Err(error) = kept.change(opened.session)
@@ -451,7 +456,10 @@ impl FileClient {
             };
             let renewed = self.ask(async |mut stub: Stub| stub.renew_session(request.clone()).await).await;
             match renewed {
-                Ok(renewed) => lock(&self.numbers).take(session, renewed.inodes),
+                Ok(renewed) => {
+                    self.keeps_versions.store(renewed.keeps_versions, Ordering::Release);
+                    lock(&self.numbers).take(session, renewed.inodes);
+                }
                 Err(Errno::STALE) => _ = self.begin_anew(session).await,
                 Err(errno) => tracing::warn!(%errno, "the mount's session is not renewed; trying again"),
             }
@@ -747,6 +755,7 @@ impl FileService for FileClient {
             bucket: self.bucket(),
             parent: place.parent.0,
             names: vec![place.name.clone()],
+            session: self.session(),
         };
         let reply = self.ask(async |mut stub: Stub| stub.lookup(request.clone()).await).await?;
         match (reply.found.into_iter().next(), reply.error) {
@@ -773,11 +782,13 @@ impl FileService for FileClient {
             directory: directory.0,
             cursor,
             entries_max: ENTRIES_MAX,
+            session: self.session(),
         };
         let reply = self.ask(async |mut stub: Stub| stub.read_directory(request.clone()).await).await?;
         let entries = reply.entries.into_iter().map(|entry| {
             let attr = entry.attributes.and_then(attr).ok_or(Errno::IO)?;
-            Ok(Entry { name: entry.name, attr, cursor: entry.cursor })
+            // What came with it is not kept for the name's sake.
+            Ok(Entry { name: Bytes::copy_from_slice(&entry.name), attr, cursor: entry.cursor })
         });
         Ok(Page {
             entries: entries.collect::<Result<_>>()?,
@@ -892,6 +903,22 @@ impl FileService for FileClient {
     fn alone_for(&self) -> Duration {
         let until = *lock(&self.alone_until);
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(timer()))
+    }
+
+    fn keeps_versions(&self) -> bool {
+        self.keeps_versions.load(Ordering::Acquire)
+    }
+
+    async fn past(&self, path: &[Bytes], cursor: Bytes) -> Result<PastPage> {
+        self.past_page(path, cursor).await
+    }
+
+    async fn past_entry(&self, path: &[Bytes], name: &Bytes) -> Result<PastEntry> {
+        self.past_named(path, name).await
+    }
+
+    async fn read_past(&self, key: &str, id: &str, offset: u64, length: u64) -> Result<Bytes> {
+        self.past_bytes(key, id, offset, length).await
     }
 
     fn hold(&self, ino: Ino) {

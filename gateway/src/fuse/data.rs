@@ -1,7 +1,7 @@
 //! Bytes of files: kept here for at most a second after they were written, read through a cache.
 //!
 //! ```text
-//! write  program ─> buffer of the file ─ 4 MiB, 0.6 s, close, fsync ─> store (parallel) ─> one edit ─> durable
+//! write  program ─> buffer of the file ─ 8 MiB, 0.6 s, close, fsync ─> store (parallel) ─> one edit ─> durable
 //! read   blocks from the cache, else from the pool, ahead of sequential readers ─ what is unsent laid over ─> program
 //! ```
 //!
@@ -19,22 +19,23 @@ use super::blocks::BLOCK_BYTES;
 use super::handles::OpenFile;
 use super::mount::{Forget, Mount};
 use super::nodes::{Node, Unsent, lock};
+use super::past::is_past;
 use super::service::{
     AttrChange, Done, Edit, Errno, Ino, Lock, LockKind, Operation, Payload, Result, SeekTo,
 };
 
 /// A file with so much unsent is sent at once.
-const SEND_BYTES: usize = 4 << 20;
+const SEND_BYTES: usize = 8 << 20;
 /// Unsent bytes of one file beside those on their way, at most; its writer waits.
-const FILE_UNSENT_BYTES_MAX: usize = 16 << 20;
+const FILE_UNSENT_BYTES_MAX: usize = 32 << 20;
 /// Pieces of one file at most: an edit stays a message of bounded size.
 const PIECES_MAX: usize = 500;
 /// Bytes that travel inside an edit; more are stored before it.
 const INLINE_BYTES_MAX: usize = 128 << 10;
 /// A whole content up to this travels as one: the pool keeps it beside the file's attributes, in no shards.
 const WHOLE_BYTES_MAX: usize = 4096;
-/// Bytes stored in one call; several calls run in parallel.
-const STORE_BYTES_MAX: usize = 4 << 20;
+/// Bytes stored in one call, as one blob, each of which costs the disks something; several calls run in parallel.
+const STORE_BYTES_MAX: usize = 8 << 20;
 /// Sent after so long. With the time of sending it stays below a second.
 const UNSENT_AGE_MAX: Duration = Duration::from_millis(600);
 const AGE_LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -96,6 +97,7 @@ impl Mount {
         if !has_room || is_behind_appended {
             return None;
         }
+        state.is_flushed = false;
         let before = state.unsent_bytes();
         let mut landed = offset;
         if is_append {
@@ -113,7 +115,11 @@ impl Mount {
             state.unsent_since = Some(timer());
         }
         let is_much = state.unsent_bytes() >= SEND_BYTES && state.sending.is_empty();
+        let is_newly_dirty = !std::mem::replace(&mut state.is_listed_dirty, true);
         drop(state);
+        if is_newly_dirty {
+            lock(&self.dirty).push(node.clone());
+        }
         if landed != offset {
             // The kernel put the bytes into its cache where it believed the end to be.
             let _ = self.forgets.try_send(Forget::Node(node.ino));
@@ -171,11 +177,38 @@ impl Mount {
     /// It is lost: the pool refuses it, or was away for too long. Open files report it too.
     pub async fn send(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
         self.tell_of_node(node).await;
-        if !lock(&node.state).is_dirty() {
+        if !lock(&node.state).is_dirty() && !self.is_to_be_finished(node) {
             return Ok(());
         }
+        self.send_finishing(node, false).await
+    }
+
+    /// As [`send`](Self::send). `is_closed`: the next to write the file begins another version, whoever has it open.
+    async fn send_finishing(self: &Arc<Self>, node: &Arc<Node>, is_closed: bool) -> Result<()> {
         let _turn = node.turn.lock().await;
-        self.send_in_turn(node, Vec::new()).await.map(drop)
+        self.send_in_turn(node, Vec::new(), is_closed).await.map(drop)
+    }
+
+    /// Whether the pool is to be told that what was begun here is a version.
+    fn is_to_be_finished(&self, node: &Node) -> bool {
+        let state = lock(&node.state);
+        self.service.keeps_versions() && state.is_unfinished && state.writers == 0
+    }
+
+    /// Before a file that programs have closed is changed again: where versions are kept, what they left is one.
+    pub(super) async fn finish_closed(self: &Arc<Self>, node: &Arc<Node>) {
+        if !self.service.keeps_versions() {
+            return;
+        }
+        let is_closed = {
+            let state = lock(&node.state);
+            state.is_flushed || (state.writers == 0 && (state.is_dirty() || state.is_unfinished))
+        };
+        if is_closed {
+            self.tell_of_node(node).await;
+            let _ = self.send_finishing(node, true).await; // A failure is reported to who wrote.
+            lock(&node.state).is_flushed = false;
+        }
     }
 
     /// Sends what is unsent of a file and then changes it, all in one message; what the last change left.
@@ -189,10 +222,15 @@ impl Mount {
     ) -> Result<Done> {
         self.tell_of_node(node).await;
         let _turn = node.turn.lock().await;
-        self.send_in_turn(node, operations).await
+        self.send_in_turn(node, operations, false).await
     }
 
-    async fn send_in_turn(self: &Arc<Self>, node: &Arc<Node>, then: Vec<Operation>) -> Result<Done> {
+    async fn send_in_turn(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        then: Vec<Operation>,
+        is_closed: bool,
+    ) -> Result<Done> {
         let (unsent, file) = {
             let mut state = lock(&node.state);
             (state.take_unsent(), state.file_ref())
@@ -200,11 +238,21 @@ impl Mount {
         let bytes: usize = lock(&node.state).sending.iter().map(|(_, piece)| piece.len()).sum();
         let asked = self.asking(None);
         let has_edit = !unsent.is_empty();
+        let is_finished = {
+            let mut state = lock(&node.state);
+            let keeps = self.service.keeps_versions();
+            let is_finished = keeps && (state.writers == 0 || is_closed) && (state.is_unfinished || has_edit);
+            if is_finished || has_edit {
+                state.is_unfinished = keeps && !is_finished;
+            }
+            is_finished
+        };
         if then.is_empty()
             && let Some(edit) = whole(node, &unsent)
         {
             let file = file.clone();
-            match self.apply(Operation::Edit { file, edits: vec![edit], mtime: unsent.mtime }).await {
+            let edits = [edit].into_iter().chain(is_finished.then_some(Edit::Finish)).collect();
+            match self.apply(Operation::Edit { file, edits, mtime: unsent.mtime }).await {
                 Ok(done) => {
                     self.has_landed(node, &unsent, bytes, &done, asked);
                     return Ok(Done::default());
@@ -219,12 +267,22 @@ impl Mount {
         let mut operations = Vec::new();
         if has_edit {
             match self.edits(&unsent).await {
-                Ok(edits) => operations.push(Operation::Edit { file, edits, mtime: unsent.mtime }),
+                Ok(mut edits) => {
+                    edits.extend(is_finished.then_some(Edit::Finish));
+                    operations.push(Operation::Edit { file, edits, mtime: unsent.mtime });
+                }
                 Err(errno) => {
                     self.has_failed(node, bytes, errno);
                     return Err(errno);
                 }
             }
+        }
+        if !has_edit && is_finished {
+            operations.push(Operation::Edit {
+                file: node.file_ref(),
+                edits: vec![Edit::Finish],
+                mtime: None,
+            });
         }
         if operations.is_empty() && then.is_empty() {
             return Ok(Done::default());
@@ -369,17 +427,22 @@ impl Mount {
                 // Where it fails, the promise runs out.
                 sign = Some(tokio::spawn(async move { drop(mount.service.tell(Vec::new()).await) }));
             }
-            if *lock(&self.unsent) == 0 {
-                continue;
+            if *lock(&self.unsent) > 0 {
+                self.is_written.notify_one();
             }
-            self.is_written.notify_one();
-            let nodes: Vec<_> = lock(&self.table).nodes().cloned().collect();
-            for node in nodes {
-                let state = lock(&node.state);
+            // A mount knows many files, and few of them are being written.
+            let dirty = std::mem::take(&mut *lock(&self.dirty));
+            for node in dirty {
+                let mut state = lock(&node.state);
+                state.is_listed_dirty = state.unsent_since.is_some();
                 let is_due = state.sending.is_empty()
                     && state.making.is_none()
                     && state.unsent_since.is_some_and(|since| now.duration_since(since) >= UNSENT_AGE_MAX);
+                let is_still_dirty = state.is_listed_dirty;
                 drop(state);
+                if is_still_dirty {
+                    lock(&self.dirty).push(node.clone());
+                }
                 if is_due {
                     let mount = self.clone();
                     tokio::spawn(async move { mount.send(&node).await });
@@ -394,11 +457,16 @@ impl Mount {
     /// A write-back failed.
     pub async fn flush(self: &Arc<Self>, file: &OpenFile, owner: u64) -> Result<()> {
         let node = &file.node;
+        if file.may_write {
+            lock(&node.state).is_flushed = true;
+        }
         self.unlock_all(node, owner).await?;
         if self.options.durable_close {
             let _ = self.send(node).await; // Reported below, once.
         } else if self.is_closed_unborn(node) {
             self.later.wake.notify_one();
+        } else if self.service.keeps_versions() {
+            // Sent when the last of those that share the open file has closed it: together they write one version.
         } else if lock(&node.state).unsent_bytes() > 0 && lock(&node.state).attr.nlink > 0 {
             let (mount, node) = (self.clone(), node.clone());
             tokio::spawn(async move { mount.send(&node).await });
@@ -411,7 +479,7 @@ impl Mount {
         let mut state = lock(&node.state);
         let is_whole = fits_a_birth(&state);
         if let Some(making) = state.making.as_mut() {
-            making.is_closed = true;
+            making.closed_at = Some(timer());
         }
         is_whole && state.making.is_some()
     }
@@ -553,12 +621,17 @@ impl Mount {
         let changes = lock(&node.state).changes;
         let asked = self.asking(Some(node));
         let length = (range.end - range.start) * BLOCK_BYTES;
-        let read = self.service.read(&node.file_ref(), range.start * BLOCK_BYTES, length).await?;
-        if read.data.len() as u64 > length {
-            return Err(Errno::IO);
-        }
-        self.learn(read.attr, asked);
-        let mut data = read.data;
+        let is_past = is_past(node.ino);
+        let (mut data, data_version) = if is_past {
+            (self.read_past(node, range.start * BLOCK_BYTES, length).await?, 0)
+        } else {
+            let read = self.service.read(&node.file_ref(), range.start * BLOCK_BYTES, length).await?;
+            if read.data.len() as u64 > length {
+                return Err(Errno::IO);
+            }
+            self.learn(read.attr, asked);
+            (read.data, read.attr.data_version)
+        };
         let mut blocks = Vec::new();
         for block in range {
             if data.is_empty() {
@@ -567,9 +640,9 @@ impl Mount {
             let part = data.split_to(data.len().min(BLOCK_BYTES as usize));
             blocks.push((block, part));
         }
-        if let Some(disk) = &self.options.disk_cache {
+        if let Some(disk) = self.options.disk_cache.as_ref().filter(|_| !is_past) {
             for (block, part) in &blocks {
-                disk.put(node.ino, read.attr.data_version, *block, part);
+                disk.put(node.ino, data_version, *block, part);
             }
         }
         let state = lock(&node.state);
@@ -584,7 +657,7 @@ impl Mount {
 
     /// Blocks from this machine's disk, if it has all of them as the file is now.
     async fn kept(&self, node: &Node, range: Range<u64>, generation: u64) -> Option<Vec<(u64, Bytes)>> {
-        let disk = self.options.disk_cache.clone()?;
+        let disk = self.options.disk_cache.clone().filter(|_| !is_past(node.ino))?;
         let (changes, version) = {
             let state = lock(&node.state);
             (state.changes, state.attr.data_version)
@@ -635,6 +708,7 @@ impl Mount {
         let node = &file.node;
         let operation = Operation::Edit { file: node.file_ref(), edits, mtime: None };
         self.change_file(node, vec![operation]).await?;
+        lock(&node.state).is_unfinished = self.service.keeps_versions();
         lock(&self.blocks).drop_range(node.ino, offset..end);
         Ok(())
     }
@@ -663,6 +737,7 @@ impl Mount {
         let edit = Edit::Copy { from: from.0.node.file_ref(), from_offset: from.1, offset: to.1, length };
         let operation = Operation::Edit { file: node.file_ref(), edits: vec![edit], mtime: None };
         self.change_file(node, vec![operation]).await?;
+        lock(&node.state).is_unfinished = self.service.keeps_versions();
         lock(&self.blocks).drop_range(node.ino, to.1..to.1 + length);
         Ok(length)
     }
@@ -670,6 +745,14 @@ impl Mount {
     /// # Errors
     /// `ENXIO` behind the end.
     pub async fn seek(self: &Arc<Self>, file: &OpenFile, offset: u64, to: SeekTo) -> Result<u64> {
+        if is_past(file.node.ino) {
+            let size = lock(&file.node.state).attr.size;
+            return match to {
+                _ if offset >= size => Err(Errno::NXIO),
+                SeekTo::Data => Ok(offset),
+                SeekTo::Hole => Ok(size),
+            };
+        }
         self.sync(file).await?;
         self.tell_of_node(&file.node).await;
         self.service.seek(&file.node.file_ref(), offset, to).await
@@ -678,6 +761,9 @@ impl Mount {
     /// # Errors
     /// As the pool says.
     pub async fn lock_conflict(&self, ino: Ino, lock: Lock) -> Result<Option<Lock>> {
+        if is_past(ino) {
+            return Ok(None);
+        }
         let node = self.node(ino)?;
         self.tell_of_node(&node).await;
         self.service.lock_conflict(&node.file_ref(), lock).await
@@ -694,6 +780,9 @@ impl Mount {
         may_wait: bool,
         is_killed: impl Fn() -> bool,
     ) -> Result<()> {
+        if is_past(ino) {
+            return Ok(()); // Nobody can change it.
+        }
         let node = self.node(ino)?;
         self.tell_of_node(&node).await;
         let mut pause = LOCK_RETRY_MIN;

@@ -9,12 +9,14 @@ use tokio_util::task::AbortOnDropHandle;
 use super::blocks::ReadAhead;
 use super::mount::{Asked, Mount, Seen};
 use super::nodes::{Node, lock};
+use super::past::{Found, Past, is_past};
 use super::service::{Attr, Errno, Ino, Page, Place, Result};
 
 /// A file that a program has open.
 #[derive(Debug)]
 pub struct OpenFile {
     pub node: Arc<Node>,
+    pub may_write: bool,
     pub ahead: Mutex<ReadAhead>,
     /// Failures of write-backs that were reported through this one.
     pub failures_seen: Mutex<u64>,
@@ -42,6 +44,7 @@ impl OpenFile {
 pub struct Listed {
     pub place: Place,
     pub attr: Attr,
+    pub(super) past: Option<Arc<Past>>,
     pub(super) asked: Asked,
     /// To be given to go on behind it.
     pub offset: u64,
@@ -58,7 +61,7 @@ pub struct ListedPage {
 /// A listing under way. What was told once keeps its number, so that a program may go back to it.
 #[derive(Debug, Default)]
 struct Listing {
-    entries: Vec<(Bytes, Attr, Asked)>,
+    entries: Vec<(Bytes, Attr, Option<Arc<Past>>, Asked)>,
     cursor: Bytes,
     parent: Option<Ino>,
     is_end: bool,
@@ -91,23 +94,39 @@ impl Mount {
     ///
     /// # Errors
     /// As the pool says.
-    pub async fn open(self: &Arc<Self>, ino: Ino) -> Result<(u64, bool)> {
+    pub async fn open(self: &Arc<Self>, ino: Ino, may_write: bool) -> Result<(u64, bool)> {
         let node = self.node(ino)?;
+        if may_write {
+            self.finish_closed(&node).await;
+        }
         self.refresh(&node).await?;
-        Ok(self.opened(node))
+        Ok(self.opened(node, may_write))
     }
 
-    pub(super) fn opened(&self, node: Arc<Node>) -> (u64, bool) {
+    /// Opens a file that was made for this: what is written to it is the first that it has.
+    ///
+    /// # Errors
+    /// As the pool says.
+    pub async fn open_new(self: &Arc<Self>, ino: Ino, may_write: bool) -> Result<(u64, bool)> {
+        let node = self.node(ino)?;
+        self.refresh(&node).await?;
+        lock(&node.state).is_unfinished = self.service.keeps_versions();
+        Ok(self.opened(node, may_write))
+    }
+
+    pub(super) fn opened(&self, node: Arc<Node>, may_write: bool) -> (u64, bool) {
         let mut state = lock(&node.state);
         state.opens += 1;
-        if state.opens == 1 {
+        state.writers += u32::from(may_write);
+        if state.opens == 1 && !is_past(node.ino) {
             self.service.hold(node.ino);
         }
         let may_keep = state.kernel_generation == Some(state.generation);
         state.kernel_generation = Some(state.generation);
         let failures_seen = state.failure_count - u64::from(state.is_failure_unseen);
         drop(state);
-        let file = OpenFile { node, ahead: Mutex::default(), failures_seen: Mutex::new(failures_seen) };
+        let file =
+            OpenFile { node, may_write, ahead: Mutex::default(), failures_seen: Mutex::new(failures_seen) };
         let mut handles = lock(&self.handles);
         handles.last += 1;
         let number = handles.last;
@@ -125,6 +144,7 @@ impl Mount {
     pub async fn release(self: &Arc<Self>, number: u64, owner: Option<u64>) {
         let Some(file) = lock(&self.handles).files.remove(&number) else { return };
         let node = &file.node;
+        lock(&node.state).writers -= u32::from(file.may_write);
         if let Some(owner) = owner
             && let Err(errno) = self.unlock_all(node, owner).await
         {
@@ -143,7 +163,7 @@ impl Mount {
         }
         let mut state = lock(&node.state);
         state.opens -= 1;
-        if state.opens == 0 {
+        if state.opens == 0 && !is_past(node.ino) {
             self.service.release(node.ino);
         }
         drop(state);
@@ -187,9 +207,10 @@ impl Mount {
         let dots = [(1, ".", ino), (2, "..", parent)];
         listed.dots.extend(dots.into_iter().filter(|(at, _, _)| offset < *at));
         let entries = listing.entries.iter().enumerate().skip(first).take(LISTED_MAX);
-        listed.entries.extend(entries.map(|(at, (name, attr, asked))| Listed {
+        listed.entries.extend(entries.map(|(at, (name, attr, past, asked))| Listed {
             place: Place { parent: ino, name: name.clone() },
             attr: *attr,
+            past: past.clone(),
             asked: *asked,
             offset: at as u64 + 1 + DOTS,
         }));
@@ -197,6 +218,9 @@ impl Mount {
     }
 
     async fn list_more(self: &Arc<Self>, node: &Node, listing: &mut Listing) -> Result<()> {
+        if is_past(node.ino) {
+            return self.list_more_past(node, listing).await;
+        }
         let (asked, page) = match listing.ahead.take() {
             Some(ahead) => ahead.await.map_err(|_| Errno::IO)?,
             None => {
@@ -212,7 +236,7 @@ impl Mount {
                 return Err(Errno::IO); // No name of a file: this gateway is not to be believed.
             }
             listing.cursor = entry.cursor;
-            listing.entries.push((entry.name, entry.attr, asked));
+            listing.entries.push((entry.name, entry.attr, None, asked));
         }
         listing.parent = page.parent.or(listing.parent);
         listing.is_end = page.is_end;
@@ -225,11 +249,31 @@ impl Mount {
         if is_stuck { Err(Errno::IO) } else { Ok(()) }
     }
 
+    async fn list_more_past(&self, node: &Node, listing: &mut Listing) -> Result<()> {
+        let asked = self.asking(None);
+        let (entries, cursor, is_end) = self.list_past(node, listing.cursor.clone()).await?;
+        let is_stuck = !is_end && cursor == listing.cursor;
+        for Found { name, attr, past } in entries {
+            if name.is_empty() || name.contains(&b'/') || name.contains(&0) {
+                return Err(Errno::IO); // No name of a file: this gateway is not to be believed.
+            }
+            listing.entries.push((name, attr, Some(past), asked));
+        }
+        (listing.cursor, listing.is_end) = (cursor, is_end);
+        listing.parent = Some(self.past_parent(node));
+        if is_stuck { Err(Errno::IO) } else { Ok(()) }
+    }
+
     /// Counts a listed file as one that the kernel refers to, as a lookup of its name would.
     ///
     /// # Errors
     /// As the pool says.
     pub async fn refer_listed(&self, listed: &Listed) -> Result<Seen> {
+        if let Some(past) = &listed.past {
+            let node = self.past_node(listed.attr, past);
+            lock(&self.table).name(listed.place.clone(), &node, 0);
+            return Ok(self.refer(&node));
+        }
         let node = lock(&self.table).node_or_new(listed.attr);
         let is_new = self.learn_listed(&node, listed);
         if !is_new {

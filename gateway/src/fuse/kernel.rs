@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::mount::{Forget, Mount, NAME_BYTES_MAX, Seen};
+use super::past::is_past;
 use super::service::{
     Attr, AttrChange, Errno, Ino, Kind, Lock, LockKind, NewNode, RenameMode, Result, SeekTo, SetTime,
     XattrMode,
@@ -43,6 +44,9 @@ const BACKGROUND_MAX: u16 = 64;
 const BLOCK_BYTES: u32 = 4096;
 /// Answers about free space where no quota limits it.
 const FILES_MAX: u64 = 1 << 40;
+/// Where it is enforced the kernel answers for this attribute itself. Elsewhere `ls -l` asks each file for it, until it hears that there
+/// is no such thing here.
+const NEVER_LABELLED: &str = "security.selinux";
 /// How the filesystem is called in `mount`'s list.
 pub const SUBTYPE: &str = "makai";
 
@@ -323,7 +327,7 @@ fn kernel_lock(owner: LockOwner, start: u64, end: u64, kind: i32, pid: u32) -> R
 impl fuser::Filesystem for Kernel {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Not `FUSE_ATOMIC_O_TRUNC`: with it a running program is emptied before the kernel says that it may not be.
-        const WANTED: [InitFlags; 9] = [
+        const WANTED: [InitFlags; 10] = [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -333,6 +337,7 @@ impl fuser::Filesystem for Kernel {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_CACHE_SYMLINKS,
         ];
         for flag in WANTED {
             // An older kernel does without.
@@ -496,10 +501,14 @@ impl fuser::Filesystem for Kernel {
         self.entry(reply, async move { mount.link(view.ino(ino), view.ino(parent), &name).await });
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (mount, ino) = (self.mount.clone(), self.view.ino(ino));
+        let may_write = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
+        if is_past(ino) && may_write {
+            return reply.error(errno(Errno::ROFS));
+        }
         self.serve(async move {
-            match mount.open(ino).await {
+            match mount.open(ino, may_write).await {
                 Ok((number, may_keep)) => reply.opened(FileHandle(number), open_flags(may_keep)),
                 Err(error) => reply.error(errno(error)),
             }
@@ -518,6 +527,7 @@ impl fuser::Filesystem for Kernel {
     ) {
         let (mount, view, name) = (self.mount.clone(), self.view, name.to_owned());
         let node = self.new_node(request, Kind::File, mode, 0, b"");
+        let may_write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         self.serve(async move {
             let parent = view.ino(parent);
             let created = async {
@@ -526,12 +536,20 @@ impl fuser::Filesystem for Kernel {
                     Err(Errno::EXIST) if flags & libc::O_EXCL == 0 => {
                         mount.lookup(parent, &name).await.map_err(|(errno, _)| errno)?
                     }
-                    other => other?,
+                    made => {
+                        let seen = made?;
+                        return Ok((seen, mount.open_new(seen.attr.ino, may_write).await?));
+                    }
                 };
-                if flags & libc::O_TRUNC != 0 && seen.attr.size > 0 {
-                    mount.empty(seen.attr.ino).await?;
+                let opened = mount.open(seen.attr.ino, may_write).await?;
+                if flags & libc::O_TRUNC != 0
+                    && seen.attr.size > 0
+                    && let Err(errno) = mount.empty(seen.attr.ino).await
+                {
+                    mount.release(opened.0, None).await;
+                    return Err(errno);
                 }
-                Ok((seen, mount.open(seen.attr.ino).await?))
+                Ok((seen, opened))
             };
             match created.await {
                 Ok((seen, (number, may_keep))) => {
@@ -750,7 +768,13 @@ impl fuser::Filesystem for Kernel {
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (mount, ino, name) = (self.mount.clone(), self.view.ino(ino), name.to_owned());
-        self.serve(async move { sized(reply, size, mount.xattr(ino, &name).await) });
+        self.serve(async move {
+            let value = match mount.xattr(ino, &name).await {
+                Err(Errno::NODATA) if name == NEVER_LABELLED => Err(Errno::OPNOTSUPP),
+                value => value,
+            };
+            sized(reply, size, value);
+        });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {

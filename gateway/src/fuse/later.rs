@@ -5,7 +5,8 @@
 //! ```
 //!
 //! While a message is on its way the next one gathers, so that each change is told within two of them. A new file waits for
-//! some milliseconds to be written and closed, and is then one change, content included.
+//! some milliseconds to be written and closed, and one more or two for the times, mode and owner that copying programs give it
+//! then; it is one change, all of that included.
 //!
 //! Always: what the pool has is a beginning of what was decided; who waits for a file (`fsync`), or for a directory, waits for
 //! all that was decided before; what could not be done is told by the next call that concerns it.
@@ -29,6 +30,8 @@ const CHANGES_MAX: usize = 1000;
 const BYTES_MAX: usize = 3 << 20;
 /// A new file waits so long to be written and closed.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(5);
+/// What is written and closed waits so long for its attributes.
+const DRESSED_WITHIN: Duration = Duration::from_millis(2);
 
 /// A change that the pool is to be told of.
 #[derive(Debug)]
@@ -167,11 +170,13 @@ impl Mount {
             let Some(first) = told.entries.front() else { break };
             if let Entry::Make { node, at, .. } = first {
                 let state = lock(&node.state);
-                let age = now.duration_since(*at);
-                let is_new = state.making.as_ref().is_some_and(|making| !making.is_closed);
-                if is_new && !is_hurried && age < WRITTEN_WITHIN {
+                let ripe_at = state.making.as_ref().map_or(now, |making| {
+                    let closed_at = making.closed_at.map(|at| at + DRESSED_WITHIN);
+                    closed_at.unwrap_or(*at + WRITTEN_WITHIN)
+                });
+                if ripe_at > now && !is_hurried {
                     if changes.is_empty() {
-                        return Next::After(WRITTEN_WITHIN - age);
+                        return Next::After(ripe_at - now);
                     }
                     break;
                 }
@@ -283,7 +288,13 @@ impl Mount {
                 None => self.keep_own(done, asked),
             },
             Entry::Unlink { .. } | Entry::Rename { .. } => self.keep_own(done, asked),
-            Entry::RemoveDirectory { .. } | Entry::GiveBack { .. } => {}
+            Entry::RemoveDirectory { .. } => {}
+            Entry::GiveBack { directory } => {
+                let node = lock(&self.table).node(*directory);
+                if let (Some(node), Some(attr)) = (node, done.attr) {
+                    lock(&node.state).given_back(attr);
+                }
+            }
         }
     }
 
@@ -409,7 +420,8 @@ fn operation_of(entry: &Entry) -> (Option<Operation>, Option<(Unsent, usize)>) {
         Entry::Make { node, .. } => {
             let mut state = lock(&node.state);
             let is_whole = fits_a_birth(&state);
-            let Some(mut making) = state.making.take() else { return (None, None) };
+            let Some(making) = state.making.take() else { return (None, None) };
+            let mut making = *making;
             let mut unsent = None;
             if is_whole && state.unsent_bytes() > 0 {
                 let taken = state.take_unsent();

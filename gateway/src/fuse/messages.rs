@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tonic::{Code, Status};
 
+use super::past::is_past;
 use super::service::{
     Attr, AttrChange, Done, Edit, Errno, FileRef, Ino, Kind, Lock, LockKind, Operation, Payload, RenameMode,
     Result, SetTime, XattrMode,
@@ -113,6 +114,9 @@ fn wire_kind(kind: Kind) -> i32 {
 }
 
 pub(super) fn attr(told: wire::Attributes) -> Option<Attr> {
+    if is_past(Ino(told.inode)) {
+        return None; // Numbers of this mount's own.
+    }
     Some(Attr {
         ino: Ino(told.inode),
         kind: kind(told.kind)?,
@@ -166,6 +170,7 @@ fn wire_edit(edit: Edit) -> wire::Change {
         Edit::Copy { from, from_offset, offset, length } => {
             What::Copy(wire::CopyRange { from: wire_file(&from), from_offset, offset, length })
         }
+        Edit::Finish => What::Finish(true),
     };
     wire::Change { what: Some(what) }
 }

@@ -12,6 +12,7 @@
 //! | [`data`]    | bytes: write-back, cache, read-ahead, failures, locks              | the port      |
 //! | `alone`, `later` | directories that are this mount's alone: changes decided here, told to the pool in batches | the port |
 //! | [`handles`] | open files, listings                                               | the port      |
+//! | [`past`]    | `.versions`: what a bucket that keeps versions was                 | the port      |
 //! | [`nodes`], [`buffer`], [`blocks`], [`acl`] | what is known of a file; unsent bytes; cached bytes; access lists | nothing |
 //! | [`disk_cache`] | blocks kept on this machine's disk, sealed                      | the disk      |
 //! | [`client`], `messages` | the real pool: a session over gRPC; its messages      | network       |
@@ -34,5 +35,6 @@ mod later;
 mod messages;
 pub mod mount;
 pub mod nodes;
+pub mod past;
 pub mod register;
 pub mod service;

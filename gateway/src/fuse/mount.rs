@@ -19,6 +19,7 @@ use super::disk_cache::DiskCache;
 use super::handles::Handles;
 use super::later::Later;
 use super::nodes::{Node, Table, lock};
+use super::past;
 use super::service::{
     Attr, AttrChange, Birth, Change, Done, Errno, FileService, Ino, Kind, NewNode, Operation, Place,
     RenameMode, Result, Space, XattrMode,
@@ -72,6 +73,8 @@ pub struct Mount {
     /// Bytes that were written and are not in the pool yet, of all files.
     pub(super) unsent: Mutex<usize>,
     pub(super) room: Notify,
+    /// Files with unsent bytes; some may have been sent since.
+    pub(super) dirty: Mutex<Vec<Arc<Node>>>,
     /// Bytes that the pool still takes, as far as it is known; what comes near is sent before it is acknowledged.
     pub(super) pool_room: AtomicU64,
     pub(super) is_written: Notify,
@@ -113,6 +116,7 @@ impl Mount {
             blocks: Mutex::new(BlockCache::new(options.cache_bytes_max)),
             unsent: Mutex::new(0),
             room: Notify::new(),
+            dirty: Mutex::default(),
             pool_room: AtomicU64::new(u64::MAX),
             is_written: Notify::new(),
             fetches: tokio::sync::Semaphore::new(FETCHES_MAX),
@@ -166,7 +170,7 @@ impl Mount {
             if state.attr.data_version != attr.data_version {
                 state.generation += 1;
             }
-            state.attr = attr;
+            state.learn(attr);
             state.fresh_in = if is_current { asked.epoch } else { 0 };
             if is_current && attr.has_no_xattrs {
                 state.xattrs = Some(Vec::new());
@@ -187,7 +191,7 @@ impl Mount {
         if state.changes > 0 || state.lookups > 0 || !is_current {
             return false;
         }
-        state.attr = listed.attr;
+        state.learn(listed.attr);
         state.fresh_in = asked.epoch;
         if listed.attr.has_no_xattrs {
             state.xattrs = Some(Vec::new());
@@ -200,7 +204,7 @@ impl Mount {
         let node = lock(&self.table).node_or_new(attr);
         let mut state = lock(&node.state);
         state.changes += 1;
-        state.attr = attr;
+        state.learn(attr);
         state.fresh_in = if self.changes.load(Ordering::Acquire) == asked.changes { asked.epoch } else { 0 };
         drop(state);
         node
@@ -249,6 +253,19 @@ impl Mount {
     /// `ENOENT` may be believed as long as the answer's second part says.
     pub async fn lookup(&self, parent: Ino, name: &OsStr) -> std::result::Result<Seen, (Errno, Duration)> {
         let place = Self::place(parent, name).map_err(|errno| (errno, Duration::ZERO))?;
+        if past::is_past(parent) {
+            return self.lookup_past(place).await;
+        }
+        match self.lookup_present(place).await {
+            Err((Errno::NOENT, vouched)) if name.as_bytes() == past::NAME => {
+                self.past_root(parent, name.as_bytes()).await.map_err(|errno| (errno, vouched))
+            }
+            found => found,
+        }
+    }
+
+    async fn lookup_present(&self, place: Place) -> std::result::Result<Seen, (Errno, Duration)> {
+        let parent = place.parent;
         let asked = self.asking(None);
         if self.is_missing_alone(&place) {
             return Err((Errno::NOENT, self.service.cache_for().min(MISSING_CACHE_MAX)));
@@ -307,6 +324,10 @@ impl Mount {
 
     /// Asks for attributes unless they are known.
     pub(super) async fn refresh(&self, node: &Node) -> Result<()> {
+        if past::is_past(node.ino) {
+            lock(&node.state).fresh_in = self.epoch(); // It never changes.
+            return Ok(());
+        }
         if !self.is_fresh(node) {
             self.tell_of_node(node).await;
             let asked = self.asking(Some(node));
@@ -319,6 +340,7 @@ impl Mount {
     /// # Errors
     /// As the pool says; the failure of bytes that had to be sent before.
     pub async fn set_attributes(self: &Arc<Self>, ino: Ino, change: AttrChange) -> Result<Seen> {
+        Self::check_present(&[ino])?;
         let node = self.node(ino)?;
         if self.change_unborn(&node, &change) {
             return Ok(self.seen(&node));
@@ -341,6 +363,15 @@ impl Mount {
                 lock(&node.state).xattrs = None;
             }
         }
+        if change.size.is_some() && self.service.keeps_versions() {
+            self.finish_closed(&node).await;
+            if lock(&node.state).writers == 0 {
+                let (file, edits) = (node.file_ref(), vec![super::service::Edit::Finish]);
+                operations.push(Operation::Edit { file, edits, mtime: None });
+            } else {
+                lock(&node.state).is_unfinished = true;
+            }
+        }
         self.change_file(&node, operations).await?;
         if change.size.is_some() {
             let size = lock(&node.state).attr.size;
@@ -355,6 +386,7 @@ impl Mount {
     /// As the pool says.
     pub async fn make(&self, parent: Ino, name: &OsStr, mut node: NewNode, umask: u32) -> Result<Seen> {
         let place = Self::place(parent, name)?;
+        Self::check_present(&[parent])?;
         let directory = self.node(parent)?;
         self.refresh(&directory).await?;
         let attr = lock(&directory.state).attr;
@@ -374,9 +406,9 @@ impl Mount {
             return made;
         }
         let _changing = self.change_in(&[parent]).await;
-        let xattrs = node.xattrs.clone();
+        let (xattrs, target) = (node.xattrs.clone(), node.target.clone());
         let asked = self.asking(None);
-        let birth = Birth { is_leased: self.options.decides_alone, ..Birth::default() };
+        let birth = Birth { is_leased: self.decides_alone(), ..Birth::default() };
         let done = self.apply(Operation::Make { place: place.clone(), node, birth }).await;
         let done = done.inspect_err(|errno| {
             lock(&self.table).doubt_names_in(parent);
@@ -396,13 +428,18 @@ impl Mount {
             self.begin_alone(node.ino);
         }
         lock(&self.table).name(place, &node, asked.epoch);
-        lock(&node.state).xattrs = Some(xattrs);
+        {
+            let mut state = lock(&node.state);
+            state.xattrs = Some(xattrs);
+            state.target = (attr.kind == Kind::Symlink).then_some(target);
+        }
         Ok(self.refer(&node))
     }
 
     /// # Errors
     /// As the pool says.
     pub async fn link(self: &Arc<Self>, ino: Ino, parent: Ino, name: &OsStr) -> Result<Seen> {
+        Self::check_present(&[ino, parent])?;
         let (node, place) = (self.node(ino)?, Self::place(parent, name)?);
         let operation = Operation::Link { file: node.file_ref(), to: place.clone() };
         let _changing = self.change_in(&[parent]).await;
@@ -446,7 +483,8 @@ impl Mount {
 
     /// # Errors
     /// As the pool says.
-    pub async fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+    pub async fn unlink(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Result<()> {
+        Self::check_present(&[parent])?;
         let place = Self::place(parent, name)?;
         if let Some(done) = self.remove_alone(&place, false) {
             return done;
@@ -459,6 +497,9 @@ impl Mount {
         }
         let _changing = self.change_in(&[parent]).await;
         let (node, is_held) = self.known(&place);
+        if let Some(node) = &node {
+            self.finish_closed(node).await;
+        }
         let _turn = match &node {
             Some(node) => Some(node.turn.lock().await),
             None => None,
@@ -474,6 +515,7 @@ impl Mount {
     /// # Errors
     /// As the pool says.
     pub async fn remove_directory(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        Self::check_present(&[parent])?;
         let place = Self::place(parent, name)?;
         if let Some(done) = self.remove_alone(&place, true) {
             return done;
@@ -499,6 +541,7 @@ impl Mount {
         to: (Ino, &OsStr),
         mode: RenameMode,
     ) -> Result<()> {
+        Self::check_present(&[from.0, to.0])?;
         let (from, to) = (Self::place(from.0, from.1)?, Self::place(to.0, to.1)?);
         if from == to {
             return Ok(());
@@ -521,6 +564,9 @@ impl Mount {
         let _changing = self.change_in(&directories).await;
         let (moved, _) = self.known(&from);
         let (replaced, is_replaced_held) = self.known(&to);
+        for node in moved.iter().chain(&replaced) {
+            self.finish_closed(node).await;
+        }
         if moved.is_none() {
             lock(&self.table).doubt_names_in(to.parent);
         }
@@ -578,11 +624,19 @@ impl Mount {
     /// As the pool says.
     pub async fn read_link(&self, ino: Ino) -> Result<Bytes> {
         let node = self.node(ino)?;
+        if let Some(target) = lock(&node.state).target.clone() {
+            return Ok(target);
+        }
         self.tell_of_node(&node).await;
-        self.service.read_link(&node.file_ref()).await
+        let target = self.service.read_link(&node.file_ref()).await?;
+        lock(&node.state).target = Some(target.clone());
+        Ok(target)
     }
 
     pub(super) async fn xattrs(&self, node: &Node) -> Result<Vec<(Bytes, Bytes)>> {
+        if past::is_past(node.ino) {
+            return Ok(Vec::new());
+        }
         self.refresh(node).await?;
         let (before, known) = {
             let state = lock(&node.state);
@@ -633,6 +687,7 @@ impl Mount {
         value: Option<&[u8]>,
         mode: XattrMode,
     ) -> Result<()> {
+        Self::check_present(&[ino])?;
         let node = self.node(ino)?;
         if name.len() > NAME_BYTES_MAX {
             return Err(Errno::RANGE);

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::buffer::{WriteBuffer, lay_piece_over};
+use super::past::Past;
 use super::service::{Attr, Birth, Errno, FileRef, Ino, Kind, NewNode, Place};
 
 /// A state stays sound when a thread panics with it in hand: each change of it is one step.
@@ -29,8 +30,9 @@ pub struct Node {
 /// What is known of a file, and what the pool does not know yet.
 #[derive(Debug)]
 pub struct State {
-    /// As the pool told last.
+    /// As the pool told last, but for what was decided here since, and [`times`](Self::times).
     pub attr: Attr,
+    pub times: Times,
     /// In which epoch of the mount it was told; another epoch's is asked for again.
     pub fresh_in: u64,
     /// Own changes whose answers came: a question asked before one of them has an answer too old to keep.
@@ -40,12 +42,20 @@ pub struct State {
     /// How many times the kernel was told of it, less how many it forgot.
     pub lookups: u64,
     pub opens: u32,
+    /// Of these, those that may write.
+    pub writers: u32,
+    /// Where versions are kept: the pool goes on to change the version that was begun here until it is told that it is finished.
+    pub is_unfinished: bool,
+    /// A program has closed the file, and nothing was written since.
+    pub is_flushed: bool,
     pub unsent: WriteBuffer,
     /// Bytes of `O_APPEND`, and where they begin if nobody else appends.
     pub appended: Option<(u64, BytesMut)>,
     /// On their way to the pool.
     pub sending: Vec<(u64, Bytes)>,
     pub unsent_since: Option<Instant>,
+    /// It is on the mount's list of files with unsent bytes.
+    pub is_listed_dirty: bool,
     /// When a program last wrote what is not sent, or is on its way.
     pub written_at: Option<SystemTime>,
     /// Write-backs that failed so far, and why the last did.
@@ -60,13 +70,29 @@ pub struct State {
     /// Blocks on their way from the pool.
     pub fetching: BTreeSet<u64>,
     pub xattrs: Option<Vec<(Bytes, Bytes)>>,
+    /// Of a symbolic link: it never changes.
+    pub target: Option<Bytes>,
     /// Of a directory: in which epoch the table had all of its names. A name that is missing there stands for nothing.
     pub complete_in: u64,
     pub lock_owners: HashSet<u64>,
     /// It was made here, and the pool is not being told yet: what changes of it changes what is told.
-    pub making: Option<Making>,
+    pub making: Option<Box<Making>>,
     /// Changes of it that the pool is still to be told of, or is being told.
     pub untold: u32,
+    /// It is no file of the bucket but a version, or a directory of versions.
+    pub past: Option<Arc<Past>>,
+}
+
+/// Whose the times of a directory are: a change that is decided here has this machine's time, and the pool's, milliseconds later,
+/// once it is told. Programs that compare them (`tar`, builds) see one change, not two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Times {
+    #[default]
+    Pool,
+    /// Decided here; the pool's of the same change are not known yet.
+    Own,
+    /// Decided here. While the pool says these, modified and changed, nobody has changed the directory since.
+    OwnFor(SystemTime, SystemTime),
 }
 
 /// A node that the pool is to be told of.
@@ -75,8 +101,8 @@ pub struct Making {
     pub place: Place,
     pub node: NewNode,
     pub birth: Birth,
-    /// A program wrote it and closed it.
-    pub is_closed: bool,
+    /// When a program had written it and closed it; what is no file needs no writing.
+    pub closed_at: Option<Instant>,
 }
 
 /// What is to be sent of a file.
@@ -98,15 +124,20 @@ impl State {
     fn new(attr: Attr) -> Self {
         Self {
             attr,
+            times: Times::Pool,
             fresh_in: 0,
             changes: 0,
             places: Vec::new(),
             lookups: 0,
             opens: 0,
+            writers: 0,
+            is_unfinished: false,
+            is_flushed: false,
             unsent: WriteBuffer::default(),
             appended: None,
             sending: Vec::new(),
             unsent_since: None,
+            is_listed_dirty: false,
             written_at: None,
             failure_count: 0,
             failure: None,
@@ -115,10 +146,30 @@ impl State {
             kernel_generation: None,
             fetching: BTreeSet::new(),
             xattrs: None,
+            target: None,
             complete_in: 0,
             lock_owners: HashSet::new(),
             making: None,
             untold: 0,
+            past: None,
+        }
+    }
+
+    /// Takes in what the pool says.
+    pub fn learn(&mut self, attr: Attr) {
+        let own = (self.attr.mtime, self.attr.ctime);
+        self.attr = attr;
+        if self.times == Times::OwnFor(attr.mtime, attr.ctime) {
+            (self.attr.mtime, self.attr.ctime) = own;
+        } else {
+            self.times = Times::Pool;
+        }
+    }
+
+    /// Takes in what the pool says of a directory that it gets back as it was left here.
+    pub fn given_back(&mut self, attr: Attr) {
+        if self.times == Times::Own {
+            self.times = Times::OwnFor(attr.mtime, attr.ctime);
         }
     }
 
@@ -264,6 +315,7 @@ impl Table {
         let mut state = lock(&node.state);
         if state.places.last() != Some(&place) {
             state.places.retain(|known| *known != place);
+            state.places.reserve_exact(1); // Most files have one, and the kernel knows many files.
             state.places.push(place);
         }
     }

@@ -225,6 +225,8 @@ pub enum Edit {
         offset: u64,
         length: u64,
     },
+    /// No program here writes the file any more: where versions are kept, what is there is one.
+    Finish,
 }
 
 /// A change: happens whole or not at all.
@@ -317,6 +319,34 @@ pub struct Read {
     pub attr: Attr,
 }
 
+/// An entry of the past of a bucket that keeps versions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastEntry {
+    pub name: Bytes,
+    pub kind: PastKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PastKind {
+    Directory,
+    Version {
+        key: String,
+        id: String,
+        size: u64,
+        modified_at: SystemTime,
+        /// Another of each version of a bucket.
+        data_version: u64,
+    },
+}
+
+/// Part of a directory of the past; an empty one may have others behind it.
+#[derive(Debug, Clone, Default)]
+pub struct PastPage {
+    pub entries: Vec<PastEntry>,
+    pub cursor: Bytes,
+    pub is_end: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeekTo {
     Data,
@@ -397,6 +427,22 @@ pub trait FileService: Send + Sync + 'static {
     /// [`apply`](Self::apply) and [`tell`](Self::tell) prolongs it. Zero: nothing may be decided here.
     fn alone_for(&self) -> Duration {
         Duration::ZERO
+    }
+    /// Whether what was closed is kept when it is changed again: then [`Edit::Finish`] says so.
+    fn keeps_versions(&self) -> bool {
+        false
+    }
+    /// Versions behind `cursor`, some steps down from where the mount begins; `ENOENT` where none were ever kept.
+    async fn past(&self, _path: &[Bytes], _cursor: Bytes) -> Result<PastPage> {
+        Err(Errno::NOENT)
+    }
+    /// One entry of those.
+    async fn past_entry(&self, _path: &[Bytes], _name: &Bytes) -> Result<PastEntry> {
+        Err(Errno::NOENT)
+    }
+    /// Bytes of a version; fewer than asked only at its end.
+    async fn read_past(&self, _key: &str, _id: &str, _offset: u64, _length: u64) -> Result<Bytes> {
+        Err(Errno::NOENT)
     }
     /// From now on the file is open here: its bytes outlive its last name until [`release`](Self::release).
     fn hold(&self, ino: Ino);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use makai_ops::metrics as names;
 use makai_raft::facts::Timestamp;
 use ring::digest::{SHA256, digest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -63,9 +64,10 @@ impl Gate {
     /// `UNAUTHENTICATED` without valid credentials, `RESOURCE_EXHAUSTED` where too much is under way, `UNAVAILABLE`
     /// where nobody can tell whose credentials they are.
     pub async fn admit(&self, metadata: &MetadataMap) -> Result<Admitted, Status> {
-        let place = Arc::clone(&self.calls)
-            .try_acquire_owned()
-            .map_err(|_| Status::resource_exhausted("too many calls are under way here; slow down"))?;
+        let place = Arc::clone(&self.calls).try_acquire_owned().map_err(|_| {
+            metrics::counter!(names::GATEWAY_SLOWDOWNS, "bound" => "calls").increment(1);
+            Status::resource_exhausted("too many calls are under way here; slow down")
+        })?;
         let shown = credentials(metadata)?;
         self.check_way(metadata, &shown)?;
         let id = match &shown {

@@ -6,6 +6,7 @@
 //!
 //! | file       | holds                                                        |
 //! |------------|--------------------------------------------------------------|
+//! | `counted`  | calls as metrics                                             |
 //! | `gate`     | who calls, and whether there is room for another call        |
 //! | [`token`]  | what an access key signs to show who calls                   |
 //! | `serve`    | listener, TLS, connections: bounded, drained at the end      |
@@ -19,7 +20,9 @@
 //! tokens over TLS or from this machine, unless the operator says that another wall is around the door; connections, streams, calls and
 //! messages have bounds; who goes over one is told `RESOURCE_EXHAUSTED`; a stream ends when [`Gate::stopping`] fires.
 
+mod counted;
 mod gate;
+mod held;
 mod identity;
 mod serve;
 pub mod token;

@@ -26,13 +26,15 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
+use super::counted::Counting;
 use super::gate::Gate;
+use super::held::Held;
 use super::identity::IdentityService;
 use super::proto;
 use super::proto::identity::v1::identity_server::IdentityServer;
 use crate::identity::Identity;
 use crate::s3::Guarded;
-use crate::seats::{Bell, Seat, Seats};
+use crate::seats::{Bell, Busy, Seat, Seats};
 
 /// Bytes of one message, each way: services set it on the server that is generated for them.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -55,7 +57,8 @@ const ACCEPTED_MAX: usize = 64;
 pub struct GrpcDoorConfig {
     /// Calls under way, streams included; further ones are refused.
     pub calls_max: usize,
-    /// Connections; of those that never called, the first makes room for a newcomer. Further ones wait in the kernel's queue.
+    /// Connections; of those on which nothing is asked, the one that is idle longest makes room for a newcomer. While all are
+    /// busy, further ones wait in the kernel's queue.
     pub connections_max: usize,
     /// The clock that tokens expire by.
     pub now: fn() -> Timestamp,
@@ -76,12 +79,16 @@ pub struct Origin {
     bell: Bell,
 }
 
+impl Origin {
+    /// The connection is busy until what this returns is dropped.
+    pub(super) fn begin(&self) -> Busy {
+        self.bell.begin()
+    }
+}
+
 /// Says of each call how it came.
 fn mark(mut request: Request<()>) -> Result<Request<()>, Status> {
-    let origin = request.extensions().get::<Origin>().map_or(ORIGIN_PLAIN, |origin| {
-        origin.bell.called();
-        origin.way
-    });
+    let origin = request.extensions().get::<Origin>().map_or(ORIGIN_PLAIN, |origin| origin.way);
     request.metadata_mut().insert(ORIGIN, MetadataValue::from_static(origin));
     Ok(request)
 }
@@ -127,7 +134,7 @@ impl GrpcDoor {
         S::Future: Send + 'static,
     {
         self.names.push(S::NAME);
-        self.routes.add_service(service);
+        self.routes.add_service(Held(service));
     }
 
     /// Serves until `shutdown`; then ends streams and answers what is under way, within 8 seconds.
@@ -157,14 +164,14 @@ impl GrpcDoor {
         for name in &self.names {
             health.set_service_status(*name, tonic_health::ServingStatus::Serving).await;
         }
-        self.routes.add_service(health_service);
+        self.routes.add_service(Held(health_service));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        self.routes.add_service(reflection().build_v1()?);
-        self.routes.add_service(reflection().build_v1alpha()?);
+        self.routes.add_service(Held(reflection().build_v1()?));
+        self.routes.add_service(Held(reflection().build_v1alpha()?));
 
         let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
         let accepting = tokio::spawn(accept(listener, tls, self.config.connections_max, accepted));
@@ -177,6 +184,7 @@ impl GrpcDoor {
             .initial_connection_window_size(4 * H2_WINDOW_BYTES)
             .http2_keepalive_interval(Some(H2_PING_INTERVAL))
             .http2_keepalive_timeout(Some(H2_PING_TIMEOUT))
+            .layer(Counting)
             .layer(InterceptorLayer::new(mark))
             .add_routes(self.routes.routes())
             .serve_with_incoming_shutdown(

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use makai_ops::metrics as names;
 use makai_raft::facts::tenant::TenantId;
 use tokio::time::Instant;
 
@@ -66,7 +67,11 @@ impl Identity {
     pub async fn admit(&self, tenant: TenantId, access_key_id: &str) -> bool {
         let Ok(directory) = self.directory(tenant).await else { return true };
         let Some(limit) = directory.limits.get(access_key_id) else { return true };
-        self.inner.limits.take(access_key_id, *limit, Instant::now())
+        let may = self.inner.limits.take(access_key_id, *limit, Instant::now());
+        if !may {
+            metrics::counter!(names::GATEWAY_SLOWDOWNS, "bound" => "rate").increment(1);
+        }
+        may
     }
 }
 

@@ -48,7 +48,8 @@ impl JobsService {
 
     /// Whether the buckets are there: else a task would find out when its work is done.
     async fn check_buckets(&self, caller: &Caller, spec: &JobSpec) -> Result<(), Status> {
-        let sources = spec.inputs.iter().map(|input| &input.from.bucket);
+        let each = spec.each.iter().map(|each| &each.from.bucket);
+        let sources = spec.inputs.iter().map(|input| &input.from.bucket).chain(each);
         let buckets: BTreeSet<&String> =
             sources.chain(spec.outputs.iter().map(|output| &output.to.bucket)).collect();
         for bucket in buckets.into_iter().filter(|bucket| !bucket.contains(INDEX_MARK)) {
@@ -128,7 +129,7 @@ impl JobsService {
     }
 }
 
-fn status(bucket: &str, key: &str, error: &ObjectsError) -> Status {
+pub(super) fn status(bucket: &str, key: &str, error: &ObjectsError) -> Status {
     let text = format!("s3://{bucket}/{key}: {error}");
     match error {
         ObjectsError::Refused(Refusal::NoSuchKey | Refusal::NoSuchBucket) => {

@@ -13,6 +13,7 @@
 //! an attempt that loses is never visible and is collected.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +23,8 @@ use makai_erasure::NodeId;
 use makai_raft::facts::command::{Command, Refusal};
 use makai_raft::facts::desk::{Fault, ListedObject, PIECE_BYTES_MAX, Reply, Request, Source, Target};
 use makai_raft::facts::jobs::{
-    AssignedTask, AttemptId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, NewOutput, ObjectPath, Published,
-    Statement, log_bucket, of_task, output_key,
+    AssignedTask, AttemptId, EachObject, JobId, JobSpec, JobsAnswer, JobsCommand, JobsQuery, NewOutput,
+    ObjectPath, Published, Statement, each, log_bucket, of_task, output_key,
 };
 use makai_raft::facts::object::KEY_BYTES_MAX;
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
@@ -46,6 +47,11 @@ const ATTEMPTS_MAX: usize = 4096;
 const KEPT_MAX: Duration = Duration::from_secs(45 * 60);
 /// Outputs of one attempt that may live in the metadata.
 const INLINED_MAX: usize = 200;
+/// Objects of tasks for objects that are remembered, by task.
+const PARTS_MAX: usize = 64;
+/// Objects of such a task in one listing, and how many of them are looked at at once.
+const EACH_LISTED_MAX: usize = 100;
+const EACH_AT_ONCE: usize = 16;
 /// Pieces of a write that wait for the disks.
 const PIECES_WAITING_MAX: usize = 2;
 
@@ -91,12 +97,14 @@ pub struct Desk {
     objects: Objects,
     writing: Arc<Mutex<HashMap<(Place, Target), Writing>>>,
     written: Arc<Mutex<HashMap<Place, Written>>>,
+    /// Of tasks for objects: a list never changes.
+    parts: Arc<Mutex<HashMap<(JobId, u32), Arc<[EachObject]>>>>,
 }
 
 impl Desk {
     #[must_use]
     pub fn new(facts: Arc<dyn Metadata>, objects: Objects) -> Self {
-        Self { facts, objects, writing: Arc::default(), written: Arc::default() }
+        Self { facts, objects, writing: Arc::default(), written: Arc::default(), parts: Arc::default() }
     }
 
     /// Answers a node, whose identity its connection has shown.
@@ -155,6 +163,12 @@ impl Desk {
         source: Source,
     ) -> Result<(TenantId, ObjectPath), Fault> {
         let task = self.current(node, attempt).await?;
+        if let Source::EachAt(at) = source {
+            let part = self.part(&task).await?;
+            let object = part.get(at as usize);
+            let object = object.ok_or_else(|| Fault::Refused(format!("the task has no object {at}")))?;
+            return Ok((task.tenant, object.from.clone()));
+        }
         let path = match source {
             Source::Image => task
                 .spec
@@ -165,6 +179,9 @@ impl Desk {
                 Some(input) => &input.from,
                 None => return Err(Fault::Refused(format!("the job has no input {at}"))),
             },
+            Source::Each | Source::EachAt(_) => {
+                return Err(Fault::Refused("the objects of a task are read one by one".into()));
+            }
         };
         let key = of_task(&path.key, attempt.index);
         Ok((task.tenant, ObjectPath { bucket: of_task(&path.bucket, attempt.index), key }))
@@ -178,6 +195,9 @@ impl Desk {
         name: &str,
     ) -> Result<(TenantId, ObjectPath), Fault> {
         let (tenant, mut path) = self.origin(node, attempt, source).await?;
+        if matches!(source, Source::EachAt(_)) {
+            return Ok((tenant, path));
+        }
         if is_prefix(&path.key) {
             path.key.push_str(name);
         } else if !name.is_empty() {
@@ -193,12 +213,15 @@ impl Desk {
         source: Source,
         after: String,
     ) -> Result<Reply, Fault> {
+        if source == Source::Each {
+            return self.list_each(node, attempt, &after).await;
+        }
         let (tenant, path) = self.origin(node, attempt, source).await?;
         let caller = caller(tenant);
         if !is_prefix(&path.key) {
             let head = self.objects.head(&caller, &path.bucket, &path.key).await;
             let head = head.map_err(|error| named(error, &path))?;
-            let object = ListedObject { name: String::new(), size: head.size, version: head.version };
+            let object = ListedObject { size: head.size, version: head.version, ..ListedObject::default() };
             return Ok(Reply::Objects { objects: vec![object], is_truncated: false });
         }
         let list = ListObjects {
@@ -213,11 +236,68 @@ impl Desk {
         let objects = entries.into_iter().filter_map(|entry| match entry {
             Listed::Object(head) => {
                 let name = head.key.strip_prefix(&path.key)?.to_owned();
-                Some(ListedObject { name, size: head.size, version: head.version })
+                Some(ListedObject { name, size: head.size, version: head.version, from: None })
             }
             Listed::CommonPrefix(_) => None,
         });
         Ok(Reply::Objects { objects: objects.collect(), is_truncated })
+    }
+
+    /// The objects that a task is for, after one of them.
+    async fn list_each(&self, node: NodeId, attempt: AttemptId, after: &str) -> Result<Reply, Fault> {
+        let task = self.current(node, attempt).await?;
+        let part = self.part(&task).await?;
+        let from = match after {
+            "" => 0,
+            after => part.iter().position(|object| object.name == after).map_or(part.len(), |at| at + 1),
+        };
+        let page: Vec<EachObject> = part[from..].iter().take(EACH_LISTED_MAX).cloned().collect();
+        let is_truncated = from + page.len() < part.len();
+        let caller = caller(task.tenant);
+        let looked = futures::stream::iter(page.into_iter().map(|EachObject { from, name }| {
+            let caller = &caller;
+            async move {
+                let head = self.objects.head(caller, &from.bucket, &from.key).await;
+                let head = head.map_err(|error| named(error, &from))?;
+                Ok(ListedObject { name, size: head.size, version: head.version, from: Some(from) })
+            }
+        }));
+        let looked: Vec<Result<ListedObject, Fault>> = looked.buffered(EACH_AT_ONCE).collect().await;
+        let objects = looked.into_iter().collect::<Result<_, _>>()?;
+        Ok(Reply::Objects { objects, is_truncated })
+    }
+
+    /// Which objects a task is for.
+    async fn part(&self, task: &AssignedTask) -> Result<Arc<[EachObject]>, Fault> {
+        let AttemptId { job, index, .. } = task.attempt;
+        if task.spec.each.is_none() {
+            return Err(Fault::Refused("the task is for no objects".into()));
+        }
+        let known = self.lock_parts().get(&(job, index)).cloned();
+        if let Some(part) = known {
+            return Ok(part);
+        }
+        let broken = || Fault::Unavailable(format!("the list of the objects of job {} is damaged", job.0));
+        let place = self.read_list(task.tenant, job, each::place_of(index)).await?;
+        let part = self.read_list(task.tenant, job, each::part_of(&place).ok_or_else(broken)?).await?;
+        let part: Arc<[EachObject]> = each::parse(&part).ok_or_else(broken)?.into();
+        let mut parts = self.lock_parts();
+        if parts.len() >= PARTS_MAX {
+            parts.clear();
+        }
+        parts.insert((job, index), part.clone());
+        Ok(part)
+    }
+
+    async fn read_list(&self, tenant: TenantId, job: JobId, range: Range<u64>) -> Result<Vec<u8>, Fault> {
+        let bytes = ByteRange::From { first: range.start, last: Some(range.end - 1) };
+        let list = self.objects.get(&caller(tenant), &log_bucket(tenant), &each::list_key(job), bytes).await;
+        let mut download = list?;
+        let mut bytes = Vec::with_capacity((download.range.end - download.range.start) as usize);
+        while let Some(piece) = download.body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        Ok(bytes)
     }
 
     async fn read(
@@ -354,6 +434,10 @@ impl Desk {
                 Err(fault(error))
             }
         }
+    }
+
+    fn lock_parts(&self) -> std::sync::MutexGuard<'_, HashMap<(JobId, u32), Arc<[EachObject]>>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_writing(&self) -> std::sync::MutexGuard<'_, HashMap<(Place, Target), Writing>> {

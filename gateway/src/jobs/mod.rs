@@ -9,6 +9,7 @@
 //! |-------------|-----------------------------------------------------------------------|
 //! | `service`   | the gRPC service                                                      |
 //! | `check`     | what can be known of a job's objects and kernels before anything runs |
+//! | `each`      | the objects of an array over objects, listed when it is submitted     |
 //! | `words`     | what the service's messages mean in facts, and back                   |
 //! | `logs`      | what an attempt printed, from its node or from the pool               |
 //! | [`desk`]    | what a node may do for an attempt that is its own, and nothing else   |
@@ -18,6 +19,7 @@
 
 mod check;
 pub mod desk;
+mod each;
 mod logs;
 mod rights;
 mod service;
@@ -52,6 +54,16 @@ pub struct Capacity {
     pub p90_ms: u64,
 }
 
+/// Whether tasks of a specification could run on an idle cluster.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Never {
+    Possible,
+    /// Nowhere, and why.
+    Never(String),
+    /// On none that is known, and which are not.
+    Unknown(String),
+}
+
 /// The way to the nodes that run jobs, and to the leader that gives jobs to them.
 #[async_trait]
 pub trait JobNodes: Send + Sync + 'static {
@@ -63,11 +75,11 @@ pub trait JobNodes: Send + Sync + 'static {
     /// The leader does not answer.
     async fn capacity(&self, tenant: TenantId, spec: &JobSpec) -> Result<Capacity, String>;
 
-    /// Why no machine that is known, up or down, could ever run a task of it; `None`: one could, or it is not known.
+    /// Whether any machine, up or down, could ever run a task of it.
     ///
     /// # Errors
     /// The leader does not answer.
-    async fn never(&self, spec: &JobSpec) -> Result<Option<String>, String>;
+    async fn never(&self, spec: &JobSpec) -> Result<Never, String>;
 
     /// Holds a module's launches against its code, `ptx`: kernels, arguments, sizes, shapes. `resources`: what its
     /// buffers may take, and whether a card runs it.

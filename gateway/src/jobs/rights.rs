@@ -16,7 +16,8 @@ impl JobsService {
     /// an output that later tasks would take for input.
     pub(super) async fn check_rights(&self, caller: &Caller, spec: &JobSpec) -> Result<(), Status> {
         let rights = Rights::new(self.gate.identity().clone(), self.options.objects.clone());
-        let read = spec.inputs.iter().map(|input| &input.from).chain(spec.work.object());
+        let each = spec.each.iter().map(|each| &each.from);
+        let read = spec.inputs.iter().map(|input| &input.from).chain(spec.work.object()).chain(each);
         for path in read {
             let (bucket, reach) = reach(path)?;
             let list = [("s3:ListBucket", Reach::Bucket), ("s3:GetObject", reach)];

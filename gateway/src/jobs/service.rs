@@ -15,7 +15,7 @@ use makai_raft::handle::{MetaError, Metadata};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{JobNodes, logs, words};
+use super::{JobNodes, Never, logs, words};
 use crate::grpc::proto::jobs::v1::jobs_server::{Jobs, JobsServer};
 use crate::grpc::proto::jobs::v1::{
     CancelRequest, GetRequest, Job, ListRequest, ListResponse, ListTasksRequest, ListTasksResponse,
@@ -107,11 +107,12 @@ impl JobsService {
     ) -> Result<SubmitResponse, Status> {
         let capacity = self.options.nodes.capacity(tenant, &spec).await.map_err(Status::unavailable)?;
         if capacity.nodes == 0 {
-            let why = self.options.nodes.never(&spec).await.ok().flatten();
-            return Err(Status::failed_precondition(why.unwrap_or_else(|| {
-                "no node could run a task even if it were idle: ask for less, or leave out site and gpu"
-                    .into()
-            })));
+            return Err(Status::failed_precondition(match self.options.nodes.never(&spec).await {
+                Ok(Never::Never(why) | Never::Unknown(why)) => why,
+                Ok(Never::Possible) | Err(_) => {
+                    "no node that is up could run a task even if it were idle: ask for less, or leave out site and gpu".into()
+                }
+            }));
         }
         let prices = self.prices().await?;
         let of = |ms: u64| {
@@ -130,6 +131,10 @@ impl JobsService {
             task_hour_micros: of(60 * 60 * 1000),
             cost_expected_micros: of(capacity.median_ms).saturating_mul(spec.tasks.into()),
             cost_max_micros: of(spec.time_limit_ms).saturating_mul(tries),
+            tasks: spec.tasks,
+            objects: spec.each.as_ref().map_or(0, |each| each.objects),
+            objects_per_task: spec.each.as_ref().map_or(0, |each| each.per_task),
+            note: String::new(),
         })
     }
 
@@ -184,7 +189,7 @@ impl Jobs for JobsService {
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
         let admitted = self.gate.admit(request.metadata()).await?;
         let SubmitRequest { spec, client_token, dry_run, queue_anyway } = request.into_inner();
-        let spec = words::spec(spec.ok_or_else(|| Status::invalid_argument("spec is missing"))?)?;
+        let mut spec = words::spec(spec.ok_or_else(|| Status::invalid_argument("spec is missing"))?)?;
         if !client_token.is_empty()
             && !dry_run
             && let Some(job) = self.submitted_as(admitted.caller.tenant, &client_token).await?
@@ -193,24 +198,45 @@ impl Jobs for JobsService {
             return Ok(Response::new(SubmitResponse { job_id: job.0, existed: true, ..Default::default() }));
         }
         self.check(&admitted.caller, &spec).await?;
+        let list = self.settle_each(&admitted.caller, &mut spec).await?;
         if dry_run {
             return Ok(Response::new(self.dry_run(admitted.caller.tenant, spec).await?));
         }
-        // Where nobody can tell, it waits as any other.
-        if !queue_anyway && let Ok(Some(why)) = self.options.nodes.never(&spec).await {
-            return Err(Status::failed_precondition(format!(
-                "{why}; ask for less, or queue it for a machine to come (--queue-anyway)"
-            )));
-        }
+        // Where nobody can tell, it waits as any other, and who submits it is told.
+        let note = match self.options.nodes.never(&spec).await {
+            Ok(Never::Possible) => String::new(),
+            Ok(Never::Never(why)) if !queue_anyway => {
+                return Err(Status::failed_precondition(format!(
+                    "{why}; ask for less, or queue it for a machine to come (--queue-anyway)"
+                )));
+            }
+            Ok(Never::Never(why) | Never::Unknown(why)) => why,
+            Err(why) => format!("whether any machine could run it is not known now: {why}"),
+        };
+        let stored = match list {
+            Some(list) => Some(self.store_list(&admitted.caller, &spec, list).await?),
+            None => None,
+        };
         let command = JobsCommand::Submit {
             tenant: admitted.caller.tenant,
             access_key_id: admitted.caller.access_key_id.clone(),
             client_token,
+            list: stored.as_ref().map(|stored| stored.content.clone()),
             spec,
         };
-        match self.propose(command).await? {
+        let reply = self.options.facts.propose(Command::Jobs(command)).await;
+        self.options.nodes.wake();
+        let is_seen = match &reply {
+            Ok(Reply::Jobs(JobsReply::Submitted { existed, .. })) => !existed,
+            // Where nobody can tell, it may be.
+            other => !matches!(other, Err(MetaError::Refused(_))),
+        };
+        if let Some(stored) = stored.filter(|_| !is_seen) {
+            self.options.objects.drop_unseen(stored);
+        }
+        match reply.map_err(status)? {
             Reply::Jobs(JobsReply::Submitted { job, existed }) => {
-                Ok(Response::new(SubmitResponse { job_id: job.0, existed, ..Default::default() }))
+                Ok(Response::new(SubmitResponse { job_id: job.0, existed, note, ..Default::default() }))
             }
             _ => Err(unexpected()),
         }

@@ -75,6 +75,12 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
         model: gpu.model,
         level_min: u8::try_from(gpu.enforcement_min.saturating_sub(1).max(0)).unwrap_or(u8::MAX),
     });
+    if spec.each.is_some() && spec.tasks > 0 {
+        return Err(Status::invalid_argument(
+            "spec.tasks: a job for objects has as many tasks as those need; leave it out, or give each.per_task",
+        ));
+    }
+    let each = spec.each.map(each).transpose()?;
     let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
     let mut spec = facts::JobSpec {
         name: spec.name,
@@ -99,6 +105,7 @@ pub fn spec(spec: words::JobSpec) -> Result<facts::JobSpec, Status> {
         is_gang: spec.gang,
         price_max: spec.price_max_micros,
         quorum: spec.quorum,
+        each,
     };
     spec.settle_gpu();
     spec.check().map_err(Status::invalid_argument)?;
@@ -159,7 +166,29 @@ fn spec_back(spec: facts::JobSpec) -> words::JobSpec {
         gang: spec.is_gang,
         price_max_micros: spec.price_max,
         quorum: spec.quorum,
+        each: spec.each.map(|each| words::Each {
+            from: object(each.from),
+            manifest: each.is_manifest,
+            per_task: each.per_task,
+            path: each.path,
+            objects: each.objects,
+            predicted: each.is_predicted,
+        }),
     }
+}
+
+fn each(each: words::Each) -> Result<facts::Each, Status> {
+    let from = path(each.from, "spec.each.from")?;
+    if !each.manifest && !from.key.is_empty() && !from.key.ends_with('/') {
+        return Err(Status::invalid_argument(format!(
+            "spec.each.from: {:?} is no prefix; end it with '/', or say that it is a manifest",
+            from.key
+        )));
+    }
+    let path = if each.path.is_empty() { facts::each::PATH_DEFAULT.to_owned() } else { each.path };
+    // What there is is this door's to find out.
+    let (per_task, is_manifest) = (each.per_task, each.manifest);
+    Ok(facts::Each { from, is_manifest, path, per_task, is_predicted: false, objects: 0 })
 }
 
 /// A level by its number, as messages have it.

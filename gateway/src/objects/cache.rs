@@ -3,6 +3,9 @@
 //! A blob never changes, so that what is here is never stale: the metadata says which blob is meant, each time anew. It is
 //! reached only with the blob's data key in hand, so that it is no way around a customer's key.
 //!
+//! Of small objects, which share blobs, the pages are kept that they lie in, as a window that is shorter than others and may begin
+//! at any page.
+//!
 //! Always: at most as many bytes as were allowed; what was used longest ago goes first; a blob of more than an eighth of
 //! the room is not kept, so that one large download does not empty it.
 
@@ -18,7 +21,7 @@ use makai_erasure::stripe::READ_WINDOW_BYTES;
 /// Of the room, what one blob may take at most.
 const BLOB_SHARE: u64 = 8;
 
-/// Windows by blob and number.
+/// Windows by blob and first page.
 pub(super) struct WindowCache {
     bytes_max: u64,
     state: Mutex<State>,
@@ -53,41 +56,48 @@ impl WindowCache {
         if self.bytes_max == 0 {
             return None;
         }
-        let number = range.start / READ_WINDOW_BYTES;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
-        let kept = state.windows.get_mut(&(blob, number))?;
+        let starts =
+            [range.start / PAGE_BYTES * PAGE_BYTES, range.start / READ_WINDOW_BYTES * READ_WINDOW_BYTES];
+        let holds = |start: &u64| {
+            let kept = state.windows.get(&(blob, *start / PAGE_BYTES));
+            kept.is_some_and(|kept| start + kept.bytes >= range.end)
+        };
+        let at = starts.into_iter().find(holds)?;
+        let key = (blob, at / PAGE_BYTES);
+        let kept = state.windows.get_mut(&key)?;
         state.uses += 1;
         state.order.remove(&kept.used);
         kept.used = state.uses;
-        state.order.insert(kept.used, (blob, number));
-        let mut at = number * READ_WINDOW_BYTES;
-        let mut parts = Vec::with_capacity(kept.pages.len());
-        for page in &kept.pages {
-            let end = at + page.len() as u64;
-            let (from, to) = (range.start.max(at), range.end.min(end));
-            if from < to {
-                parts.push(page.slice((from - at) as usize..(to - at) as usize));
-            }
-            at = end;
-        }
-        (at >= range.end).then_some(parts)
+        state.order.insert(kept.used, key);
+        Some(cut(&kept.pages, at, range))
     }
 
-    /// Whether the window that holds `range` is worth keeping: `range` is all of it, and its blob is not too large.
-    pub(super) fn wants(&self, blob_len: u64, range: &Range<u64>) -> bool {
+    /// What is worth keeping of what is read for `range`: it is all of its window, and its blob is not too large; or it is in a
+    /// small object, and these are the pages that are read for it.
+    pub(super) fn wants(&self, blob_len: u64, range: &Range<u64>, is_small: bool) -> Option<Range<u64>> {
         let window_end = blob_len.min((range.start / READ_WINDOW_BYTES + 1) * READ_WINDOW_BYTES);
         let is_whole = range.start.is_multiple_of(READ_WINDOW_BYTES) && range.end == window_end;
-        is_whole && blob_len <= self.bytes_max / BLOB_SHARE
+        let bytes_max = self.bytes_max / BLOB_SHARE;
+        if is_whole && blob_len <= bytes_max {
+            return Some(range.clone());
+        }
+        let pages =
+            range.start / PAGE_BYTES * PAGE_BYTES..range.end.next_multiple_of(PAGE_BYTES).min(window_end);
+        (is_small && pages.end - pages.start <= bytes_max).then_some(pages)
     }
 
-    /// Keeps a window that [`wants`](Self::wants) wants.
+    /// Keeps what [`wants`](Self::wants) says of `blob`, unless as much of it is here.
     pub(super) fn keep(&self, blob: BlobId, range: &Range<u64>, pages: &[Bytes]) {
         let pages: Vec<Bytes> = pages.iter().map(own).collect();
-        let bytes = pages.iter().map(|page| page.len() as u64).sum();
-        let key = (blob, range.start / READ_WINDOW_BYTES);
+        let bytes: u64 = pages.iter().map(|page| page.len() as u64).sum();
+        let key = (blob, range.start / PAGE_BYTES);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
+        if state.windows.get(&key).is_some_and(|kept| kept.bytes >= bytes) {
+            return;
+        }
         state.uses += 1;
         let kept = Kept { pages, bytes, used: state.uses };
         state.order.insert(kept.used, key);
@@ -104,6 +114,20 @@ impl WindowCache {
             }
         }
     }
+}
+
+/// The bytes of `range` of pages that begin at `at`.
+pub(super) fn cut(pages: &[Bytes], mut at: u64, range: &Range<u64>) -> Vec<Bytes> {
+    let mut parts = Vec::with_capacity(pages.len());
+    for page in pages {
+        let end = at + page.len() as u64;
+        let (from, to) = (range.start.max(at), range.end.min(end));
+        if from < to {
+            parts.push(page.slice((from - at) as usize..(to - at) as usize));
+        }
+        at = end;
+    }
+    parts
 }
 
 /// A page that keeps alive little more than itself: one that is much shorter than a page may be a corner of a stripe.
@@ -132,27 +156,34 @@ mod tests {
         #[test]
         fn what_is_found_is_the_blobs(
             lens in prop::collection::vec(1u64..3 * READ_WINDOW_BYTES, 4),
-            reads in prop::collection::vec((0usize..4, any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..12),
+            reads in prop::collection::vec((0usize..4, any::<prop::sample::Index>(), 0u64..3, any::<bool>()), 1..12),
             room_windows in 0u64..12,
         ) {
             let bytes_max = room_windows * READ_WINDOW_BYTES;
             let cache = WindowCache::new(bytes_max);
-            for (which, from, whole) in reads {
+            for (which, from, how, is_small) in reads {
                 let len = lens[which];
                 let start = from.index(len as usize) as u64;
                 let window = start / READ_WINDOW_BYTES * READ_WINDOW_BYTES;
                 let end = len.min(window + READ_WINDOW_BYTES);
-                let range = if whole.index(2) == 0 { window..end } else { start..end };
+                let range = match how {
+                    0 => window..end,
+                    1 => start..end,
+                    _ => start..end.min(start + 100_000),
+                };
                 let blob = BlobId([which as u8; 16]);
                 if let Some(found) = cache.get(blob, &range) {
                     prop_assert_eq!(found.concat(), bytes_of(which as u8, &range));
-                } else if cache.wants(len, &range) {
-                    let plain = Bytes::from(bytes_of(which as u8, &range));
+                } else if let Some(wanted) = cache.wants(len, &range, is_small) {
+                    prop_assert!(wanted.start <= range.start && wanted.end >= range.end && wanted.end <= end);
+                    prop_assert!(wanted.start.is_multiple_of(PAGE_BYTES));
+                    let plain = Bytes::from(bytes_of(which as u8, &wanted));
                     let pages: Vec<Bytes> =
                         (0..plain.len()).step_by(PAGE_BYTES as usize)
                             .map(|at| plain.slice(at..plain.len().min(at + PAGE_BYTES as usize))).collect();
-                    cache.keep(blob, &range, &pages);
-                    prop_assert_eq!(cache.get(blob, &range).map(|found| found.concat()), Some(plain.to_vec()));
+                    cache.keep(blob, &wanted, &pages);
+                    let found = cache.get(blob, &range).map(|found| found.concat());
+                    prop_assert_eq!(found, Some(bytes_of(which as u8, &range)));
                 }
                 let state = cache.state.lock().unwrap();
                 prop_assert!(state.bytes <= bytes_max);
@@ -170,14 +201,32 @@ mod tests {
         let whole = 0..READ_WINDOW_BYTES;
         let pages = vec![page; (READ_WINDOW_BYTES / PAGE_BYTES) as usize];
         for blob in 0..8 {
-            assert!(cache.wants(READ_WINDOW_BYTES, &whole));
+            assert_eq!(cache.wants(READ_WINDOW_BYTES, &whole, false), Some(whole.clone()));
             cache.keep(BlobId([blob; 16]), &whole, &pages);
         }
         assert!(cache.get(BlobId([0; 16]), &whole).is_some());
         cache.keep(BlobId([8; 16]), &whole, &pages);
         let held: Vec<u8> = (0..9).filter(|blob| cache.get(BlobId([*blob; 16]), &whole).is_some()).collect();
         assert_eq!(held, [0, 2, 3, 4, 5, 6, 7, 8]);
-        assert!(!cache.wants(READ_WINDOW_BYTES + 1, &whole), "its blob is larger than an eighth");
-        assert!(!cache.wants(READ_WINDOW_BYTES, &(1..READ_WINDOW_BYTES)), "it is not the whole window");
+        let wants = |len, range: Range<u64>| cache.wants(len, &range, false);
+        assert_eq!(wants(READ_WINDOW_BYTES + 1, whole), None, "its blob is larger than an eighth");
+        assert_eq!(wants(READ_WINDOW_BYTES, 1..READ_WINDOW_BYTES), None, "it is not the whole window");
+    }
+
+    /// The page that small objects share is read once for all of them; one that reaches over its end is read anew.
+    #[test]
+    fn small_objects_are_kept_with_their_pages() {
+        let cache = WindowCache::new(8 * READ_WINDOW_BYTES);
+        let (blob, len) = (BlobId([1; 16]), 64 << 20);
+        let page = 5 * PAGE_BYTES..6 * PAGE_BYTES;
+        let object = page.start + 8192..page.start + 16_384;
+        assert_eq!(cache.wants(len, &object, false), None);
+        assert_eq!(cache.wants(len, &object, true), Some(page.clone()));
+        cache.keep(blob, &page, &[Bytes::from(bytes_of(1, &page))]);
+        for range in [object, page.clone(), page.end - 1..page.end] {
+            assert_eq!(cache.get(blob, &range).map(|found| found.concat()), Some(bytes_of(1, &range)));
+        }
+        assert_eq!(cache.get(blob, &(page.end - 1..page.end + 1)), None);
+        assert_eq!(cache.get(blob, &(page.start - 1..page.start)), None);
     }
 }

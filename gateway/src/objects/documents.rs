@@ -279,6 +279,15 @@ impl Objects {
         known.entries.get(name).map(|(_, access)| Arc::clone(access))
     }
 
+    /// Whether there are all whom a bucket's policy names one by one.
+    ///
+    /// # Errors
+    /// The facts do not answer.
+    pub async fn knows_all_named(&self, policy: &Policy) -> Result<bool, ObjectsError> {
+        let known = self.inner.identity.knows_all(policy).await;
+        known.map_err(|error| ObjectsError::Unavailable(error.to_string()))
+    }
+
     /// Changes documents that decide about access; when it returns, every gateway decides by them.
     ///
     /// # Errors

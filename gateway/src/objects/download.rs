@@ -11,7 +11,9 @@ use makai_erasure::seal::{DataKey, PageSealer, unwrap_key};
 use makai_erasure::stripe::{BlobSource, READ_WINDOW_BYTES, StripeError, read_range};
 use makai_erasure::{BlobId, PgId};
 use makai_ops::metering::Traffic;
+use makai_ops::metrics as names;
 use makai_raft::facts::command::Refusal;
+use makai_raft::facts::files::LookedAt;
 use makai_raft::facts::object::{Blob, Content, ObjectHead, ObjectHeaders, ResolvedExtent};
 use makai_raft::facts::query::{Answer, EXTENTS_PER_ANSWER_MAX, ObjectAnswer, Query};
 use makai_raft::facts::tenant::TenantId;
@@ -19,6 +21,8 @@ use makai_raft::facts::version::{VersionId, VersionQuery, VersionRefusal};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::cache::cut;
+use super::packing::PACKED_BYTES_MAX;
 use super::room::Place;
 use super::upload::stripe_error;
 use super::{ByteRange, Download, Found, Objects, ObjectsError, check_key, unexpected};
@@ -36,6 +40,8 @@ struct Window {
     pg: PgId,
     plain_len: u64,
     range: Range<u64>,
+    /// Whether the object is one that may share a blob with others.
+    is_small: bool,
 }
 
 impl Objects {
@@ -57,8 +63,26 @@ impl Objects {
         key: &str,
         version: Option<VersionId>,
     ) -> Result<Found, ObjectsError> {
+        self.settle_key(caller, bucket, key, version).await?;
         let ObjectAnswer { head, versioning, .. } = self.object(caller, bucket, key, version, 0, 1).await?;
         Ok(Found { head, versioning })
+    }
+
+    /// What mounts decided about the key by themselves is told before it is looked at.
+    async fn settle_key(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+    ) -> Result<(), ObjectsError> {
+        match self.recent_bucket(caller, bucket).await {
+            Ok(bucket) if version.is_none() && bucket.mounts > 0 => {
+                self.settle(&bucket, 0, LookedAt::Key(key.to_owned())).await
+            }
+            // Why the object cannot be had, its own answer says.
+            _ => Ok(()),
+        }
     }
 
     /// The answer for a key of the caller's.
@@ -112,6 +136,7 @@ impl Objects {
         range: ByteRange,
     ) -> Result<Download, ObjectsError> {
         self.count(caller, Traffic::Requests, 1);
+        self.settle_key(caller, bucket, key, version).await?;
         for _ in 0..RESTARTS_MAX {
             let first = match &range {
                 ByteRange::From { first, .. } => *first,
@@ -218,6 +243,8 @@ impl Objects {
     ) -> Result<BoxStream<'static, Result<Bytes, ObjectsError>>, ObjectsError> {
         let mut keys = HashMap::new();
         let mut windows = Vec::new();
+        let size = extents.last().map_or(0, |last| last.at + last.extent.length);
+        let is_small = size <= PACKED_BYTES_MAX;
         for extent in extents {
             let end = extent.at + extent.extent.length;
             let (from, to) = (range.start.max(extent.at), range.end.min(end));
@@ -233,7 +260,7 @@ impl Objects {
             while at < in_blob.end {
                 // Cut where windows of the blob end, so that two readers of it ask for the same cells.
                 let cut = in_blob.end.min((at / READ_WINDOW_BYTES + 1) * READ_WINDOW_BYTES);
-                windows.push(Window { blob: *id, pg: *pg, plain_len: *plain_len, range: at..cut });
+                windows.push(Window { blob: *id, pg: *pg, plain_len: *plain_len, range: at..cut, is_small });
                 at = cut;
             }
         }
@@ -294,6 +321,7 @@ impl Objects {
         let room =
             if is_first { timeout(self.inner.options.room_wait, room).await.ok() } else { Some(room.await) };
         room.flatten().ok_or_else(|| {
+            metrics::counter!(names::GATEWAY_SLOWDOWNS, "bound" => "reads").increment(1);
             ObjectsError::SlowDown(
                 "clients take what was read for them too slowly: too many bytes wait for them".into(),
             )
@@ -307,12 +335,12 @@ impl Objects {
             return Ok(pages);
         }
         let (blob, range) = (window.blob, window.range.clone());
-        let is_wanted = cache.wants(window.plain_len, &range);
-        let pages = self.fetch_window(window, key).await?;
-        if is_wanted {
-            cache.keep(blob, &range, &pages);
-        }
-        Ok(pages)
+        let Some(kept) = cache.wants(window.plain_len, &range, window.is_small) else {
+            return self.fetch_window(window, key).await;
+        };
+        let pages = self.fetch_window(Window { range: kept.clone(), ..window }, key).await?;
+        cache.keep(blob, &kept, &pages);
+        Ok(cut(&pages, kept.start, &range))
     }
 
     async fn fetch_window(&self, window: Window, key: DataKey) -> Result<Vec<Bytes>, ObjectsError> {

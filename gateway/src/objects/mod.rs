@@ -1,7 +1,7 @@
 //! Put, get, list, multipart: one path behind every data door.
 //!
 //! ```text
-//! put   body ─ MD5 ─> inline (<= 4 KiB) or blobs of 64 MiB ─> shards durable ─> one metadata proposal: visible
+//! put   body ─ MD5 ─> inline (<= 4 KiB), a part of a pack (<= 256 KiB) or blobs of 64 MiB ─> shards durable ─> one metadata proposal: visible
 //! get   metadata (linearizable) ─> extents ─> windows of 2 MiB, two under way, from memory or k disks ─> body
 //! ```
 //!
@@ -13,8 +13,10 @@
 //! | `cache`       | windows of blobs that were read lately, in memory         |
 //! | [`documents`] | what decides about access to a bucket, kept for a lease   |
 //! | `leases`      | waiting for a directory that a mount has alone            |
+//! | `packing`, `packs` | small objects that come at the same time share a blob |
 //! | `pieces`      | what the file service needs: blobs not yet named, ranges of extents |
 //! | `room`        | what requests share: uploads under way, bytes being read   |
+//! | [`squeeze`]   | blobs of which a good part is dead are emptied            |
 //! | [`multipart`] | uploads in parts, copies                                  |
 //! | [`versions`]  | versions that need not be current, object lock, rules of lifecycles |
 //!
@@ -26,9 +28,12 @@ pub mod documents;
 mod download;
 mod leases;
 mod multipart;
+mod packing;
+mod packs;
 mod pieces;
 mod room;
 pub mod sealing;
+pub mod squeeze;
 mod upload;
 mod versions;
 
@@ -52,7 +57,7 @@ use makai_ops::metering::{ServedMeter, Traffic};
 use makai_raft::facts::Timestamp;
 use makai_raft::facts::bucket::Bucket;
 use makai_raft::facts::command::{Command, Precondition, Refusal, Reply};
-use makai_raft::facts::files::FileRefusal;
+use makai_raft::facts::files::{FileRefusal, LookedAt};
 use makai_raft::facts::object::{Checksum, KEY_BYTES_MAX, ObjectHead, ObjectHeaders};
 use makai_raft::facts::query::{Answer, ListObjects, Listed, Query};
 use makai_raft::facts::version::{VersionId, Versioning};
@@ -68,6 +73,8 @@ use crate::policy::acl::Acl;
 const BUCKET_CACHE_TTL: Duration = Duration::from_secs(2);
 /// Buckets remembered.
 const BUCKET_CACHE_MAX: usize = 4096;
+/// Looks at a page whose end moves while mounts tell what they decided; then all mounts are asked.
+const PAGE_TRIES_MAX: usize = 4;
 
 /// Why an operation on objects did not happen. Variants by what a door tells its client.
 #[derive(Debug, thiserror::Error)]
@@ -218,6 +225,7 @@ struct Inner {
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     options: ObjectsOptions,
     uploads: room::Room,
+    packs: packs::Packs,
     /// In pages.
     reads: room::Room,
     codecs: Mutex<HashMap<Scheme, Codec>>,
@@ -277,6 +285,7 @@ impl Objects {
                 clock,
                 options,
                 uploads,
+                packs: packs::Packs::default(),
                 reads,
                 codecs,
                 buckets,
@@ -483,7 +492,7 @@ impl Objects {
     ) -> Result<ObjectHead, ObjectsError> {
         check_key(key)?;
         let facts = self.recent_bucket(caller, bucket).await?;
-        let stored = self.store(caller, &facts, upstream, upload::Inlining::Allowed).await?;
+        let stored = self.store(caller, &facts, upstream, Inlining::OrPacked).await?;
         let command = Command::PutObject {
             bucket: bucket.into(),
             key: key.into(),
@@ -515,12 +524,47 @@ impl Objects {
         caller: &Caller,
         list: ListObjects,
     ) -> Result<(Vec<Listed>, bool), ObjectsError> {
-        self.recent_bucket(caller, &list.bucket).await?;
+        let bucket = self.recent_bucket(caller, &list.bucket).await?;
+        // Of what is rolled up it is not looked at more than that it is there.
+        if list.delimiter == "/" {
+            self.settle(&bucket, 0, LookedAt::Key(list.prefix.clone())).await?;
+            return self.page(list).await;
+        }
+        if bucket.mounts == 0 {
+            return self.page(list).await;
+        }
+        // Only those mounts are asked that have alone what the page may show; where it comes to end later, more of them.
+        let mut until = end_of_page(&self.page(list.clone()).await?);
+        for _ in 0..PAGE_TRIES_MAX {
+            let (prefix, after) = (list.prefix.clone(), list.after.clone());
+            self.settle(&bucket, 0, LookedAt::Keys { prefix, after, until: until.clone() }).await?;
+            let page = self.page(list.clone()).await?;
+            let end = end_of_page(&page);
+            if until.is_none() || end.as_ref().is_some_and(|end| Some(end) <= until.as_ref()) {
+                return Ok(page);
+            }
+            until = end;
+        }
+        self.settle(&bucket, 0, LookedAt::Everything).await?;
+        self.page(list).await
+    }
+
+    async fn page(&self, list: ListObjects) -> Result<(Vec<Listed>, bool), ObjectsError> {
         match self.query(Query::Objects(list)).await? {
             Answer::Objects { entries, is_truncated } => Ok((entries, is_truncated)),
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// The last key of a page; `None`: that of the bucket.
+fn end_of_page((entries, is_truncated): &(Vec<Listed>, bool)) -> Option<String> {
+    let last = match entries.last()? {
+        Listed::Object(head) => head.key.clone(),
+        // The last of those that it stands for.
+        Listed::CommonPrefix(common) => format!("{common}{}", char::MAX),
+    };
+    is_truncated.then_some(last)
 }
 
 #[expect(clippy::disallowed_methods, reason = "ages a cache in a shell; decides nothing that is agreed")]

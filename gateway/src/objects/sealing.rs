@@ -1,9 +1,9 @@
 //! Which key wraps the keys of an object's blobs.
 //!
-//! Each object is sealed under keys of its own, wrapped by its tenant's key. Where a customer gives a key (SSE-C) or
-//! names one (SSE-KMS), they are wrapped by one derived from both: HMAC-SHA-256 of a label and the customer's key, or of
-//! a label and the secret of the named key's version, under the tenant's key. Without the customer's key the object cannot
-//! be read.
+//! Each object is sealed under keys of its own, or of the blob that it shares with other small ones of its tenant, wrapped by its
+//! tenant's key. Where a customer gives a key (SSE-C) or names one (SSE-KMS), it shares no blob, and its keys are wrapped by one
+//! derived from both: HMAC-SHA-256 of a label and the customer's key, or of a label and the secret of the named key's version,
+//! under the tenant's key. Without the customer's key the object cannot be read.
 //!
 //! What an object's record says of it:
 //!
@@ -12,6 +12,7 @@
 //! | none | the tenant's key |
 //! | `AES256` | the tenant's key, and the client or the bucket asked for encryption |
 //! | `aws:kms NAME VERSION` | derived from the tenant's key and that version of a key of the tenant's store |
+//! | `aws:kms NAME VERSION bucket-key` | the same, and the client or the bucket asked for S3's bucket keys, which answers repeat |
 //! | `aws:kms NAME` | derived from the tenant's key and a name: how it was done before there was a store |
 //! | `SSE-C SALT CHECK` | derived from the tenant's and the customer's key; CHECK is HMAC-SHA-256 of SALT under the latter |
 
@@ -29,6 +30,8 @@ use crate::identity::kms::{KmsError, stored_name};
 const SALT_BYTES: usize = 16;
 const CUSTOMER_LABEL: &[u8] = b"makai sse-c 1\0";
 const NAMED_LABEL: &[u8] = b"makai sse-kms 1\0";
+/// What follows the version in a record.
+const BUCKET_KEY_WORD: &str = " bucket-key";
 const STORED_LABEL: &[u8] = b"makai sse-kms 2\0";
 
 /// A key that a customer gave with a request. Its `Debug` does not show it.
@@ -48,6 +51,9 @@ pub struct NamedKey {
     pub name: String,
     /// 0: the name alone, without a store.
     pub version: u32,
+    /// Whether a bucket key was asked for. Nothing is done otherwise for it: S3 saves calls of its key store by them, and
+    /// there are none to save here.
+    pub has_bucket_key: bool,
 }
 
 /// How a new object is to be sealed, or what is at hand to open one.
@@ -87,8 +93,11 @@ impl Sealing {
         Ok(match self {
             Self::Tenant => None,
             Self::Declared => Some("AES256".to_owned()),
-            Self::Named(NamedKey { name, version: 0 }) => Some(format!("aws:kms {name}")),
-            Self::Named(NamedKey { name, version }) => Some(format!("aws:kms {name} {version}")),
+            Self::Named(NamedKey { name, version: 0, .. }) => Some(format!("aws:kms {name}")),
+            Self::Named(NamedKey { name, version, has_bucket_key }) => {
+                let bucket_key = if *has_bucket_key { BUCKET_KEY_WORD } else { "" };
+                Some(format!("aws:kms {name} {version}{bucket_key}"))
+            }
             Self::Customer(key) => {
                 let salt = random::<SALT_BYTES>()?;
                 let check = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key.0), &salt);
@@ -120,7 +129,8 @@ impl Sealing {
                 let version = version.map_or(Some(0), |version| version.parse().ok());
                 // One that cannot be read is none that there is.
                 let version = version.unwrap_or(u32::MAX);
-                Self::Named(NamedKey { name: name.to_owned(), version })
+                let has_bucket_key = words.next().is_some_and(|word| word == BUCKET_KEY_WORD.trim_start());
+                Self::Named(NamedKey { name: name.to_owned(), version, has_bucket_key })
             }
             (Some("AES256"), ..) => Self::Declared,
             _ => Self::Tenant,
@@ -163,7 +173,7 @@ impl Objects {
 
     async fn wrapping_key(&self, caller: &Caller, sealing: &Sealing) -> Result<[u8; 32], ObjectsError> {
         let secret = match sealing {
-            Sealing::Named(NamedKey { name, version }) if *version > 0 => {
+            Sealing::Named(NamedKey { name, version, .. }) if *version > 0 => {
                 let name = stored_name(name, caller.tenant).ok_or(SealingFault::NamedKeyMissing)?;
                 let identity = &self.inner.identity;
                 let secret = identity.kms_secret(caller.tenant, name, *version, self.time()).await;
@@ -213,7 +223,9 @@ mod tests {
     fn keys_differ_by_customer_name_and_tenant_and_the_record_tells_who_can_open() {
         let one = Sealing::Customer(CustomerKey([1; 32]));
         let two = Sealing::Customer(CustomerKey([2; 32]));
-        let version = |name: &str, version| Sealing::Named(NamedKey { name: name.to_owned(), version });
+        let version = |name: &str, version| {
+            Sealing::Named(NamedKey { name: name.to_owned(), version, has_bucket_key: false })
+        };
         let named = |name: &str| version(name, 0);
         let all = [
             (Sealing::Tenant, None),
@@ -244,6 +256,9 @@ mod tests {
         assert_eq!(one.of_object(&marked(&named("a"))), Err(SealingFault::KeyNotUsed));
         assert_eq!(Sealing::Tenant.of_object(&marked(&named("a"))), Ok(named("a")));
         assert_eq!(Sealing::Tenant.of_object(&marked(&version("a", 3))), Ok(version("a", 3)));
+        let with_bucket_key = NamedKey { name: "a".to_owned(), version: 3, has_bucket_key: true };
+        let with_bucket_key = Sealing::Named(with_bucket_key);
+        assert_eq!(Sealing::Tenant.of_object(&marked(&with_bucket_key)), Ok(with_bucket_key));
         assert_eq!(Sealing::Tenant.of_object(&marked(&Sealing::Declared)), Ok(Sealing::Declared));
         assert!(!format!("{one:?}").contains('1'));
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::actions::{Target, targets};
 use super::condition::{Conditions, Context};
 use super::pattern::{Pattern, Wildcards, glob};
-use super::principal::{Account, Meant, Principals, Requester};
+use super::principal::{Account, AccountName, Meant, Named, Principals, Requester};
 
 /// Bytes of a policy, as S3 bounds a bucket's.
 pub const POLICY_BYTES_MAX: usize = 20 * 1024;
@@ -20,6 +20,12 @@ pub struct Malformed(String);
 impl Malformed {
     pub(super) fn new(why: impl Into<String>) -> Self {
         Self(why.into())
+    }
+
+    /// Somebody is named who cannot be, or does not exist.
+    #[must_use]
+    pub fn invalid_principal() -> Self {
+        Self::new("Invalid principal in policy")
     }
 }
 
@@ -69,6 +75,12 @@ pub struct Opinion {
 }
 
 impl Policy {
+    /// Whom its statements name one by one.
+    pub fn named(&self) -> impl Iterator<Item = (&AccountName, Named<'_>)> {
+        let principals = self.statements.iter().filter_map(|statement| statement.principals.as_ref());
+        principals.flat_map(|(principals, _)| principals.named())
+    }
+
     /// # Errors
     /// See [`Malformed`].
     pub fn parse(text: &[u8], kind: Kind<'_>) -> Result<Self, Malformed> {

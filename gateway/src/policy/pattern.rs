@@ -4,7 +4,8 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: Box<str>,
-    has_wildcard: bool,
+    /// Bytes before the first wildcard; `None`: it has none.
+    fixed: Option<usize>,
     /// Set where the text names variables: what it consists of then.
     pieces: Option<Box<[Piece]>>,
 }
@@ -32,7 +33,7 @@ impl Pattern {
     /// A variable without its closing brace is plain text, as AWS has it.
     pub fn new(text: &str, has_variables: bool) -> Self {
         let pieces = if has_variables && text.contains("${") { pieces(text) } else { None };
-        Self { text: text.into(), has_wildcard: text.contains(['*', '?']), pieces }
+        Self { text: text.into(), fixed: text.find(['*', '?']), pieces }
     }
 
     pub fn text(&self) -> &str {
@@ -53,13 +54,19 @@ impl Pattern {
     ) -> bool {
         let is_wild = wildcards == Wildcards::Active;
         let Some(pieces) = &self.pieces else {
-            return match (is_wild && self.has_wildcard, ignore_case) {
-                (false, false) => *self.text == *value,
-                (false, true) => equal_ignoring_case(&self.text, value),
-                (true, false) => glob(&self.text, value),
-                (true, true) => glob(&self.text.to_lowercase(), &value.to_lowercase()),
+            return match (self.fixed.filter(|_| is_wild), ignore_case) {
+                (None, false) => *self.text == *value,
+                (None, true) => equal_ignoring_case(&self.text, value),
+                (Some(fixed), false) => {
+                    let (fixed, wild) = self.text.split_at(fixed);
+                    value.strip_prefix(fixed).is_some_and(|rest| glob(wild, rest))
+                }
+                (Some(_), true) => glob(&self.text.to_lowercase(), &value.to_lowercase()),
             };
         };
+        if !ignore_case && let Some(decided) = matches_before_runs(pieces, value, is_wild, lookup) {
+            return decided;
+        }
         let fold = |text: &str| if ignore_case { text.to_lowercase() } else { text.to_owned() };
         let mut units = Vec::with_capacity(self.text.len());
         for piece in pieces {
@@ -92,12 +99,49 @@ impl Pattern {
 
     /// As [`matches`](Self::matches), for patterns that AWS compares without variables: actions.
     pub fn matches_action(&self, action: &str) -> bool {
-        if self.has_wildcard {
+        if self.fixed.is_some() {
             glob_ignoring_ascii_case(self.text.as_bytes(), action.as_bytes())
         } else {
             self.text.eq_ignore_ascii_case(action)
         }
     }
+}
+
+/// Compares up to the first run, which mostly decides already; `None`: it does not.
+fn matches_before_runs<'a>(
+    pieces: &[Piece],
+    value: &str,
+    is_wild: bool,
+    lookup: &dyn Fn(&str) -> Option<&'a str>,
+) -> Option<bool> {
+    let mut rest = value.chars();
+    for piece in pieces {
+        let is_met = match piece {
+            Piece::Literal(one) => rest.next() == Some(*one),
+            Piece::Variable { key, default } => match lookup(key).or(default.as_deref()) {
+                Some(value) => value.chars().all(|one| rest.next() == Some(one)),
+                None => false,
+            },
+            Piece::Text(text) => {
+                let mut is_met = true;
+                for one in text.chars() {
+                    is_met = match one {
+                        '*' if is_wild => return None,
+                        '?' if is_wild => rest.next().is_some(),
+                        one => rest.next() == Some(one),
+                    };
+                    if !is_met {
+                        break;
+                    }
+                }
+                is_met
+            }
+        };
+        if !is_met {
+            return Some(false);
+        }
+    }
+    Some(rest.next().is_none())
 }
 
 fn equal_ignoring_case(one: &str, other: &str) -> bool {
@@ -175,7 +219,7 @@ fn glob_ignoring_ascii_case(pattern: &[u8], value: &[u8]) -> bool {
 
 fn glob_by(pattern: &[u8], value: &[u8], is_same: impl Fn(u8, u8) -> bool) -> bool {
     let (mut at, mut from) = (0, 0);
-    let mut retry = None;
+    let mut retry: Option<(usize, usize)> = None;
     while from < value.len() {
         match pattern.get(at) {
             Some(b'*') => {
@@ -188,6 +232,13 @@ fn glob_by(pattern: &[u8], value: &[u8], is_same: impl Fn(u8, u8) -> bool) -> bo
             _ => match &mut retry {
                 Some((after, begin)) => {
                     *begin = next_char(value, *begin);
+                    // What follows the run can only begin where its first character stands.
+                    if let Some(first) = pattern.get(*after).filter(|byte| !matches!(byte, b'*' | b'?')) {
+                        match value[*begin..].iter().position(|byte| is_same(*first, *byte)) {
+                            Some(further) => *begin += further,
+                            None => return false,
+                        }
+                    }
                     (at, from) = (*after, *begin);
                 }
                 None => return false,

@@ -102,10 +102,20 @@ pub enum Meant {
     Itself,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum AccountName {
+/// How a policy names an account: by its number, or by its tenant's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AccountName {
     Number(u64),
     Name(Box<str>),
+}
+
+/// Whom of an account a policy names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Named<'p> {
+    Account,
+    User(&'p str),
+    /// The role, or a session in it.
+    Role(&'p str),
 }
 
 impl AccountName {
@@ -136,7 +146,7 @@ pub struct Principals(Vec<One>);
 
 impl Principals {
     pub fn parse(value: &Value) -> Result<Self, Malformed> {
-        let invalid = || Malformed::new("Invalid principal in policy");
+        let invalid = Malformed::invalid_principal;
         let kinds = match value {
             Value::String(text) if text == "*" => return Ok(Self(vec![One::Everyone])),
             Value::Object(kinds) if !kinds.is_empty() => kinds,
@@ -172,6 +182,16 @@ impl Principals {
 
     pub fn means(&self, requester: &Requester<'_>) -> Meant {
         self.0.iter().map(|one| one.means(requester)).max().unwrap_or(Meant::No)
+    }
+
+    /// Those who are named one by one, for who can tell whether they exist.
+    pub fn named(&self) -> impl Iterator<Item = (&AccountName, Named<'_>)> {
+        self.0.iter().filter_map(|one| match one {
+            One::Everyone | One::Issuer(_) | One::Foreign => None,
+            One::Account(of) => Some((of, Named::Account)),
+            One::User(of, name) => Some((of, Named::User(name))),
+            One::Role(of, name) | One::Session(of, name, _) => Some((of, Named::Role(name))),
+        })
     }
 
     /// Whether anyone at all is meant.

@@ -539,33 +539,44 @@ fn accounts_have_one_canonical_id() {
     }
 }
 
-/// A policy as large as may be costs little: what it costs is bounded by its bytes, not by what it says.
+/// A policy as large as may be costs little: what it costs is bounded by its bytes, not by what it says. Statements that
+/// mean other keys, and those that mean everything about the request but for their condition.
 #[test]
 fn the_largest_policy_is_evaluated_at_once() {
-    let statement = |number: usize| {
+    let elsewhere = |number: usize| {
         json!({ "Effect": "Allow", "Principal": { "AWS": format!("arn:aws:iam::{number:012}:root") },
             "Action": ["s3:GetObject", "s3:Put*"], "Resource": format!("arn:aws:s3:::b/team-{number}/*"),
             "Condition": { "StringLike": { "s3:prefix": [format!("home/{number}/*")] } } })
     };
-    let mut statements = Vec::new();
-    let text = |statements: &[Value]| json!({ "Version": "2012-10-17", "Statement": statements }).to_string();
-    while text(&statements).len() < POLICY_BYTES_MAX - 400 {
-        statements.push(statement(100 + statements.len()));
+    let almost = |number: usize| {
+        json!({ "Effect": "Allow", "Principal": "*", "Action": ["s3:Put*", "s3:G*t*"],
+            "Resource": ["arn:aws:s3:::b/${s3:prefix}/*", "arn:aws:s3:::b/*a*m*-*7*/*"],
+            "Condition": { "StringLike": { "s3:prefix": [format!("*o*e*/{number}?/*")] } } })
+    };
+    for statement in [&elsewhere as &dyn Fn(usize) -> Value, &almost] {
+        let mut statements = Vec::new();
+        let text =
+            |statements: &[Value]| json!({ "Version": "2012-10-17", "Statement": statements }).to_string();
+        while text(&statements).len() < POLICY_BYTES_MAX - 400 {
+            statements.push(statement(100 + statements.len()));
+        }
+        let policy = Policy::parse(text(&statements).as_bytes(), Kind::Bucket("b")).unwrap();
+        let mut context = Context::default();
+        context.add("s3:prefix", "home/7/x");
+        let resource = "arn:aws:s3:::b/team-7/x";
+        let ask = || policy.opinion(&Requester::Root(OTHER), "s3:GetObject", resource, &context);
+        // The quickest of many: what the neighbours do is not the policy's.
+        let rounds = (0..200).map(|_| {
+            #[expect(clippy::disallowed_methods, reason = "measures")]
+            let begun = std::time::Instant::now();
+            assert!(ask().allows.is_none());
+            begun.elapsed()
+        });
+        let quickest = rounds.min().expect("there are rounds");
+        println!("{} statements: {quickest:?}", statements.len());
+        // 20 us in a release build; unoptimized code gets fifty times that.
+        assert!(quickest.as_micros() < 1000, "{quickest:?}");
     }
-    let policy = Policy::parse(text(&statements).as_bytes(), Kind::Bucket("b")).unwrap();
-    let mut context = Context::default();
-    context.add("s3:prefix", "home/7/x");
-    let ask = || policy.opinion(&Requester::Root(OTHER), "s3:GetObject", "arn:aws:s3:::b/team-7/x", &context);
-    const ROUNDS: u32 = 200;
-    #[expect(clippy::disallowed_methods, reason = "measures")]
-    let begun = std::time::Instant::now();
-    for _ in 0..ROUNDS {
-        assert!(ask().allows.is_none());
-    }
-    // 20 us in a release build on an idle core; unoptimized code beside busy neighbours gets fifty times that.
-    let each = begun.elapsed() / ROUNDS;
-    println!("{} statements: {each:?} each", statements.len());
-    assert!(each.as_micros() < 1000, "{each:?}");
 }
 
 proptest! {

@@ -15,6 +15,7 @@ use crate::objects::{Objects, ObjectsError};
 
 /// Rules of one configuration, as S3 bounds them.
 const RULES_MAX: usize = 100;
+const ID_CHARS_MAX: usize = 255;
 const METHODS: [&str; 5] = ["GET", "PUT", "HEAD", "POST", "DELETE"];
 /// Browsers cache per origin and per question.
 const VARIES: &str = "Origin, Access-Control-Request-Headers, Access-Control-Request-Method";
@@ -26,6 +27,12 @@ pub(super) fn check_rules(rules: &[CORSRule]) -> S3Result<()> {
     for rule in rules {
         if rule.allowed_methods.is_empty() || rule.allowed_origins.is_empty() {
             return Err(s3_error!(MalformedXML, "Each CORSRule has an AllowedMethod and an AllowedOrigin."));
+        }
+        if rule.id.as_ref().is_some_and(|id| id.chars().count() > ID_CHARS_MAX) {
+            return Err(s3_error!(
+                MalformedXML,
+                "The ID of a CORSRule has at most {ID_CHARS_MAX} characters."
+            ));
         }
         if let Some(method) = rule.allowed_methods.iter().find(|method| !METHODS.contains(&method.as_str())) {
             let shown: String = method.chars().take(40).collect();

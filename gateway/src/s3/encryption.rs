@@ -18,6 +18,7 @@ use crate::objects::sealing::{CustomerKey, NamedKey, Sealing};
 
 const METHOD: &str = "x-amz-server-side-encryption";
 const KMS_KEY: &str = "x-amz-server-side-encryption-aws-kms-key-id";
+const BUCKET_KEY: &str = "x-amz-server-side-encryption-bucket-key-enabled";
 const KMS_CONTEXT: &str = "x-amz-server-side-encryption-context";
 const CUSTOMER: &str = "x-amz-server-side-encryption-customer";
 const SOURCE_CUSTOMER: &str = "x-amz-copy-source-server-side-encryption-customer";
@@ -108,7 +109,13 @@ pub(super) fn of_new(headers: &HeaderMap, access: &BucketAccess) -> S3Result<Sea
     }
     match method {
         Some("AES256") if kms_key.is_none() => Ok(Sealing::Declared),
-        Some("aws:kms") => Ok(Sealing::Named(NamedKey { name: kms_name(kms_key)?, version: 0 })),
+        Some("aws:kms") => {
+            let has_bucket_key = match text(headers, BUCKET_KEY) {
+                Some(value) => value.eq_ignore_ascii_case("true"),
+                None => default_rule(access)?.is_some_and(|rule| rule.bucket_key_enabled == Some(true)),
+            };
+            Ok(Sealing::Named(NamedKey { name: kms_name(kms_key)?, version: 0, has_bucket_key }))
+        }
         Some("AES256") | None if kms_key.is_some() => {
             Err(s3_error!(InvalidArgument, "{KMS_KEY} is for {METHOD}: aws:kms alone."))
         }
@@ -126,15 +133,21 @@ fn kms_name(key: Option<&str>) -> S3Result<String> {
     if is_name { Ok(name.to_owned()) } else { Err(custom("KMS.NotFoundException", 400, "Invalid keyId")) }
 }
 
+/// The rule of the bucket's default.
+fn default_rule(access: &BucketAccess) -> S3Result<Option<ServerSideEncryptionRule>> {
+    let Some(document) = &access.encryption else { return Ok(None) };
+    let configuration: ServerSideEncryptionConfiguration = read_xml(document)?;
+    Ok(configuration.rules.into_iter().next())
+}
+
 /// The bucket's default.
 fn of_bucket(access: &BucketAccess) -> S3Result<Sealing> {
-    let Some(document) = &access.encryption else { return Ok(Sealing::Tenant) };
-    let configuration: ServerSideEncryptionConfiguration = read_xml(document)?;
-    let rule =
-        configuration.rules.first().and_then(|rule| rule.apply_server_side_encryption_by_default.as_ref());
-    match rule.map(|rule| (rule.sse_algorithm.as_str(), rule.kms_master_key_id.as_deref())) {
+    let Some(rule) = default_rule(access)? else { return Ok(Sealing::Tenant) };
+    let has_bucket_key = rule.bucket_key_enabled == Some(true);
+    let default = rule.apply_server_side_encryption_by_default.as_ref();
+    match default.map(|rule| (rule.sse_algorithm.as_str(), rule.kms_master_key_id.as_deref())) {
         Some((ServerSideEncryption::AWS_KMS, key)) => {
-            Ok(Sealing::Named(NamedKey { name: kms_name(key)?, version: 0 }))
+            Ok(Sealing::Named(NamedKey { name: kms_name(key)?, version: 0, has_bucket_key }))
         }
         Some(_) => Ok(Sealing::Declared),
         None => Ok(Sealing::Tenant),
@@ -146,8 +159,12 @@ pub(super) fn answer_headers(object: &ObjectHeaders, at_hand: &Sealing) -> Vec<(
     let value = |text: &str| HeaderValue::from_str(text).ok();
     let all = match at_hand.of_object(object) {
         Ok(Sealing::Declared) => vec![(METHOD.to_owned(), value("AES256"))],
-        Ok(Sealing::Named(NamedKey { name, .. })) => {
-            vec![(METHOD.to_owned(), value("aws:kms")), (KMS_KEY.to_owned(), value(&name))]
+        Ok(Sealing::Named(NamedKey { name, has_bucket_key, .. })) => {
+            let mut all = vec![(METHOD.to_owned(), value("aws:kms")), (KMS_KEY.to_owned(), value(&name))];
+            if has_bucket_key {
+                all.push((BUCKET_KEY.to_owned(), value("true")));
+            }
+            all
         }
         Ok(Sealing::Customer(key)) => vec![
             (format!("{CUSTOMER}-algorithm"), value("AES256")),

@@ -39,11 +39,15 @@ pub(super) fn refused(error: ObjectsError) -> S3Error {
             s3_error!(SlowDown, "Please reduce your request rate and try again: {why}")
         }
         ObjectsError::Unavailable(why) => s3_error!(ServiceUnavailable, "Please try again: {why}"),
-        ObjectsError::Full(why) => custom(
-            "InsufficientStorage",
-            507,
-            format!("The pool is full: {why}. Delete objects, or ask the operator to add disks."),
-        ),
+        // Which disk of whose machine is for the operator to know.
+        ObjectsError::Full(why) => {
+            tracing::warn!(why, "the pool takes no more");
+            custom(
+                "InsufficientStorage",
+                507,
+                "The pool is full. Delete objects, or ask the operator to add disks.".to_owned(),
+            )
+        }
         ObjectsError::Sealing(fault) => unopened(fault),
         ObjectsError::Internal(why) => {
             tracing::error!(why, "an S3 request failed inside");

@@ -59,14 +59,16 @@ pub(super) trait Acts: Sync {
 /// The facts that are followed, and the buckets that rest.
 pub(super) struct Following {
     facts: Arc<dyn Metadata>,
+    /// Says, a moment late and at little cost, whether anything waits.
+    here: Arc<dyn Metadata>,
     objects: Objects,
     /// Buckets that failed: how often, and until when they rest.
     resting: HashMap<u64, (u32, Timestamp)>,
 }
 
 impl Following {
-    pub(super) fn new(facts: Arc<dyn Metadata>, objects: Objects) -> Self {
-        Self { facts, objects, resting: HashMap::new() }
+    pub(super) fn new(facts: Arc<dyn Metadata>, here: Arc<dyn Metadata>, objects: Objects) -> Self {
+        Self { facts, here, objects, resting: HashMap::new() }
     }
 
     /// Acts on all that waits, once through all buckets.
@@ -77,16 +79,23 @@ impl Following {
         let mut after = String::new();
         let mut known = BTreeSet::new();
         loop {
-            let page = self.followed(&after).await?;
+            let mut page = Self::followed(&*self.here, &after).await?;
+            let waiting_since = |followed: &Followed| {
+                let done = followed.followers.iter().find(|(name, _)| name == A::FOLLOWER)?.1;
+                let rests = self.resting.get(&followed.bucket).is_some_and(|(_, until)| now < *until);
+                (done < followed.sequence && !rests).then_some(done)
+            };
+            // Acted on is what the facts say now: from an older page, what is done would be done again.
+            if page.iter().any(|followed| waiting_since(followed).is_some()) {
+                page = Self::followed(&*self.facts, &after).await?;
+            }
             let Some(last) = page.last() else { break };
             after.clone_from(&last.name);
             known.extend(page.iter().map(|followed| followed.bucket));
-            let waiting = page.into_iter().filter_map(|followed| {
-                let done = followed.followers.iter().find(|(name, _)| name == A::FOLLOWER)?.1;
-                let rests = self.resting.get(&followed.bucket).is_some_and(|(_, until)| now < *until);
-                (done < followed.sequence && !rests).then_some((followed, done))
-            });
-            let waiting: Vec<_> = waiting.collect();
+            let waiting: Vec<_> = page
+                .into_iter()
+                .filter_map(|followed| waiting_since(&followed).map(|done| (followed, done)))
+                .collect();
             let this = &*self;
             let acted: Vec<_> = stream::iter(waiting)
                 .map(|(followed, done)| async move {
@@ -149,9 +158,9 @@ impl Following {
         self.resting.insert(followed.bucket, (failures, Timestamp(now.0 + pause_ms)));
     }
 
-    async fn followed(&self, after: &str) -> Result<Vec<Followed>, MetaError> {
+    async fn followed(facts: &dyn Metadata, after: &str) -> Result<Vec<Followed>, MetaError> {
         let query = JournalQuery::Followed { after: after.to_owned(), entries_max: CHANGES_MAX };
-        match self.facts.query(Query::Journal(query)).await? {
+        match facts.query(Query::Journal(query)).await? {
             Answer::Journal(JournalAnswer::Followed(page)) => Ok(page),
             _ => Err(other_answer()),
         }

@@ -174,6 +174,25 @@ fn check_order(rule: &Rule) -> S3Result<()> {
     Ok(())
 }
 
+/// A rule counts days or names dates, in all that it does with current versions.
+fn check_clock(rule: &Rule) -> S3Result<()> {
+    let expiration = rule.expiration.and_then(|expiration| match expiration {
+        Expires_::Days(_) => Some(true),
+        Expires_::Date(_) => Some(false),
+        Expires_::LoneMarker(_) => None,
+    });
+    let moves = rule.transitions.iter().map(|transition| matches!(transition.when, When::Days(_)));
+    let all: BTreeSet<bool> = moves.chain(expiration).collect();
+    if all.len() > 1 {
+        return Err(s3_error!(
+            InvalidRequest,
+            "Found mixed 'Date' and 'Days' based Expiration and Transition actions in lifecycle rule '{}'.",
+            rule.id
+        ));
+    }
+    Ok(())
+}
+
 fn noncurrent(asked: &NoncurrentVersionExpiration) -> S3Result<NoncurrentExpiration> {
     let days = asked.noncurrent_days.ok_or_else(|| malformed("NoncurrentDays is missing."))?;
     let days = positive(days, "NoncurrentDays")?;
@@ -228,6 +247,7 @@ fn rule(asked: &LifecycleRule, number: usize) -> S3Result<Rule> {
         transitions,
         noncurrent_transitions,
     };
+    check_clock(&rule)?;
     check_order(&rule)?;
     Ok(rule)
 }

@@ -1,14 +1,19 @@
 //! The S3 door: translate, authenticate, call inward.
 //!
 //! ```text
-//! connection ─ serve ─> service (request id, limits, bad requests) ─ s3s (parse, verify SigV4) ─ access ─> operations
+//! connection ─ serve, connection ─> service (request id, limits, bad requests) ─ s3s (parse, verify SigV4) ─ access ─> operations
 //!     ─> crate::objects ─> answer or error in S3's words
 //! ```
 //!
 //! | room | holds |
 //! |---|---|
 //! | `serve` | listeners, TLS, connections: bounded, timed, drained at the end |
-//! | `service` | one request: its id, its limits, what it is refused for before and after `s3s` |
+//! | `connection` | one connection: HTTP/1.1, HTTP/2, or at rest |
+//! | `service` | one request: its id, its limits, its way to and from `s3s` |
+//! | `hosts` | which bucket a request's host and path name |
+//! | `precheck` | what a request's head alone decides |
+//! | `failures` | errors as S3 writes them |
+//! | `answer` | an answer under way: counted, measured, written down |
 //! | `access` | whether the request may be served, and for whom |
 //! | `operations`, `buckets`, `acls`, `policies`, `documents`, `encryption`, `listing`, `reading`, `writing`, `multipart` | S3's operations in terms of [`crate::objects`] |
 //! | `versions`, `lock`, `lifecycle` | versioning, object lock, rules by which objects go |
@@ -29,19 +34,23 @@
 mod access;
 mod access_log;
 mod acls;
+mod answer;
 mod body;
 mod buckets;
 mod checksums;
 mod chunked;
+mod connection;
 mod copying;
 mod cors;
 mod dates;
 mod documents;
 mod encryption;
 mod errors;
+mod failures;
 mod following;
 mod forms;
 mod headers;
+mod hosts;
 mod lifecycle;
 mod listing;
 mod lock;
@@ -49,6 +58,7 @@ mod multipart;
 pub mod notifications;
 mod operations;
 mod policies;
+mod precheck;
 mod query;
 mod reading;
 pub mod replication;

@@ -21,9 +21,9 @@ use super::headers::{
     account_of, copy_from, copy_range, length, object_headers, owner, precondition, source_conditions,
     timestamp,
 };
+use super::hosts::location;
 use super::listing::{Names, entries_max};
 use super::operations::Operations;
-use super::service::location;
 use super::versions::made;
 use crate::identity::Caller;
 use crate::objects::ObjectsError;
@@ -245,7 +245,8 @@ impl Operations {
         claimed: Option<(Algorithm, String)>,
     ) -> S3Result<Option<makai_raft::facts::object::Checksum>> {
         check_type(upload, input.checksum_type.as_ref())?;
-        let known = self.known_parts(caller, &input.bucket, &input.key, &input.upload_id).await?;
+        let last = parts.last().map_or(0, |(number, _)| *number);
+        let known = self.known_parts(caller, input, last).await?;
         let mut chosen = Vec::with_capacity(named.len());
         for (named, (number, _)) in named.iter().zip(parts) {
             let Some(part) = known.get(number) else { return Err(invalid_part(*number)) };
@@ -269,27 +270,22 @@ impl Operations {
         Ok(found.unwrap_or_else(|| owner(caller)))
     }
 
-    /// All parts of an upload, at most [`PARTS_MAX`].
+    /// The parts of an upload that have numbers up to `last`. Their pages are asked for at once.
     async fn known_parts(
         &self,
         caller: &Caller,
-        bucket: &str,
-        key: &str,
-        upload_id: &str,
+        input: &CompleteMultipartUploadInput,
+        last: u16,
     ) -> S3Result<BTreeMap<u16, KnownPart>> {
-        let mut known = BTreeMap::new();
-        let mut after = 0;
-        loop {
-            let page =
-                self.objects.parts(caller, bucket, key, upload_id, after, ENTRIES_PER_ANSWER_MAX).await;
-            let (parts, is_truncated) = page.map_err(refused)?;
-            let last = parts.last().map(|part| part.number);
-            known.extend(parts.into_iter().map(|part| (part.number, part)));
-            match last.filter(|&last| is_truncated && last > after) {
-                Some(last) => after = last,
-                None => return Ok(known),
-            }
-        }
+        let (bucket, key, id) = (&input.bucket, &input.key, &input.upload_id);
+        let page_max = ENTRIES_PER_ANSWER_MAX as u16;
+        // Numbers that are left out make pages reach over each other, which does no harm.
+        let pages = (0..last).step_by(page_max.into()).map(|after| async move {
+            let page = self.objects.parts(caller, bucket, key, id, after, page_max.into()).await;
+            page.map(|(parts, _)| parts).map_err(refused)
+        });
+        let pages = futures::future::try_join_all(pages).await?;
+        Ok(pages.into_iter().flatten().map(|part| (part.number, part)).collect())
     }
 
     pub(super) async fn abort_multipart_upload(

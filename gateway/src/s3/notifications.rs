@@ -307,9 +307,16 @@ struct Telling {
 }
 
 impl Messenger {
+    /// `here`: the facts as loops see them, for whether anything waits.
     #[must_use]
-    pub fn new(facts: Arc<dyn Metadata>, objects: Objects, outbound: Outbound, region: String) -> Self {
-        Self { following: Following::new(facts, objects), telling: Telling { outbound, region } }
+    pub fn new(
+        facts: Arc<dyn Metadata>,
+        here: Arc<dyn Metadata>,
+        objects: Objects,
+        outbound: Outbound,
+        region: String,
+    ) -> Self {
+        Self { following: Following::new(facts, here, objects), telling: Telling { outbound, region } }
     }
 
     /// Tells of all that waits, once through all buckets.

@@ -10,7 +10,7 @@ use crate::identity::Caller;
 use crate::objects::documents::{OWNERSHIP, Ownership, POLICY, PUBLIC_ACCESS, PublicAccess};
 use crate::policy::Policy as Compiled;
 use crate::policy::acl::Acl;
-use crate::policy::document::Kind;
+use crate::policy::document::{Kind, Malformed};
 
 impl Operations {
     pub(super) async fn get_bucket_policy(
@@ -34,6 +34,9 @@ impl Operations {
         let input = request.input;
         let policy = Compiled::parse(input.policy.as_bytes(), Kind::Bucket(&input.bucket))
             .map_err(|error| s3_error!(MalformedPolicy, "{error}"))?;
+        if !self.objects.knows_all_named(&policy).await.map_err(refused)? {
+            return Err(s3_error!(MalformedPolicy, "{}", Malformed::invalid_principal()));
+        }
         if granted.bucket()?.public_access().blocks_policy && policy.is_public() {
             return Err(denied());
         }

@@ -13,14 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::future::join_all;
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use futures::future::{BoxFuture, join_all};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -30,26 +23,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::Peer;
 use super::body::Stall;
+use super::connection::{Protocols, talk};
 use super::service::S3Door;
 use crate::seats::{Bell, Seats};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a request's head may take, and how long a connection may be idle.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
+pub(super) const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long a peer may take nothing of an answer.
-const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+pub(super) const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// How long requests under way may take when the door closes.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long to wait after the kernel refused a socket (no descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const HEADERS_MAX: usize = 128;
-/// Bytes read from a socket at once, which also bounds a request's head.
-const READ_BUFFER_BYTES_MAX: usize = 256 * 1024;
-const H2_STREAMS_MAX: u32 = 128;
-const H2_HEAD_BYTES_MAX: u32 = 64 * 1024;
-const H2_WINDOW_BYTES: u32 = 1024 * 1024;
-const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Length of the text that opens HTTP/2.
 const H2_PREFACE_BYTES: u64 = 24;
 
@@ -87,7 +74,7 @@ async fn serve_all(
         return Err(ServeError::NoListener);
     }
     let connections = door.connections_max();
-    let server = Server { door, tls, builder: Arc::new(builder()), seats: Seats::new(connections) };
+    let server = Server { door, tls, protocols: Arc::new(Protocols::new()), seats: Seats::new(connections) };
     let drained = CancellationToken::new();
     let logs = {
         let (door, drained) = (server.door.clone(), drained.clone());
@@ -103,13 +90,13 @@ async fn serve_all(
 struct Server {
     door: S3Door,
     tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
-    builder: Arc<Builder<TokioExecutor>>,
+    protocols: Arc<Protocols>,
     seats: Seats,
 }
 
 impl Server {
     async fn run(&self, listener: TcpListener, shutdown: &CancellationToken) {
-        let graceful = GracefulShutdown::new();
+        let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let accept = async {
             loop {
@@ -117,7 +104,7 @@ impl Server {
                     Ok((stream, peer)) => {
                         let seat = self.seats.admit(peer.ip().to_canonical()).await;
                         while tasks.try_join_next().is_some() {}
-                        let connection = self.connection(stream, peer, seat.bell(), graceful.watcher());
+                        let connection = self.connection(stream, peer, seat.bell(), stop.clone());
                         tasks.spawn(async move {
                             let unseated = seat.unseated();
                             tokio::select! {
@@ -145,7 +132,9 @@ impl Server {
             () = shutdown.cancelled() => {}
         }
         drop(listener);
-        if tokio::time::timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
+        stop.cancel();
+        let drained = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIME_MAX, drained).await.is_err() {
             tracing::warn!(open = tasks.len(), "connections are cut: their requests took too long to end");
         }
         tasks.shutdown().await;
@@ -156,9 +145,9 @@ impl Server {
         stream: TcpStream,
         address: SocketAddr,
         bell: Bell,
-        watcher: Watcher,
+        stop: CancellationToken,
     ) -> impl Future<Output = Result<(), String>> + Send + use<> {
-        let (door, builder) = (self.door.clone(), Arc::clone(&self.builder));
+        let (door, protocols) = (self.door.clone(), Arc::clone(&self.protocols));
         let tls = self.tls.as_ref().map(|tls| TlsAcceptor::from(Arc::clone(&tls.borrow())));
         async move {
             stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -166,57 +155,17 @@ impl Server {
             let peer = |is_tls| Peer { address: Some(address), is_tls };
             match tls {
                 Some(tls) => {
-                    let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await;
+                    let handshake = Box::pin(tls.accept(stream));
+                    let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await;
                     let stream = handshake.map_err(|_| "the TLS handshake took too long")?;
                     let stream = stream.map_err(|error| format!("TLS handshake: {error}"))?;
-                    talk(door, &builder, stream, peer(true), bell, watcher).await
+                    // Its room is needed by connections with TLS alone.
+                    Box::pin(talk(door, protocols, stream, peer(true), bell, stop)).await
                 }
-                None => talk(door, &builder, stream, peer(false), bell, watcher).await,
+                None => talk(door, protocols, stream, peer(false), bell, stop).await,
             }
         }
     }
-}
-
-async fn talk<S>(
-    door: S3Door,
-    builder: &Builder<TokioExecutor>,
-    stream: S,
-    peer: Peer,
-    bell: Bell,
-    watcher: Watcher,
-) -> Result<(), String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        let (door, busy) = (door.clone(), bell.begin());
-        async move { door.handle(request, busy).await }
-    });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    watcher.watch(connection).await.map_err(|error| error.to_string())
-}
-
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        // A client that has sent its request and closed its half still wants the answer.
-        .half_close(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME_MAX)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(READ_BUFFER_BYTES_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_header_list_size(H2_HEAD_BYTES_MAX)
-        .initial_stream_window_size(H2_WINDOW_BYTES)
-        .initial_connection_window_size(4 * H2_WINDOW_BYTES)
-        .keep_alive_interval(H2_PING_INTERVAL)
-        .keep_alive_timeout(WRITE_STALL_MAX);
-    builder
 }
 
 /// A socket that fails when its peer does not begin to speak, or takes nothing of what is written, for too long.

@@ -1,11 +1,9 @@
-//! One request: its id, its limits, and what it is refused for before and after `s3s`.
+//! One request: its id, its limits, its way to and from `s3s`.
 
 use std::convert::Infallible;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,47 +11,47 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Incoming};
 use makai_ops::metrics as names;
-use makai_raft::facts::Timestamp;
 use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::dto::Range;
-use s3s::host::{S3Host, VirtualHost};
 use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Error, S3Request, S3Response, S3Result, StdError, s3_error};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Guard, Peer, SESSION_TOKEN};
-use super::access_log::{self, AccessLogs, Line};
-use super::body::{Digests, Inbound, Notes, payload_mismatch};
-use super::checksums::Promise;
-use super::chunked::Framing;
+use super::access_log::AccessLogs;
+use super::answer::{About, Answer, Logged};
+use super::body::{Inbound, Notes, payload_mismatch};
 use super::cors;
 use super::dates;
-use super::errors::{custom, default_message};
+use super::errors::custom;
+use super::failures::{Asked, contains, error_code, internal_error, is_page, reword};
 use super::forms::{self, Forms};
 use super::headers::within_numbers;
+use super::hosts::{Hosts, host_of};
 use super::operations::Operations;
+use super::precheck::{
+    check_versioning, digests, end_bucket_with_slash, framing, has_parameter, is_form, is_v2, refuse_early,
+    session_token,
+};
 use super::query;
 use super::subresources;
 use super::website::{self, Pages, Visit, Websites};
 use crate::audit::{self, Asker};
 use crate::identity::Identity;
 use crate::objects::Objects;
-use crate::objects::documents::BucketAccess;
 use crate::outbound::Outbound;
 use crate::seats::Busy;
 
 /// Bytes of an XML body: 10,000 parts with their checksums, or 1,000 keys, fit.
 const XML_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long a presigned URL may be good for, as S3 has it.
-const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 /// How long a client may take to send the next bytes of a body.
 const BODY_STALL_MAX: Duration = Duration::from_secs(60);
 /// What is read of the body of a refused request while its answer is sent: a connection closed with bytes unread would
@@ -247,6 +245,7 @@ impl S3Door {
                 audit::scope(asker, self.call(request, &notes)).await
             }
             None => {
+                metrics::counter!(names::GATEWAY_SLOWDOWNS, "bound" => "requests").increment(1);
                 Err(s3_error!(SlowDown, "Please reduce your request rate: too many requests are under way."))
             }
         };
@@ -312,10 +311,8 @@ impl S3Door {
         tracing::debug!(request = id, operation, code, "answered");
         metrics::counter!(names::GATEWAY_REQUESTS, "door" => "s3", "operation" => operation.clone(), "code" => code)
             .increment(1);
-        Ok(Response::from_parts(
-            head,
-            Answer { body, begun, operation, sent: 0, logged, _permit: permit, _busy: busy },
-        ))
+        let answer = Answer { body, begun, operation, sent: 0, logged, _permit: permit, _busy: busy };
+        Ok(Response::from_parts(head, answer))
     }
 
     /// Serves a visit to a bucket's website.
@@ -345,6 +342,9 @@ impl S3Door {
     async fn call(&self, request: Request<Incoming>, notes: &Arc<Notes>) -> S3Result<Response<s3s::Body>> {
         let (mut head, body) = request.into_parts();
         refuse_early(&mut head, self.inner.objects.time())?;
+        if is_v2(&head) && !self.inner.hosts.names_bucket(&head.headers, &head.uri) {
+            end_bucket_with_slash(&mut head.uri);
+        }
         if query::is_match(&head.method, &head.uri, &head.headers) {
             let call = query::call(&self.inner.guard, &head, body, notes);
             return SESSION_TOKEN.scope(session_token(&head), call).await;
@@ -423,7 +423,10 @@ impl S3Door {
             && let Some(said) = response.body().bytes()
         {
             let said = String::from_utf8_lossy(&said).into_owned();
-            let bare = said.replace("<ETag>&quot;", "<ETag>").replace("&quot;</ETag>", "</ETag>");
+            let bare = ["\"", "&quot;"].iter().fold(said, |said, quote| {
+                said.replace(&format!("<ETag>{quote}"), "<ETag>")
+                    .replace(&format!("{quote}</ETag>"), "</ETag>")
+            });
             response.headers_mut().remove(header::CONTENT_LENGTH);
             *response.body_mut() = s3s::Body::from(bare);
         }
@@ -471,167 +474,11 @@ fn limits() -> Arc<StaticConfigProvider> {
     Arc::new(StaticConfigProvider::new(Arc::new(config)))
 }
 
-/// The token of a temporary key, in the headers or the query.
-fn session_token(head: &http::request::Parts) -> Option<String> {
-    if let Some(token) = head.headers.get("x-amz-security-token") {
-        return token.to_str().ok().map(str::to_owned);
-    }
-    let query = form_urlencoded::parse(head.uri.query()?.as_bytes());
-    query.into_iter().find(|(name, _)| name == "X-Amz-Security-Token").map(|(_, token)| token.into_owned())
-}
-
-/// What needs neither body nor identity to be refused.
-fn refuse_early(head: &mut http::request::Parts, now: Timestamp) -> S3Result<()> {
-    let asked = head.uri.query().unwrap_or_default();
-    if asked.split('&').any(|pair| pair == "X-Amz-Algorithm=AWS4-ECDSA-P256-SHA256") {
-        return Err(asymmetric());
-    }
-    if let Some(authorization) = head.headers.get(header::AUTHORIZATION) {
-        let authorization = authorization.to_str().map(str::to_owned);
-        let authorization = authorization.map_err(|_| s3_error!(AccessDenied, "Access Denied"))?;
-        check_authorization(&authorization, &mut head.headers, now)?;
-        if authorization.starts_with("AWS ") {
-            end_bucket_with_slash(&mut head.uri);
-        }
-    }
-    let query = head.uri.query().unwrap_or_default();
-    let Some(expires) = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Expires=")) else {
-        return Ok(());
-    };
-    match expires.parse::<i64>() {
-        Ok(seconds) if seconds <= 0 => return Err(s3_error!(AccessDenied, "Request has expired")),
-        Ok(seconds) if seconds.unsigned_abs() <= PRESIGNED_SECONDS_MAX => {}
-        _ => {
-            return Err(custom(
-                "AuthorizationQueryParametersError",
-                403,
-                format!("X-Amz-Expires must be a number of seconds, at most {PRESIGNED_SECONDS_MAX}."),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Clients of SigV2 sign `/bucket/` where they ask for `/bucket`.
-fn end_bucket_with_slash(uri: &mut Uri) {
-    let path = uri.path();
-    if path.len() > 1 && !path[1..].contains('/') {
-        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        if let Ok(ended) = format!("{path}/{query}").parse() {
-            *uri = ended;
-        }
-    }
-}
-
-fn asymmetric() -> S3Error {
-    s3_error!(
-        NotImplemented,
-        "SigV4A (AWS4-ECDSA-P256-SHA256) is not implemented: sign with AWS4-HMAC-SHA256."
-    )
-}
-
-/// Whether the header `Authorization` has a form that can be verified.
-fn check_authorization(authorization: &str, headers: &mut HeaderMap, now: Timestamp) -> S3Result<()> {
-    let (scheme, rest) = authorization.trim().split_once(' ').unwrap_or((authorization.trim(), ""));
-    match scheme {
-        "" => Err(s3_error!(AccessDenied, "Access Denied")),
-        "AWS4-ECDSA-P256-SHA256" => Err(asymmetric()),
-        "AWS4-HMAC-SHA256" => {
-            let has = |name: &str| rest.split(',').any(|part| part.trim().split('=').next() == Some(name));
-            let needed = ["Credential", "SignedHeaders", "Signature"];
-            if let Some(missing) = needed.into_iter().find(|name| !has(name)) {
-                return Err(s3_error!(
-                    AuthorizationHeaderMalformed,
-                    "The authorization header is malformed; the authorization header requires {missing}."
-                ));
-            }
-            dates::complete_v4(headers)
-        }
-        "AWS" if rest.contains(':') => {
-            dates::check_v2(headers, i64::try_from(now.0 / 1000).unwrap_or(i64::MAX))
-        }
-        "AWS" => Err(s3_error!(
-            InvalidArgument,
-            "AWS authorization header is invalid. Expected AwsAccessKeyId:signature"
-        )),
-        _ => Err(s3_error!(InvalidArgument, "Unsupported Authorization Type")),
-    }
-}
-
-/// Whether the body is a browser's form.
-fn is_form(head: &http::request::Parts) -> bool {
-    let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let form = b"multipart/form-data";
-    head.method == Method::POST
-        && content_type.get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form))
-}
-
-fn framing(headers: &HeaderMap) -> Option<Framing> {
-    match headers.get("x-amz-content-sha256")?.as_bytes() {
-        b"STREAMING-UNSIGNED-PAYLOAD-TRAILER" => Some(Framing::new(false)),
-        b"STREAMING-AWS4-HMAC-SHA256-PAYLOAD" | b"STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER" => {
-            Some(Framing::new(true))
-        }
-        _ => None,
-    }
-}
-
-/// What to check of an XML body. Objects and parts are checked where they are stored.
-fn digests(head: &http::request::Parts) -> S3Result<Option<Digests>> {
-    let query = head.uri.query().unwrap_or_default();
-    let names = || query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
-    let is_xml = match head.method {
-        Method::POST => true,
-        Method::PUT => names().any(|name| subresources::WITH_XML.contains(&name)),
-        _ => false,
-    };
-    if !is_xml {
-        return Ok(None);
-    }
-    let mut headers = head.headers.clone();
-    headers.remove("x-amz-trailer");
-    // There, the checksum headers are about the object.
-    if names().any(|name| name == "uploadId" || name == "uploads") {
-        headers.retain_content_md5();
-    }
-    Ok(Some(Digests::new(Promise::read(&headers, None)?)))
-}
-
-trait RetainContentMd5 {
-    fn retain_content_md5(&mut self);
-}
-
-impl RetainContentMd5 for HeaderMap {
-    fn retain_content_md5(&mut self) {
-        let md5 = self.remove("content-md5");
-        self.clear();
-        if let Some(md5) = md5 {
-            self.insert("content-md5", md5);
-        }
-    }
-}
-
-fn has_parameter(uri: &Uri, wanted: &str) -> bool {
-    let query = uri.query().unwrap_or_default();
-    query.split('&').any(|pair| pair.split('=').next() == Some(wanted))
-}
-
 /// Reads a body to its end.
 async fn whole(inbound: Inbound, notes: &Notes, too_long: fn() -> S3Error) -> S3Result<Bytes> {
     let read = Limited::new(inbound, XML_BYTES_MAX).collect().await;
     read.map(http_body_util::Collected::to_bytes)
         .map_err(|_| notes.fault().map_or_else(too_long, |fault| fault.error()))
-}
-
-/// `s3s` would leave out MinIO's exceptions from a versioning configuration without a word.
-fn check_versioning(body: &[u8]) -> S3Result<()> {
-    if ["ExcludeFolders", "ExcludedPrefixes"].iter().any(|name| contains(body, name.as_bytes())) {
-        return Err(s3_error!(
-            NotImplemented,
-            "Versioning without some folders or prefixes is not implemented: version the whole bucket."
-        ));
-    }
-    Ok(())
 }
 
 fn no_length() -> S3Error {
@@ -657,262 +504,6 @@ async fn drain(mut body: Incoming) {
     };
     // A client that takes longer loses the connection, as it would without.
     let _ = tokio::time::timeout(LEFTOVER_TIME_MAX, all).await;
-}
-
-fn internal_error() -> Response<s3s::Body> {
-    let mut response = Response::new(s3s::Body::empty());
-    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    response
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
-}
-
-/// What an error's XML says of its request.
-struct Asked<'a> {
-    resource: &'a str,
-    bucket: Option<&'a str>,
-    id: &'a str,
-    host: &'a str,
-}
-
-impl Asked<'_> {
-    /// The element that S3 gives with some codes: what was not found, or cannot be done.
-    fn subject(&self, code: &str) -> String {
-        let element = |name: &str, text: &str| format!("<{name}>{}</{name}>", escape(text));
-        let bucket = self.bucket.unwrap_or_default();
-        if code.contains("Key") && code.starts_with("NoSuch") {
-            let path = self.resource.trim_start_matches('/');
-            let of_path = path.strip_prefix(bucket).and_then(|rest| rest.strip_prefix('/'));
-            element("Key", &percent_decode(of_path.unwrap_or(path)))
-        } else if code.contains("Bucket") || code.starts_with("NoSuch") {
-            element("BucketName", bucket)
-        } else {
-            String::new()
-        }
-    }
-}
-
-/// The text that a path stands for. What XML cannot hold is replaced.
-fn percent_decode(text: &str) -> String {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let digits = after.get(..2).filter(|digits| byte == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
-        let digits = digits.and_then(|digits| str::from_utf8(digits).ok());
-        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        decoded.push(escaped.unwrap_or(byte));
-        rest = if escaped.is_some() { &after[2..] } else { after };
-    }
-    let decoded = String::from_utf8_lossy(&decoded);
-    decoded.replace(|char: char| char.is_control() && !char.is_ascii_whitespace(), "\u{FFFD}")
-}
-
-/// Writes an error's XML anew, with what `s3s` leaves out: a message in every case, the resource, the request's id.
-fn reword(head: &mut http::response::Parts, body: &s3s::Body, notes: &Notes, asked: &Asked<'_>) -> s3s::Body {
-    let said = body.bytes().unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let code = element(&said, "Code").unwrap_or("InternalError");
-    let message = element(&said, "Message").unwrap_or_else(|| default_message(code));
-    if head.status.is_server_error() {
-        let operation = notes.operation.get().map_or("", String::as_str);
-        tracing::warn!(request = asked.id, operation, code, message, "a request failed");
-    }
-    let xml = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>{}\
-         <Resource>{}</Resource><RequestId>{}</RequestId><HostId>{}</HostId></Error>",
-        asked.subject(code),
-        escape(asked.resource),
-        asked.id,
-        asked.host,
-    );
-    head.headers.remove(header::CONTENT_LENGTH);
-    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
-    s3s::Body::from(xml)
-}
-
-fn error_code(body: &s3s::Body) -> Option<String> {
-    let said = body.bytes()?;
-    Some(element(std::str::from_utf8(&said).ok()?, "Code")?.to_owned())
-}
-
-/// What stands between an element's tags, escapes and all.
-pub(super) fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
-    let rest = xml.split_once(&format!("<{name}>"))?.1;
-    Some(rest.split_once(&format!("</{name}>"))?.0)
-}
-
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-/// What a log says of a request, kept from before it is taken apart.
-struct About {
-    remote: Option<String>,
-    request: String,
-    path: String,
-    query: String,
-    method: Method,
-    host: Option<String>,
-    referer: Option<String>,
-    user_agent: Option<String>,
-    is_signed: bool,
-}
-
-impl About {
-    fn of(request: &Request<Incoming>) -> Self {
-        let peer = request.extensions().get::<Peer>();
-        let (headers, uri) = (request.headers(), request.uri());
-        let target = uri.path_and_query().map_or("/", |target| target.as_str());
-        Self {
-            remote: peer.and_then(|peer| peer.address).map(|address| address.ip().to_canonical().to_string()),
-            request: format!("{} {target} {:?}", request.method(), request.version()),
-            path: uri.path().to_owned(),
-            query: uri.query().unwrap_or_default().to_owned(),
-            method: request.method().clone(),
-            host: host_of(headers, uri).map(str::to_owned),
-            referer: access_log::text_of(headers, &header::REFERER),
-            user_agent: access_log::text_of(headers, &header::USER_AGENT),
-            is_signed: headers.contains_key(header::AUTHORIZATION),
-        }
-    }
-
-    fn line(
-        self,
-        at: makai_raft::facts::Timestamp,
-        notes: &Notes,
-        id: &str,
-        bucket: &str,
-        is_site: bool,
-        head: &http::response::Parts,
-        code: &str,
-    ) -> Line {
-        let in_path = self.path.strip_prefix('/').and_then(|path| path.strip_prefix(bucket));
-        let key = match in_path {
-            Some("") => "",
-            Some(rest) if rest.starts_with('/') && !is_site => &rest[1..],
-            _ => self.path.trim_start_matches('/'),
-        };
-        let names = || self.query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
-        let about = names()
-            .find(|name| subresources::WITH_XML.contains(name) || ["uploads", "versions"].contains(name));
-        let about = match about {
-            Some(name) => name.replace('-', "_").to_ascii_uppercase(),
-            None if names().any(|name| name == "partNumber") => "PART".to_owned(),
-            None if names().any(|name| name == "uploadId") => "UPLOAD".to_owned(),
-            None if key.is_empty() => "BUCKET".to_owned(),
-            None => "OBJECT".to_owned(),
-        };
-        let door = if is_site { "WEBSITE" } else { "REST" };
-        let is_error = head.status.is_client_error() || head.status.is_server_error();
-        let length =
-            head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let whole = head
-            .headers
-            .get(header::CONTENT_RANGE)
-            .and_then(|range| range.to_str().ok()?.rsplit('/').next()?.parse().ok());
-        let version = self.query.split('&').find_map(|pair| pair.strip_prefix("versionId="));
-        Line {
-            at,
-            remote: self.remote,
-            requester: notes.requester.get().cloned(),
-            request_id: id.to_owned(),
-            operation: format!("{door}.{}.{about}", self.method),
-            key: (!key.is_empty()).then(|| key.to_owned()),
-            request: self.request,
-            status: head.status,
-            error_code: is_error.then(|| code.to_owned()),
-            object_bytes: whole.or(length).filter(|_| !is_error),
-            referer: self.referer,
-            user_agent: self.user_agent,
-            version_id: version.map(str::to_owned),
-            host: self.host,
-            is_signed: self.is_signed,
-            is_presigned: names().any(|name| name == "X-Amz-Signature"),
-        }
-    }
-}
-
-/// A request to be written down when its answer is sent.
-struct Logged {
-    logs: AccessLogs,
-    access: Arc<BucketAccess>,
-    line: Line,
-    turn_around: Duration,
-}
-
-/// Whether an error is a website's page already.
-fn is_page(head: &http::response::Parts) -> bool {
-    head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() != b"application/xml")
-}
-
-/// The name under which a request came.
-fn host_of<'r>(headers: &'r HeaderMap, uri: &'r Uri) -> Option<&'r str> {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    host.or_else(|| uri.authority().map(|authority| authority.as_str()))
-}
-
-/// Where an object is, as who sent the request would write it.
-pub(super) fn location(
-    headers: &HeaderMap,
-    uri: &Uri,
-    extensions: &Extensions,
-    bucket: &str,
-    key: &str,
-) -> String {
-    let host = host_of(headers, uri).unwrap_or_default();
-    let scheme = if extensions.get::<Peer>().is_some_and(|peer| peer.is_tls) { "https" } else { "http" };
-    let is_virtual = host.strip_prefix(bucket).is_some_and(|rest| rest.starts_with('.'));
-    let bucket = if is_virtual { String::new() } else { format!("/{bucket}") };
-    let key = key.split('/').map(|part| form_urlencoded::byte_serialize(part.as_bytes()).collect::<String>());
-    format!("{scheme}://{host}{bucket}/{}", key.collect::<Vec<_>>().join("/").replace('+', "%20"))
-}
-
-/// The body of an answer, which counts as under way until it is sent.
-pub(super) struct Answer {
-    body: s3s::Body,
-    begun: Instant,
-    operation: String,
-    sent: u64,
-    logged: Option<Logged>,
-    _permit: Option<OwnedSemaphorePermit>,
-    _busy: Busy,
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if let Some(Logged { logs, access, line, turn_around }) = self.logged.take() {
-            logs.add(&access, &line, self.sent, self.begun.elapsed(), turn_around);
-        }
-        let operation = std::mem::take(&mut self.operation);
-        metrics::histogram!(names::GATEWAY_REQUEST_SECONDS, "door" => "s3", "operation" => operation)
-            .record(self.begun.elapsed());
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = StdError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame {
-            self.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        Body::size_hint(&self.body)
-    }
 }
 
 struct Auth(Guard);
@@ -980,133 +571,9 @@ impl S3Route for Beside {
     }
 }
 
-/// `bucket.domain` names a bucket; every other host is path-style.
-#[derive(Clone)]
-struct Hosts {
-    /// Each with its leading dot.
-    suffixes: Vec<String>,
-}
-
-impl Hosts {
-    /// The bucket that a request names, by host or by path.
-    fn bucket(&self, headers: &HeaderMap, uri: &Uri) -> Option<String> {
-        let named = host_of(headers, uri)
-            .and_then(|host| self.parse_host_header(host).ok()?.bucket().map(str::to_owned));
-        let of_path = || uri.path().split('/').nth(1).filter(|name| !name.is_empty()).map(str::to_owned);
-        named.or_else(of_path)
-    }
-}
-
-impl Hosts {
-    /// Whether the path names a key in the bucket.
-    fn names_key(&self, headers: &HeaderMap, uri: &Uri) -> bool {
-        let path = uri.path().trim_start_matches('/');
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let host = host.or_else(|| uri.authority().map(|authority| authority.as_str()));
-        let is_in_host = host
-            .and_then(|host| self.parse_host_header(host).ok())
-            .is_some_and(|host| host.bucket().is_some());
-        let key = if is_in_host { path } else { path.split_once('/').map_or("", |(_, key)| key) };
-        !key.is_empty()
-    }
-}
-
-impl S3Host for Hosts {
-    fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let bucket = self.suffixes.iter().find_map(|suffix| {
-            let at =
-                name.len().checked_sub(suffix.len()).filter(|&at| at > 0 && name.is_char_boundary(at))?;
-            name[at..].eq_ignore_ascii_case(suffix).then(|| name[..at].to_ascii_lowercase())
-        });
-        let host = VirtualHost::new(host);
-        Ok(match bucket {
-            Some(bucket) => host.with_bucket(bucket),
-            None => host,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> http::request::Parts {
-        let request = Request::builder().method(method).uri(uri);
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        request.body(()).unwrap().into_parts().0
-    }
-
-    #[test]
-    fn a_label_before_a_domain_is_a_bucket() {
-        let hosts = Hosts { suffixes: vec![".s3.example.com".into(), ".pool.lan".into()] };
-        let bucket = |host| hosts.parse_host_header(host).unwrap().bucket().map(str::to_owned);
-        assert_eq!(bucket("photos.s3.example.com"), Some("photos".into()));
-        assert_eq!(bucket("Photos.S3.example.com:9000"), Some("photos".into()));
-        assert_eq!(bucket("my.photos.pool.lan"), Some("my.photos".into()));
-        for path_style in
-            ["s3.example.com", ".s3.example.com", "localhost:9000", "[::1]:9000", "gateway-3", "é.lan"]
-        {
-            assert_eq!(bucket(path_style), None, "{path_style}");
-        }
-    }
-
-    #[test]
-    fn what_is_refused_before_it_is_parsed() {
-        let now = Timestamp(1_700_000_000_000);
-        let code = |mut head: http::request::Parts| {
-            refuse_early(&mut head, now).err().map(|error| error.code().as_str().to_owned())
-        };
-        let date = ("date", "Tue, 14 Nov 2023 22:13:20 GMT");
-        let v4 = "AWS4-HMAC-SHA256 Credential=x/y, SignedHeaders=host, Signature=z";
-        for (authorization, expected) in [
-            ("AWS AK:sig", None),
-            ("AWS AK", Some("InvalidArgument")),
-            ("", Some("AccessDenied")),
-            ("Basic YTpi", Some("InvalidArgument")),
-            (v4, None),
-            ("AWS4-HMAC-SHA256 Credential=x", Some("AuthorizationHeaderMalformed")),
-            ("AWS4-ECDSA-P256-SHA256 Credential=x", Some("NotImplemented")),
-        ] {
-            let head = head("GET", "/", &[("authorization", authorization), date]);
-            assert_eq!(code(head).as_deref(), expected, "{authorization}");
-        }
-        assert_eq!(code(head("GET", "/", &[("authorization", v4)])), Some("AccessDenied".into()));
-        for (seconds, expected) in [
-            ("0", "AccessDenied"),
-            ("-1", "AccessDenied"),
-            ("604801", "AuthorizationQueryParametersError"),
-            ("", "AuthorizationQueryParametersError"),
-            ("99999999999999999999", "AuthorizationQueryParametersError"),
-        ] {
-            let uri = format!("/b/k?X-Amz-Expires={seconds}");
-            assert_eq!(code(head("GET", &uri, &[])).as_deref(), Some(expected), "{seconds}");
-        }
-        assert_eq!(code(head("GET", "/b/k?X-Amz-Expires=604800", &[])), None);
-    }
-
-    #[test]
-    fn an_errors_xml_is_completed() {
-        let asked = |resource| Asked { resource, bucket: Some("b"), id: "ID", host: "HOST" };
-        let error = s3_error!(NoSuchKey, "It has <no> such key & never had.");
-        let (mut head, body) = error.to_http_response().unwrap().into_parts();
-        let body = reword(&mut head, &body, &Notes::default(), &asked("/b/a&b%20%01+%"));
-        assert_eq!(
-            String::from_utf8_lossy(&body.bytes().unwrap()),
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>NoSuchKey</Code>\
-             <Message>It has &lt;no&gt; such key &amp; never had.</Message><Key>a&amp;b \u{FFFD}+%</Key>\
-             <Resource>/b/a&amp;b%20%01+%</Resource><RequestId>ID</RequestId><HostId>HOST</HostId></Error>"
-        );
-        let (mut head, body) = s3_error!(NoSuchBucket).to_http_response().unwrap().into_parts();
-        let body = reword(&mut head, &body, &Notes::default(), &asked("/b/k"));
-        assert!(contains(&body.bytes().unwrap(), b"<BucketName>b</BucketName>"));
-        let (mut head, body) = s3_error!(SignatureDoesNotMatch).to_http_response().unwrap().into_parts();
-        let body = reword(&mut head, &body, &Notes::default(), &asked("/"));
-        assert!(contains(&body.bytes().unwrap(), b"<Message>The request signature we calculated"));
-    }
 
     #[test]
     fn a_fault_has_a_message() {

@@ -1,5 +1,7 @@
 //! S3's subresources: which a method has, so that none is taken for the bucket or the object itself.
 
+use std::borrow::Cow;
+
 use http::Method;
 use s3s::{S3Error, s3_error};
 
@@ -71,6 +73,11 @@ const MISSING: [&str; 6] = [
     "renameObject",
 ];
 
+/// Names of a query's parameters, as they are meant: `%61cl` is `acl`.
+pub(super) fn names(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name)
+}
+
 /// Why a request's query is not one of its method's.
 pub(super) fn misplaced(method: &Method, query: &str, is_object: bool) -> Option<S3Error> {
     let letter = match *method {
@@ -80,9 +87,9 @@ pub(super) fn misplaced(method: &Method, query: &str, is_object: bool) -> Option
         Method::DELETE => 'D',
         _ => return None,
     };
-    let names = || query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+    let names = || names(query);
     let has = |wanted: &str| names().any(|name| name == wanted);
-    if names().any(|name| MISSING.contains(&name)) || (is_object && letter == 'U' && has("encryption")) {
+    if names().any(|name| MISSING.contains(&&*name)) || (is_object && letter == 'U' && has("encryption")) {
         return Some(s3_error!(
             NotImplemented,
             "A header or query you provided implies functionality that is not implemented."
@@ -99,7 +106,7 @@ pub(super) fn misplaced(method: &Method, query: &str, is_object: bool) -> Option
         known.is_none_or(|(_, bucket, object)| if is_object { object } else { bucket }.contains(letter))
     };
     let lacks_number = is_object && letter == 'U' && has("uploadId") && !has("partNumber");
-    (lacks_number || !names().all(is_known))
+    (lacks_number || !names().all(|name| is_known(&name)))
         .then(|| s3_error!(MethodNotAllowed, "The specified method is not allowed against this resource."))
 }
 
@@ -119,6 +126,8 @@ mod tests {
             (Method::PUT, "uploadId=1", true),
             (Method::PUT, "location=", false),
             (Method::GET, "uploads", true),
+            (Method::DELETE, "%6c%6Fgging", false),
+            (Method::PUT, "upload%49d=1", true),
             (Method::POST, "versions", false),
         ] {
             assert_eq!(code(method, query, is_object).as_deref(), Some("MethodNotAllowed"), "{query}");

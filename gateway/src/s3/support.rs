@@ -42,7 +42,10 @@ const LIMITS: [(&str, &str); 26] = [
     ("PostObject", "5 GiB; 64 KiB of fields before the file"),
     ("PutBucketAcl", "100 grants; not to e-mail addresses (`UnresolvableGrantByEmailAddress`)"),
     ("PutBucketCors", "100 rules, one wildcard in each origin and header"),
-    ("PutBucketEncryption", "one rule; keys of the tenant's store (`makai kms`); contexts are not taken"),
+    (
+        "PutBucketEncryption",
+        "one rule; keys of the tenant's store (`makai kms`); bucket keys are echoed, and change nothing; contexts are not taken",
+    ),
     (
         "PutBucketLifecycleConfiguration",
         "1,000 rules; transitions to `STANDARD_IA`, `ONEZONE_IA`, `INTELLIGENT_TIERING`, `GLACIER_IR` change the name alone: bytes stay as they are; other classes are refused",
@@ -50,9 +53,12 @@ const LIMITS: [(&str, &str); 26] = [
     ("PutBucketLogging", "to a bucket of the same tenant; `TargetGrants` are `NotImplemented` (501)"),
     (
         "PutBucketNotificationConfiguration",
-        "to webhooks, named `arn:makai:webhook:::URL`; 100 rules; no EventBridge; what mounts change is not told",
+        "to webhooks, named `arn:makai:webhook:::URL`; 100 rules; no EventBridge; what mounts change is told as puts and deletions",
     ),
-    ("PutBucketPolicy", "20 KiB; conditions of every operator and policy variables"),
+    (
+        "PutBucketPolicy",
+        "20 KiB; conditions of every operator and policy variables; accounts (by number), users and roles that are named must exist",
+    ),
     (
         "PutBucketReplication",
         "to targets that an operator gives (`makai replication-target`); no existing objects, owner change, KMS or time control",

@@ -333,6 +333,7 @@ impl Inner {
                     let node = self.node(ino)?;
                     node.attr.size = node.attr.size.max(*size);
                 }
+                Edit::Finish => {}
                 Edit::Copy { from, from_offset, offset, length } => {
                     let data = self.node(from.ino.0)?.read(*from_offset, *length);
                     self.node(ino)?.write(*offset, &data);
@@ -461,8 +462,9 @@ impl Inner {
                 Ok(Done::default())
             }
             Operation::Lease { directory, is_wanted: false } => {
-                self.leased.remove(&directory);
-                Ok(Done::default())
+                let was_leased = self.leased.remove(&directory);
+                let attr = self.node(directory.0).ok().filter(|_| was_leased).map(|node| node.attr);
+                Ok(Done { attr, ..Done::default() })
             }
         }
     }

@@ -1,16 +1,16 @@
 //! A whole pool in this process: the real door, objects, coding and state machine, over facts and disks in memory.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::placement::default_scheme;
 use makai_erasure::stripe::{PeerError, ShardFooter, ShardHeader, ShardPeers, ShardSink};
-use makai_erasure::{DiskId, NodeId, PgId, ShardKey};
+use makai_erasure::{BlobId, DiskId, NodeId, PgId, ShardKey};
 use makai_gateway::identity::{Identity, PURPOSE_SECRET, new_tenant_key, seal_secret};
 use makai_gateway::objects::{Objects, ObjectsOptions};
 use makai_gateway::s3::{S3Door, S3DoorConfig, ServeError, serve};
@@ -18,6 +18,7 @@ use makai_raft::facts::Timestamp;
 use makai_raft::facts::cluster::{Disk, Group, Node, Role, Standing};
 use makai_raft::facts::command::{Batch, Command, Envelope, Reply};
 use makai_raft::facts::identity::{IdentityCommand, User};
+use makai_raft::facts::object::Blob;
 use makai_raft::facts::query::{Answer, Query};
 use makai_raft::facts::tenant::{AccessKey, TenantId};
 use makai_raft::handle::{MetaError, Metadata};
@@ -63,14 +64,30 @@ impl Metadata for Facts {
 
 type Shards = Arc<Mutex<HashMap<(DiskId, ShardKey), (Bytes, ShardFooter)>>>;
 
-struct Disks {
+pub struct Disks {
     shards: Shards,
+    /// How long a shard takes to be durable.
+    sync: Mutex<Duration>,
+    /// Of each disk, how many of the next shards it refuses.
+    refusals: Mutex<HashMap<DiskId, u32>>,
+}
+
+impl Disks {
+    /// The disk with this number refuses as many of the next shards.
+    pub fn refuse(&self, number: u8, shards: u32) {
+        self.refusals.lock().unwrap().insert(DiskId([number; 16]), shards);
+    }
+
+    pub fn shard_count(&self) -> usize {
+        self.shards.lock().unwrap().len()
+    }
 }
 
 struct Sink {
     shards: Shards,
     at: (DiskId, ShardKey),
     bytes: Vec<u8>,
+    sync: Duration,
 }
 
 #[async_trait]
@@ -81,6 +98,9 @@ impl ShardSink for Sink {
     }
 
     async fn finish(self: Box<Self>, footer: ShardFooter) -> Result<(), PeerError> {
+        if !self.sync.is_zero() {
+            tokio::time::sleep(self.sync).await;
+        }
         self.shards.lock().unwrap().insert(self.at, (self.bytes.into(), footer));
         Ok(())
     }
@@ -89,8 +109,12 @@ impl ShardSink for Sink {
 #[async_trait]
 impl ShardPeers for Disks {
     async fn put(&self, disk: DiskId, header: ShardHeader) -> Result<Box<dyn ShardSink>, PeerError> {
-        let shards = Arc::clone(&self.shards);
-        Ok(Box::new(Sink { shards, at: (disk, header.key), bytes: Vec::new() }))
+        if let Some(left) = self.refusals.lock().unwrap().get_mut(&disk).filter(|left| **left > 0) {
+            *left -= 1;
+            return Err(PeerError::Unreachable("it is slow to answer".into()));
+        }
+        let (shards, sync) = (Arc::clone(&self.shards), *self.sync.lock().unwrap());
+        Ok(Box::new(Sink { shards, at: (disk, header.key), bytes: Vec::new(), sync }))
     }
 
     async fn read(&self, disk: DiskId, key: ShardKey, offset: u64, len: u64) -> Result<Bytes, PeerError> {
@@ -126,6 +150,7 @@ pub struct Pool {
     pub other_secret_key: String,
     pub identity: Identity,
     pub objects: Objects,
+    pub disks: Arc<Disks>,
     pub shutdown: CancellationToken,
     facts: Arc<Facts>,
     /// Ends when the door has closed.
@@ -156,8 +181,10 @@ impl Pool {
             map.update(read);
         }
         let identity = Identity::new(facts.clone(), CLUSTER_KEY);
-        let peers = Arc::new(Disks { shards: Shards::default() });
-        let objects = Objects::new(facts.clone(), peers, map, identity.clone(), Arc::new(now), options);
+        let disks =
+            Arc::new(Disks { shards: Shards::default(), sync: Mutex::default(), refusals: Mutex::default() });
+        let objects =
+            Objects::new(facts.clone(), disks.clone(), map, identity.clone(), Arc::new(now), options);
         let door = S3Door::new(objects.clone(), identity.clone(), config).unwrap();
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -172,6 +199,7 @@ impl Pool {
             other_secret_key: secret("two"),
             identity,
             objects,
+            disks,
             shutdown,
             facts,
             served,
@@ -180,6 +208,27 @@ impl Pool {
 }
 
 impl Pool {
+    /// Disks whose fsync takes so long, from the next shard on.
+    pub fn set_sync(&self, sync: Duration) {
+        *self.disks.sync.lock().unwrap() = sync;
+    }
+
+    /// The blobs that versions name.
+    pub async fn blobs(&self) -> Vec<Blob> {
+        let mut blobs = Vec::new();
+        for pg in 1..=3 {
+            let query = Query::BlobsOfGroup { pg: PgId(pg), after_sequence: 0, entries_max: 1000 };
+            let Answer::Blobs(found) = self.facts.query(query).await.unwrap() else { panic!("blobs") };
+            blobs.extend(found);
+        }
+        blobs
+    }
+
+    /// The blobs that disks hold shards of.
+    pub fn written(&self) -> BTreeSet<BlobId> {
+        self.disks.shards.lock().unwrap().keys().map(|(_, key)| key.blob).collect()
+    }
+
     /// Gives a user of the first tenant these policies and the key `access_key`; returns the key's secret.
     #[allow(dead_code, reason = "not every test that shares this pool has users")]
     pub async fn put_user(&self, name: &str, access_key: &str, policies: Vec<(String, String)>) -> String {

@@ -116,7 +116,8 @@ impl Request<'_> {
         self
     }
 
-    pub async fn send(mut self) -> Answer {
+    /// As it stands on the wire.
+    pub fn into_bytes(mut self) -> Vec<u8> {
         let has_body = self.method != "HEAD";
         self.headers.entry("host".into()).or_insert_with(|| self.client.pool.address.to_string());
         if self.method != "GET" && has_body {
@@ -140,10 +141,13 @@ impl Request<'_> {
             head += &format!("{name}: {value}\r\n");
         }
         head += "connection: close\r\n\r\n";
-        let mut stream = TcpStream::connect(pool.address).await.unwrap();
-        stream.write_all(head.as_bytes()).await.unwrap();
+        [head.into_bytes(), self.body].concat()
+    }
+
+    pub async fn send(self) -> Answer {
+        let mut stream = TcpStream::connect(self.client.pool.address).await.unwrap();
         // A refused request's connection may close before all is sent.
-        let _ = stream.write_all(&self.body).await;
+        let _ = stream.write_all(&self.into_bytes()).await;
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.unwrap();
         let all = String::from_utf8_lossy(&all).into_owned();

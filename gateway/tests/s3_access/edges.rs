@@ -131,6 +131,18 @@ async fn sigv2_is_taken_while_its_date_is_of_now() {
     assert_eq!(send(&now, "wrong").await.said(), (403, "SignatureDoesNotMatch"));
     assert_eq!(send("Tue, 07 Jul 2020 21:53:04 GMT", &secret).await.said(), (403, "RequestTimeTooSkewed"));
     assert_eq!(send("Bad Date", &secret).await.said(), (403, "AccessDenied"));
+
+    // A bucket is signed with a slash behind it, also in a link.
+    let expires = crate::pool::now().0 / 1000 + 60;
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
+    for (path, status) in [("/bucket", 200), ("/bucket/", 200), ("/other", 403)] {
+        let signature = hmac::sign(&key, format!("GET\n\n\n{expires}\n/bucket/").as_bytes());
+        let signature: String =
+            form_urlencoded::byte_serialize(BASE64_STANDARD.encode(signature).as_bytes()).collect();
+        let access_key = &client.pool.access_key;
+        let link = format!("{path}?AWSAccessKeyId={access_key}&Expires={expires}&Signature={signature}");
+        assert_eq!(client.get(&link).by(By::Nobody).send().await.status, status, "{path}");
+    }
 }
 
 #[tokio::test]
@@ -251,4 +263,15 @@ async fn an_object_has_a_checksum_that_nobody_sent() {
     // CRC-64/NVME's check value, ae8b14860a799888.
     assert_eq!(read.header("x-amz-checksum-crc64nvme"), Some("rosUhgp5mIg="));
     assert_eq!(read.header("x-amz-checksum-type"), Some("FULL_OBJECT"));
+}
+
+#[tokio::test]
+async fn a_percent_sign_that_is_no_escape_is_no_name() {
+    let client = Client::start().await;
+    for by in [By::One, By::Nobody] {
+        for path in ["/bucket/%zz", "/bucket/100%", "/bucket/%4", "/%", "/bucket/a%2"] {
+            assert_eq!(client.get(path).by(by).send().await.said(), (400, "InvalidURI"), "{path}");
+        }
+    }
+    assert_eq!(client.get("/bucket/100%25").send().await.said(), (404, "NoSuchKey"));
 }

@@ -7,6 +7,7 @@ use md5::{Digest as _, Md5};
 use crate::client::{Client, Request};
 
 const CUSTOMER: &str = "x-amz-server-side-encryption-customer";
+const BUCKET_KEY: &str = "x-amz-server-side-encryption-bucket-key-enabled";
 const SOURCE: &str = "x-amz-copy-source-server-side-encryption-customer";
 
 fn with_key<'c>(request: Request<'c>, prefix: &str, key: [u8; 32]) -> Request<'c> {
@@ -145,6 +146,59 @@ async fn answers_say_what_was_asked_for_and_the_bucket_has_a_default() {
     assert_eq!(client.delete("/bucket?encryption").send().await.status, 204);
     client.put("/bucket/new").body("x").send().await;
     assert_eq!(said(&client.get("/bucket/new").send().await), (None, None));
+}
+
+/// Whom a request or its bucket's default gives a bucket key, and what of both counts: the request.
+#[tokio::test]
+async fn bucket_keys_are_echoed_to_whom_asked_for_them() {
+    let client = Client::start().await;
+    fn asking<'c>(request: Request<'c>, (method, bucket_key): (&str, Option<&str>)) -> Request<'c> {
+        let request = match method {
+            "" => request,
+            method => request.header("x-amz-server-side-encryption", method),
+        };
+        bucket_key.into_iter().fold(request, |request, value| request.header(BUCKET_KEY, value))
+    }
+    let echoed = |answer: &crate::client::Answer| answer.header(BUCKET_KEY).map(str::to_owned);
+    // The default's and the request's method and bucket key, and whether there is one.
+    for (default, request, expected) in [
+        (None, ("aws:kms", None), false),
+        (None, ("aws:kms", Some("true")), true),
+        (None, ("AES256", Some("true")), false),
+        (Some(("aws:kms", true)), ("", None), true),
+        (Some(("aws:kms", true)), ("aws:kms", None), true),
+        (Some(("aws:kms", true)), ("aws:kms", Some("false")), false),
+        (Some(("aws:kms", true)), ("AES256", None), false),
+        (Some(("aws:kms", false)), ("", None), false),
+    ] {
+        client.delete("/bucket?encryption").send().await;
+        if let Some((algorithm, has_bucket_key)) = default {
+            let xml = format!(
+                "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>{algorithm}\
+                 </SSEAlgorithm></ApplyServerSideEncryptionByDefault><BucketKeyEnabled>{has_bucket_key}\
+                 </BucketKeyEnabled></Rule></ServerSideEncryptionConfiguration>"
+            );
+            assert_eq!(client.put("/bucket?encryption").body(xml).send().await.said(), (200, ""));
+            let shown = client.get("/bucket?encryption").send().await.body;
+            assert!(
+                shown.contains(&format!("<BucketKeyEnabled>{has_bucket_key}</BucketKeyEnabled>")),
+                "{shown}"
+            );
+        }
+        let expected = expected.then(|| "true".to_owned());
+        let case = format!("{default:?} {request:?}");
+        let put = asking(client.put("/bucket/key"), request).body("x").send().await;
+        assert_eq!((put.status, echoed(&put)), (200, expected.clone()), "put: {case}");
+        let head = client.request("HEAD", "/bucket/key").send().await;
+        assert_eq!((head.status, echoed(&head)), (200, expected.clone()), "head: {case}");
+        let copy = asking(client.put("/bucket/copy"), request)
+            .header("x-amz-copy-source", "/bucket/key")
+            .send()
+            .await;
+        assert_eq!((copy.status, echoed(&copy)), (200, expected.clone()), "copy: {case}");
+        let upload = asking(client.request("POST", "/bucket/parts?uploads"), request).send().await;
+        assert_eq!((upload.status, echoed(&upload)), (200, expected), "upload: {case}");
+    }
 }
 
 #[tokio::test]

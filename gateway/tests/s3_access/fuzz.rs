@@ -1,4 +1,6 @@
 //! The door as a whole, given anything: it answers every request, and never says that the fault is its own.
+//!
+//! `MAKAI_FUZZ_SECONDS=N` gives each test N seconds, with other dice each time.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -13,6 +15,8 @@ use crate::client::{By, Client};
 const SIGNED: usize = 600;
 /// Runs of bytes that are no requests, or hardly.
 const RAW: usize = 200;
+/// Requests as clients send them, damaged on their way.
+const DAMAGED: usize = 400;
 
 const QUERIES: [&str; 40] = [
     "acl",
@@ -131,7 +135,22 @@ const BODIES: [&str; 18] = [
 
 /// The same requests in every run.
 fn runner() -> TestRunner {
-    TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+    match seconds() {
+        None => TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+        Some(_) => TestRunner::default(),
+    }
+}
+
+fn seconds() -> Option<u64> {
+    std::env::var("MAKAI_FUZZ_SECONDS").ok()?.parse().ok()
+}
+
+/// Counts up to `count`, or for as long as was asked for.
+#[expect(clippy::disallowed_methods, reason = "how long a person lets it run")]
+fn rounds(count: usize) -> impl Iterator<Item = usize> {
+    let until =
+        seconds().map(|seconds| tokio::time::Instant::now() + std::time::Duration::from_secs(seconds));
+    (0..).take_while(move |round| until.map_or(*round < count, |until| tokio::time::Instant::now() < until))
 }
 
 #[tokio::test]
@@ -148,7 +167,7 @@ async fn no_signed_request_is_the_doors_own_fault() {
         select(vec![By::One, By::One, By::Two, By::Nobody]),
     );
     let mut said = std::collections::BTreeMap::new();
-    for number in 0..SIGNED {
+    for number in rounds(SIGNED) {
         let request = requests.new_tree(&mut runner).unwrap().current();
         let (method, path, queries, headers, body, by) = request.clone();
         // What is made before gives later requests something to meet.
@@ -180,17 +199,64 @@ async fn no_bytes_take_the_door_down() {
         (line, head, "[ -~]{0,40}")
             .prop_map(|(line, head, rest)| format!("{line}\r\n{head}\r\n{rest}").into_bytes()),
     ];
-    for _ in 0..RAW {
+    for _ in rounds(RAW) {
         let bytes = texts.new_tree(&mut runner).unwrap().current();
-        let mut stream = TcpStream::connect(client.pool.address).await.unwrap();
-        // The door may hang up before all is sent.
-        let _ = stream.write_all(&bytes).await;
-        let _ = stream.shutdown().await;
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
-        let answer = String::from_utf8_lossy(&answer);
-        let is_own_fault = answer.starts_with("HTTP/1.1 5") && !answer.starts_with("HTTP/1.1 501");
-        assert!(!is_own_fault, "{:?}: {answer}", String::from_utf8_lossy(&bytes));
+        check_answer(&client, &bytes).await;
+    }
+    assert_eq!(client.get("/bucket").send().await.status, 200);
+}
+
+/// Sends bytes and the end of them; the answer, if there is one, finds no fault with the door.
+async fn check_answer(client: &Client, bytes: &[u8]) {
+    let mut stream = TcpStream::connect(client.pool.address).await.unwrap();
+    // The door may hang up before all is sent.
+    let _ = stream.write_all(bytes).await;
+    let _ = stream.shutdown().await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    let is_own_fault = answer.starts_with("HTTP/1.1 5") && !answer.starts_with("HTTP/1.1 501");
+    assert!(!is_own_fault, "{:?}: {answer}", String::from_utf8_lossy(bytes));
+}
+
+#[tokio::test]
+async fn no_damaged_request_is_the_doors_own_fault() {
+    let client = Client::start().await;
+    client.put("/bucket/k").body("x").send().await;
+    let mut runner = runner();
+    let what = (
+        select(vec!["GET", "PUT", "POST", "DELETE", "HEAD"]),
+        select(vec!["/bucket", "/bucket/k", "/"]),
+        select(QUERIES.to_vec()),
+        proptest::collection::btree_map(select(HEADERS.to_vec()), select(VALUES.to_vec()), 0..3),
+        select(BODIES.to_vec()),
+        // Where it is damaged, how, and with what.
+        proptest::collection::vec((any::<proptest::sample::Index>(), 0..5u8, any::<u8>()), 1..4),
+    );
+    for _ in rounds(DAMAGED) {
+        let (method, path, query, headers, body, damage) = what.new_tree(&mut runner).unwrap().current();
+        let mut request = client.request(method, &format!("{path}?{query}"));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let mut bytes = request.body(body).into_bytes();
+        for (place, how, with) in damage {
+            let at = place.index(bytes.len());
+            match how {
+                0 => bytes[at] ^= 1 << (with % 8),
+                1 => bytes[at] = with,
+                2 => bytes.insert(at, with),
+                3 => _ = bytes.drain(at..(at + usize::from(with)).min(bytes.len())),
+                _ => {
+                    let again = bytes[at..(at + usize::from(with)).min(bytes.len())].to_vec();
+                    bytes.splice(at..at, again);
+                }
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        check_answer(&client, &bytes).await;
     }
     assert_eq!(client.get("/bucket").send().await.status, 200);
 }

@@ -256,6 +256,41 @@ async fn policies_that_are_none_are_refused_and_change_nothing() {
     assert_eq!(client.get("/bucket?policy").by(By::Nobody).send().await.said(), (403, "AccessDenied"));
 }
 
+/// Who is named must exist; a tenant's name may be given to it later.
+#[tokio::test]
+async fn policies_name_nobody_who_does_not_exist() {
+    let client = Client::start().await;
+    client.pool.put_user("ann", "AKANNAKANNAKANNAKANN", Vec::new()).await;
+    let nobody = format!("{:064x}", 99);
+    for (principal, is_known) in [
+        (json!({ "AWS": "000000000002" }), true),
+        (json!({ "AWS": "arn:aws:iam::000000000001:user/ann" }), true),
+        (json!({ "AWS": "arn:aws:iam::one:user/division/ann" }), true),
+        (json!({ "AWS": "arn:aws:iam::three:root" }), true),
+        (json!({ "Service": "logging.s3.amazonaws.com" }), true),
+        (json!({ "CanonicalUser": crate::client::TWO }), true),
+        (json!({ "AWS": ["arn:aws:iam::000000000002:root", "*"] }), true),
+        (json!({ "AWS": "000000000099" }), false),
+        (json!({ "AWS": ["000000000002", "000000000099"] }), false),
+        (json!({ "AWS": "arn:aws:iam::000000000099:root" }), false),
+        (json!({ "AWS": "arn:aws:iam::000000000001:user/bob" }), false),
+        (json!({ "AWS": "arn:aws:iam::000000000002:user/ann" }), false),
+        (json!({ "AWS": "arn:aws:iam::one:user/bob" }), false),
+        (json!({ "AWS": "arn:aws:iam::000000000001:role/reader" }), false),
+        (json!({ "AWS": "arn:aws:sts::000000000001:assumed-role/reader/me" }), false),
+        (json!({ "CanonicalUser": nobody }), false),
+    ] {
+        for effect in ["Allow", "Deny"] {
+            let all = json!("arn:aws:s3:::bucket/*");
+            let text = policy(&[statement(effect, principal.clone(), json!("s3:GetObject"), all)]);
+            let answer = client.set_policy(&text).await;
+            let expected = if is_known { (204, "") } else { (400, "MalformedPolicy") };
+            assert_eq!(answer.said(), expected, "{text}");
+            assert_eq!(answer.body.contains("Invalid principal in policy"), !is_known, "{}", answer.body);
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_shut_to_the_public_stays_shut() {
     let client = Client::start().await;

@@ -54,6 +54,7 @@ async fn a_user_may_what_its_policies_say_and_no_more() {
 #[tokio::test]
 async fn a_buckets_policy_names_users() {
     let client = with_ann(Vec::new()).await;
+    client.pool.put_user("bob", "AKBOBAKBOBAKBOBAKBOB", Vec::new()).await;
     assert_eq!(client.get("/bucket/key").by(ANN).send().await.status, 403);
     let allow = |principal: Value, effect: &str| {
         json!({ "Statement": [{ "Effect": effect, "Principal": principal, "Action": "s3:GetObject",

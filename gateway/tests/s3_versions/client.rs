@@ -53,7 +53,7 @@ pub fn elements(xml: &str, name: &str) -> Vec<String> {
 
 /// A pool and the way to it.
 pub struct Client {
-    pool: Pool,
+    pub pool: Pool,
 }
 
 impl Client {

@@ -8,4 +8,5 @@ mod client;
 mod lifecycle;
 mod lock;
 mod objects;
+mod packs;
 mod versions;

@@ -8,7 +8,7 @@ use makai_raft::facts::jobs::{self, AssignedTask, AttemptId, End, Published, Sta
 use tokio::sync::watch;
 
 use super::publish::Publish;
-use super::stage::{Stage, StageError};
+use super::stage::{Code, Given, Stage, StageError};
 use super::{Agent, name_of, remove_folder, words};
 use crate::runner::{Attempt, End as RunEnd, GpuLevel, Outcome, RunError};
 
@@ -46,13 +46,17 @@ pub async fn drive(
     };
     match started {
         Ok(attempt) => {
-            if let Some(known) = agent.lock().get_mut(&id) {
+            if let Some(known) = agent.lock().by_id.get_mut(&id) {
                 known.attempt = Some(Arc::clone(&attempt));
             }
-            let mut telling = revoked.clone();
+            let told = if task.is_running { None } else { agent.starts.tell(id) };
             let running = async {
-                tell_running(agent, &task, &mut telling).await;
-                attempt.wait().await
+                let outcome = attempt.wait().await;
+                if let Some(mut told) = told {
+                    // Who tells it is there as long as this is.
+                    _ = told.wait_for(|is_told| *is_told).await;
+                }
+                outcome
             };
             let outcome = tokio::select! {
                 outcome = running => Some(outcome),
@@ -97,18 +101,16 @@ async fn start(
         }
     }
     let bytes_max = task.spec.resources.scratch_bytes;
-    let mut stage = Stage { agent, attempt: id, revoked, bytes_in: 0, bytes_max };
-    let code = match stage.code(&task.spec.work).await {
-        Ok(code) => stage.inputs(task, &input).await.map(|()| code),
-        Err(error) => Err(error),
-    };
+    let mut stage = Stage { agent, attempt: id, tenant: task.tenant, revoked, bytes_in: 0, bytes_max };
+    let staged = stage_all(&mut stage, task, &input).await;
     let bytes_in = stage.bytes_in;
     let ended = |end| Over::Ended { end, bytes_in };
-    let code = code.map_err(|error| match end_of(error) {
+    let (code, given) = staged.map_err(|error| match end_of(error) {
         Some(end) => ended(end),
         None => Over::Revoked,
     })?;
-    let spec = words::spec_of(task, code, &input, &output).map_err(|error| ended(end_of_run(&error)))?;
+    let spec =
+        words::spec_of(task, code, &given, &input, &output).map_err(|error| ended(end_of_run(&error)))?;
     let noted = tokio::fs::write(folder.join(STAGED_BYTES), bytes_in.to_string()).await;
     if let Err(error) = noted {
         tracing::warn!(attempt = %id, %error, "after a restart, the bytes of its inputs are not known");
@@ -117,18 +119,24 @@ async fn start(
     Ok((Arc::from(attempt), bytes_in))
 }
 
+async fn stage_all(
+    stage: &mut Stage<'_>,
+    task: &AssignedTask,
+    input: &Path,
+) -> Result<(Code, Given), StageError> {
+    let code = stage.code(&task.spec.work).await?;
+    stage.inputs(task, input).await?;
+    let given = match &task.spec.each {
+        Some(each) => stage.each(each, input).await?,
+        None => Given::default(),
+    };
+    Ok((code, given))
+}
+
 /// What the agent that started the attempt noted of its inputs.
 async fn staged_bytes(folder: &Path) -> u64 {
     let text = tokio::fs::read_to_string(folder.join(STAGED_BYTES)).await.unwrap_or_default();
     text.trim().parse().unwrap_or(0)
-}
-
-/// Says that the attempt runs; that it has ended says so too, so nobody waits for this.
-async fn tell_running(agent: &Agent, task: &AssignedTask, revoked: &mut watch::Receiver<bool>) {
-    if !task.is_running {
-        let request = Request::Start { attempts: vec![task.attempt] };
-        let _ = agent.ask(task.attempt, request, revoked).await;
-    }
 }
 
 /// Publishes what the attempt left and reports it, until that counts or cannot.
@@ -143,7 +151,7 @@ async fn report(
 ) {
     let id = task.attempt;
     // What this machine ended has the end that it was ended for.
-    let because = agent.lock().get(&id).and_then(|known| known.because.clone());
+    let because = agent.lock().by_id.get(&id).and_then(|known| known.because.clone());
     let Some(end) = end_of_outcome(&outcome).or(because) else { return };
     let mut usage = usage_of(&outcome, bytes_in);
     for _ in 0..PUBLISHED_ANEW_MAX {

@@ -11,7 +11,11 @@
 //! | `stage`   | image and inputs out of the pool, into folders                       |
 //! | `publish` | outputs and log into the pool                                        |
 //! | `cache`   | what was staged before                                               |
+//! | `starts`  | who is told that attempts run                                        |
 //! | `words`   | what the facts ask for, in the words of the runner                   |
+//!
+//! What was just assigned is told by the leader, and begins at once; whatever else there is to know, that an attempt is not assigned
+//! any more above all, the agent asks.
 //!
 //! Always: the facts decide, and the agent follows: it keeps nothing that a restart loses. An attempt that ran before a
 //! restart is joined, one that was only staged is staged again. Nothing that it reports counts unless the attempt is still
@@ -21,22 +25,25 @@ mod cache;
 mod drive;
 mod publish;
 mod stage;
+mod starts;
 mod words;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use makai_erasure::NodeId;
-use makai_raft::facts::desk::{Fault, Reply, Request};
+use makai_raft::facts::desk::{Fault, Reply, Request, Told};
 use makai_raft::facts::joblog::{self, LogPart};
 use makai_raft::facts::jobs::{AssignedTask, AttemptId, End};
 use tokio::sync::{Notify, watch};
@@ -44,8 +51,10 @@ use tokio::task::JoinSet;
 
 pub use words::module_of;
 
+use crate::inventory::Held;
 use crate::runner::{self, Attempt, LogPage, LogStream, RunError, Runner};
 use cache::Cache;
+use starts::Starts;
 
 /// How often the facts are asked for assignments; a hint comes sooner.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +63,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one page of a log.
 const LOG_PAGE_BYTES: usize = 512 * 1024;
+/// Attempts that are told and not begun yet; beyond, the agent asks.
+const TOLD_MAX: usize = 1000;
+/// Attempts that are over and known by name, lest a word that was long on its way begins one anew.
+const OVER_MAX: usize = 4096;
 
 /// The way to a gateway's desk.
 #[async_trait]
@@ -94,7 +107,21 @@ pub struct Agent {
     options: AgentOptions,
     cache: Cache,
     hint: Notify,
-    known: Mutex<HashMap<AttemptId, Known>>,
+    known: Mutex<Attempts>,
+    starts: Starts,
+    /// What the leader told and is not begun yet.
+    told: Mutex<Vec<AssignedTask>>,
+    has_told: Notify,
+}
+
+/// What the agent drives, and when it asked for it.
+#[derive(Default)]
+struct Attempts {
+    by_id: HashMap<AttemptId, Known>,
+    /// Those that are not in it any more, the oldest first.
+    over: VecDeque<AttemptId>,
+    /// How often the facts were asked.
+    looks: u64,
 }
 
 /// An attempt that the agent drives.
@@ -110,7 +137,12 @@ struct Known {
     /// It was reported or killed. Known until the facts name it no more: an answer that was on its way meanwhile does not
     /// start it again.
     is_done: bool,
+    /// The look before which it was told or done: what that found may be older, and says nothing of it.
+    since: u64,
 }
+
+/// A question to the facts that is under way: its number, and what is assigned.
+type Look = Pin<Box<dyn Future<Output = (u64, Result<Vec<AssignedTask>, String>)> + Send>>;
 
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +159,9 @@ impl Agent {
         std::fs::create_dir_all(&attempts).map_err(folder(attempts.clone()))?;
         let at = options.dir.join("cache");
         let cache = Cache::open(at.clone(), options.cache_bytes_max).map_err(folder(at))?;
-        Ok(Arc::new(Self { options, cache, hint: Notify::new(), known: Mutex::default() }))
+        let (starts, told) = (Starts::default(), Mutex::default());
+        let (hint, has_told) = (Notify::new(), Notify::new());
+        Ok(Arc::new(Self { options, cache, hint, known: Mutex::default(), starts, told, has_told }))
     }
 
     /// Says that there may be something new.
@@ -135,10 +169,28 @@ impl Agent {
         self.hint.notify_one();
     }
 
+    /// Takes what was just assigned to this node.
+    pub fn tell(&self, told: Vec<Told>) {
+        let count = told.iter().fold(0usize, |count, one| count.saturating_add(one.attempts.len()));
+        let mut waiting = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each takes a copy of its job's specification.
+        if waiting.len().saturating_add(count) > TOLD_MAX {
+            return self.wake();
+        }
+        waiting.extend(told.into_iter().flat_map(Told::assigned));
+        self.has_told.notify_one();
+    }
+
+    /// Images and inputs that are here already.
+    #[must_use]
+    pub fn held(&self) -> Vec<Held> {
+        self.cache.held()
+    }
+
     /// Attempts that this node works on.
     #[must_use]
     pub fn busy(&self) -> usize {
-        self.lock().values().filter(|known| !known.is_done).count()
+        self.lock().by_id.values().filter(|known| !known.is_done).count()
     }
 
     /// Follows the facts until `stopping` fires. What runs then goes on running, and is joined by the next agent.
@@ -151,25 +203,45 @@ impl Agent {
             before.insert(attempt.id().as_str().to_owned(), Arc::from(attempt));
         }
         let mut drives = JoinSet::new();
+        let agent = Arc::clone(self);
+        drives.spawn(async move { agent.tell_starts().await });
         let mut is_first = true;
+        let mut look: Option<Look> = None;
+        let mut again = tokio::time::interval(LOOK_EVERY);
         loop {
-            match self.assignments().await {
-                Ok(assigned) => {
-                    self.follow(&assigned, &mut before, &mut drives);
-                    if is_first {
-                        self.clear(std::mem::take(&mut before)).await;
-                        is_first = false;
+            tokio::select! {
+                (number, answer) = async { look.as_mut().expect("a look is under way").await }, if look.is_some() => {
+                    look = None;
+                    again.reset();
+                    match answer {
+                        Ok(assigned) => {
+                            self.follow(number, &assigned, &mut before, &mut drives);
+                            if is_first {
+                                self.clear(std::mem::take(&mut before)).await;
+                                is_first = false;
+                            }
+                        }
+                        Err(why) => tracing::debug!(why, "what this node is to run is not known now"),
                     }
                 }
-                Err(why) => tracing::debug!(why, "what this node is to run is not known now"),
+                () = self.has_told.notified() => self.begin_told(&mut before, &mut drives),
+                () = self.hint.notified(), if look.is_none() => look = Some(self.look()),
+                _ = again.tick(), if look.is_none() => look = Some(self.look()),
+                () = async { _ = stopping.wait_for(|stopping| *stopping).await } => return Ok(()),
             }
             while drives.try_join_next().is_some() {}
-            tokio::select! {
-                () = self.hint.notified() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
-            }
         }
+    }
+
+    /// Asks the facts; answers which look this was.
+    fn look(self: &Arc<Self>) -> Look {
+        let agent = Arc::clone(self);
+        let number = {
+            let mut attempts = self.lock();
+            attempts.looks += 1;
+            attempts.looks
+        };
+        Box::pin(async move { (number, agent.assignments().await) })
     }
 
     async fn assignments(&self) -> Result<Vec<AssignedTask>, String> {
@@ -183,36 +255,81 @@ impl Agent {
     /// Starts what is new, revokes what is gone.
     fn follow(
         self: &Arc<Self>,
+        look: u64,
         assigned: &[AssignedTask],
         before: &mut HashMap<String, Arc<dyn Attempt>>,
         drives: &mut JoinSet<()>,
     ) {
-        let mut known = self.lock();
-        known.retain(|id, known| !known.is_done || assigned.iter().any(|task| task.attempt == *id));
-        for (id, attempt) in known.iter() {
-            if !assigned.iter().any(|task| task.attempt == *id) {
+        let is_assigned = |id: &AttemptId| assigned.iter().any(|task| task.attempt == *id);
+        {
+            let mut attempts = self.lock();
+            let Attempts { by_id, over, .. } = &mut *attempts;
+            by_id.retain(|id, known| {
+                let stays = known.since >= look || is_assigned(id) || !known.is_done;
+                if !stays {
+                    over.push_back(*id);
+                }
+                stays
+            });
+            let forgotten = over.len().saturating_sub(OVER_MAX);
+            over.drain(..forgotten);
+            for (_, attempt) in by_id.iter().filter(|(id, known)| known.since < look && !is_assigned(id)) {
                 attempt.revoked.send_replace(true);
             }
         }
         for task in assigned {
-            if known.contains_key(&task.attempt) {
-                continue;
-            }
-            let attempt = before.remove(&name_of(task.attempt));
-            let (revoked, is_revoked) = watch::channel(false);
-            let gpus = task.gpus.clone();
-            let new = Known { revoked, attempt: attempt.clone(), gpus, because: None, is_done: false };
-            known.insert(task.attempt, new);
-            let (agent, task) = (Arc::clone(self), task.clone());
-            drives.spawn(async move {
-                let id = task.attempt;
-                drive::drive(&agent, task, attempt, is_revoked).await;
-                if let Some(known) = agent.lock().get_mut(&id) {
-                    (known.attempt, known.is_done) = (None, true);
-                }
-                agent.hint.notify_one();
-            });
+            self.begin(task, look, before, drives);
         }
+    }
+
+    /// Starts what the leader told. What is here may have had to make room for it, which only a look shows.
+    fn begin_told(
+        self: &Arc<Self>,
+        before: &mut HashMap<String, Arc<dyn Attempt>>,
+        drives: &mut JoinSet<()>,
+    ) {
+        if self.busy() > 0 {
+            self.wake();
+        }
+        let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in told {
+            let (looks, is_over) = {
+                let attempts = self.lock();
+                (attempts.looks, attempts.over.contains(&task.attempt))
+            };
+            if !is_over {
+                self.begin(&task, looks, before, drives);
+            }
+        }
+    }
+
+    /// Starts an attempt that is not known yet.
+    fn begin(
+        self: &Arc<Self>,
+        task: &AssignedTask,
+        since: u64,
+        before: &mut HashMap<String, Arc<dyn Attempt>>,
+        drives: &mut JoinSet<()>,
+    ) {
+        let mut attempts = self.lock();
+        if attempts.by_id.contains_key(&task.attempt) {
+            return;
+        }
+        let attempt = before.remove(&name_of(task.attempt));
+        let (revoked, is_revoked) = watch::channel(false);
+        let gpus = task.gpus.clone();
+        let new = Known { revoked, attempt: attempt.clone(), gpus, because: None, is_done: false, since };
+        attempts.by_id.insert(task.attempt, new);
+        let (agent, task) = (Arc::clone(self), task.clone());
+        drives.spawn(async move {
+            let id = task.attempt;
+            drive::drive(&agent, task, attempt, is_revoked).await;
+            let mut attempts = agent.lock();
+            let since = attempts.looks;
+            if let Some(known) = attempts.by_id.get_mut(&id) {
+                (known.attempt, known.is_done, known.since) = (None, true, since);
+            }
+        });
     }
 
     /// Removes what earlier runs left that nobody wants any more: attempts, and folders of what never ran.
@@ -221,7 +338,7 @@ impl Agent {
             self.forget(&*attempt).await;
         }
         let attempts = self.options.dir.join("attempts");
-        let wanted: Vec<String> = self.lock().keys().map(|id| name_of(*id)).collect();
+        let wanted: Vec<String> = self.lock().by_id.keys().map(|id| name_of(*id)).collect();
         let Ok(mut folders) = tokio::fs::read_dir(&attempts).await else { return };
         while let Ok(Some(folder)) = folders.next_entry().await {
             if !wanted.iter().any(|name| folder.file_name() == name.as_str()) {
@@ -260,7 +377,7 @@ impl Agent {
     async fn end_those(&self, is_meant: impl Fn(AttemptId, &Known) -> bool, end: &End) -> usize {
         let mut attempts = Vec::new();
         let mut count = 0;
-        for (id, known) in self.lock().iter_mut() {
+        for (id, known) in &mut self.lock().by_id {
             if !known.is_done && is_meant(*id, known) {
                 known.because = Some(end.clone());
                 count += 1;
@@ -290,7 +407,7 @@ impl Agent {
     /// # Errors
     /// It is not here, or its log cannot be read.
     pub async fn log(&self, id: AttemptId, offset: u64) -> Result<LogPart, String> {
-        let attempt = self.lock().get(&id).map(|known| known.attempt.clone());
+        let attempt = self.lock().by_id.get(&id).map(|known| known.attempt.clone());
         match attempt {
             Some(Some(attempt)) => log_part(&*attempt, offset).await.map_err(|error| error.to_string()),
             Some(None) => Ok(LogPart {
@@ -302,7 +419,7 @@ impl Agent {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<AttemptId, Known>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Attempts> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

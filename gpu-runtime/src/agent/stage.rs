@@ -8,17 +8,21 @@ use std::path::{Component, Path, PathBuf};
 use bytes::Bytes;
 use makai_raft::facts::desk::{Fault, ListedObject, PIECE_BYTES_MAX, Reply, Request, Source};
 use makai_raft::facts::jobs::{
-    AssignedTask, AttemptId, Input, ModuleCode, ModuleFill, ModuleWork, Work, of_task,
+    AssignedTask, AttemptId, Each, Input, ModuleCode, ModuleFill, ModuleWork, ObjectPath, Work, of_task,
 };
+use makai_raft::facts::tenant::TenantId;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 
 use super::Agent;
+use crate::inventory::source_number;
 use crate::module::ptx::text::TEXT_BYTES_MAX;
 use crate::runner::{ContentId, Image};
 
 /// Bytes of a module's code.
 const CODE_BYTES_MAX: u64 = TEXT_BYTES_MAX as u64;
+/// Where a container finds its input folder.
+pub const IN: &str = "/in";
 /// Objects that one task may have as inputs.
 const INPUT_OBJECTS_MAX: usize = 100_000;
 
@@ -51,6 +55,15 @@ fn unexpected(reply: &Reply) -> StageError {
     StageError::Fault(Fault::Unavailable(format!("the gateway answered something else: {shown}")))
 }
 
+/// What a task for objects was given.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// Objects in all.
+    pub count: usize,
+    /// The first: where it is below the input folder, and where it comes from.
+    pub first: Option<(String, ObjectPath)>,
+}
+
 /// What a task runs, on this machine.
 pub enum Code {
     Image(Image),
@@ -62,6 +75,7 @@ pub enum Code {
 pub struct Stage<'a> {
     pub agent: &'a Agent,
     pub attempt: AttemptId,
+    pub tenant: TenantId,
     pub revoked: &'a mut watch::Receiver<bool>,
     pub bytes_in: u64,
     /// Bytes that the inputs may have.
@@ -72,10 +86,10 @@ impl Stage<'_> {
     /// What the task runs: the image's file, or the module's text.
     pub async fn code(&mut self, work: &Work) -> Result<Code, StageError> {
         match work {
-            Work::Container { .. } => Ok(Code::Image(self.object(u64::MAX).await?)),
+            Work::Container { image, .. } => Ok(Code::Image(self.object(image, u64::MAX).await?)),
             Work::Module(ModuleWork { code: ModuleCode::Text(text), .. }) => Ok(Code::Module(text.clone())),
-            Work::Module(ModuleWork { code: ModuleCode::Object(_), .. }) => {
-                let Image { path, .. } = self.object(CODE_BYTES_MAX).await?;
+            Work::Module(ModuleWork { code: ModuleCode::Object(code), .. }) => {
+                let Image { path, .. } = self.object(code, CODE_BYTES_MAX).await?;
                 let bytes = tokio::fs::read(path.unwrap_or_default()).await?;
                 let text = String::from_utf8(bytes).map_err(|_| refused("the module is no text".into()))?;
                 Ok(Code::Module(text))
@@ -83,7 +97,7 @@ impl Stage<'_> {
         }
     }
 
-    async fn object(&mut self, bytes_max: u64) -> Result<Image, StageError> {
+    async fn object(&mut self, from: &ObjectPath, bytes_max: u64) -> Result<Image, StageError> {
         let listed = self.list(Source::Image, String::new()).await?.0;
         let object = listed.into_iter().next().ok_or_else(|| refused("there is no image".into()))?;
         if object.size > bytes_max {
@@ -94,6 +108,7 @@ impl Stage<'_> {
             Some(found) => found,
             None => self.fetch(Source::Image, &object).await?,
         };
+        self.note(from, object.size, [object.version; 2]);
         Ok(Image { content, path: Some(path) })
     }
 
@@ -105,6 +120,7 @@ impl Stage<'_> {
             let place = below(folder, path.trim_end_matches('/'))
                 .ok_or_else(|| refused(format!("input path {path:?} leaves the input folder")))?;
             let mut after = String::new();
+            let (mut ends, before) = (None, self.bytes_in);
             loop {
                 let (objects, is_truncated) = self.list(Source::Input(at), after.clone()).await?;
                 if let Some(last) = objects.last() {
@@ -116,19 +132,60 @@ impl Stage<'_> {
                     if count > INPUT_OBJECTS_MAX {
                         return Err(refused(format!("more than {INPUT_OBJECTS_MAX} objects as inputs")));
                     }
-                    self.input(at, &object, &place, range).await?;
+                    self.input(Source::Input(at), &object, &place, range).await?;
+                    let [first, _] = ends.unwrap_or([object.version; 2]);
+                    ends = Some([first, object.version]);
                 }
                 if !is_truncated {
                     break;
                 }
             }
+            // Where all of it is wanted it is in the cache now.
+            if let Some(ends) = ends
+                && range_of(task, input, self.attempt.index).is_none()
+            {
+                self.note(&input.from, self.bytes_in - before, ends);
+            }
         }
         Ok(())
     }
 
+    /// Puts the objects that the task is for below `folder`, and a list of them beside.
+    pub async fn each(&mut self, each: &Each, folder: &Path) -> Result<Given, StageError> {
+        let path = each.path.trim_end_matches('/');
+        let place = below(folder, path)
+            .ok_or_else(|| refused(format!("the path {path:?} leaves the input folder")))?;
+        let (mut given, mut list, mut after) = (Given::default(), String::new(), String::new());
+        loop {
+            let (objects, is_truncated) = self.list(Source::Each, after).await?;
+            after = objects.last().map(|last| last.name.clone()).unwrap_or_default();
+            for object in objects {
+                let at = u32::try_from(given.count).unwrap_or(u32::MAX);
+                self.input(Source::EachAt(at), &object, &place, None).await?;
+                let from = object.from.unwrap_or_default();
+                let path = format!("{path}/{}", object.name);
+                list.push_str(&format!("{IN}/{path}\ts3://{}/{}\n", from.bucket, from.key));
+                given.first.get_or_insert((path, from));
+                given.count += 1;
+            }
+            if !is_truncated || after.is_empty() {
+                break;
+            }
+        }
+        if given.count as u64 != u64::from(each.of_task(self.attempt.index)) {
+            return Err(StageError::Fault(Fault::Unavailable(
+                "the gateway listed other objects than the task has".into(),
+            )));
+        }
+        let list_path = folder.join(list_name(each));
+        tokio::fs::write(&list_path, list).await?;
+        tokio::fs::set_permissions(&list_path, std::fs::Permissions::from_mode(0o644)).await?;
+        Ok(given)
+    }
+
     async fn input(
         &mut self,
-        at: u32,
+        source: Source,
         object: &ListedObject,
         place: &Path,
         range: Option<(u64, u64)>,
@@ -156,21 +213,25 @@ impl Stage<'_> {
             return match cached {
                 Some((cached, _)) => Ok(copy_range(&cached, &path, start, bytes).await?),
                 // A part is no version: it is not kept for others.
-                None => {
-                    self.fetch_range(Source::Input(at), object, &path, start..start + bytes).await.map(drop)
-                }
+                None => self.fetch_range(source, object, &path, start..start + bytes).await.map(drop),
             };
         }
         let cached = match cached {
             Some((cached, _)) => cached,
-            None => self.fetch(Source::Input(at), object).await?.0,
+            None => self.fetch(source, object).await?.0,
         };
         // The cache may have dropped it meanwhile, or lie on another filesystem.
         if tokio::fs::hard_link(&cached, &path).await.is_err() {
-            let cached = self.fetch(Source::Input(at), object).await?.0;
+            let cached = self.fetch(source, object).await?.0;
             tokio::fs::copy(&cached, &path).await?;
         }
         Ok(())
+    }
+
+    fn note(&self, from: &ObjectPath, bytes: u64, ends: [u64; 2]) {
+        let index = self.attempt.index;
+        let path = ObjectPath { bucket: of_task(&from.bucket, index), key: of_task(&from.key, index) };
+        self.agent.cache.note(source_number(self.tenant, &path), bytes, ends);
     }
 
     async fn list(&mut self, source: Source, after: String) -> Result<(Vec<ListedObject>, bool), StageError> {
@@ -238,6 +299,11 @@ impl Stage<'_> {
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// File of the input folder that lists what a task for objects was given.
+pub fn list_name(each: &Each) -> String {
+    format!("{}.list", each.path.trim_end_matches('/'))
 }
 
 /// Where what a task wants of an input begins, and how much it is; `None`: all of it.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use makai_raft::facts::desk::{ListedObject, Source, Target};
+use makai_raft::facts::desk::{ListedObject, Source, Target, ToldAttempt};
 use makai_raft::facts::jobs::{
-    End, Input, InputRange, JobId, JobSpec, ModuleArgument, ModuleBuffer, ModuleCode, ModuleFill, ModuleStep,
-    ModuleWork, ObjectPath, Output, Resources, Statement, Work,
+    Each, End, Input, InputRange, JobId, JobSpec, ModuleArgument, ModuleBuffer, ModuleCode, ModuleFill,
+    ModuleStep, ModuleWork, ObjectPath, Output, Resources, Statement, Work,
 };
 use makai_raft::facts::tenant::TenantId;
 use tokio::time::timeout;
@@ -22,9 +22,30 @@ struct Desk {
     assigned: Mutex<Vec<AssignedTask>>,
     writes: Mutex<BTreeMap<String, Vec<u8>>>,
     finished: Mutex<Vec<Statement>>,
+    /// What each request said of attempts that run.
+    told_running: Mutex<Vec<Vec<AttemptId>>>,
     /// Nobody answers.
     is_down: AtomicBool,
     heard: Notify,
+    /// While it is shut, no look and no word that attempts run is answered; what looks find is what was there when they were asked.
+    gate: Gate,
+}
+
+/// Shut by whoever holds it.
+#[derive(Default)]
+struct Gate {
+    shut: tokio::sync::RwLock<()>,
+    /// Somebody waits.
+    waits: Notify,
+}
+
+impl Gate {
+    async fn pass(&self) {
+        if self.shut.try_read().is_err() {
+            self.waits.notify_one();
+            drop(self.shut.read().await);
+        }
+    }
 }
 
 #[async_trait]
@@ -37,17 +58,31 @@ impl Pool for Desk {
         let is_current =
             |id: &AttemptId| self.assigned.lock().unwrap().iter().any(|task| task.attempt == *id);
         Ok(match request {
-            Request::Assignments => Reply::Assignments(self.assigned.lock().unwrap().clone()),
-            Request::Start { .. } => Reply::Done,
+            Request::Assignments => {
+                let assigned = self.assigned.lock().unwrap().clone();
+                self.gate.pass().await;
+                Reply::Assignments(assigned)
+            }
+            Request::Start { attempts } => {
+                self.told_running.lock().unwrap().push(attempts);
+                self.gate.pass().await;
+                Reply::Done
+            }
             Request::List { source: Source::Image, .. } => Reply::Objects {
-                objects: vec![ListedObject { name: String::new(), size: 5, version: 1 }],
+                objects: vec![ListedObject { size: 5, version: 1, ..ListedObject::default() }],
                 is_truncated: false,
             },
+            Request::List { source: Source::Each, after, .. } => {
+                let name = if after.is_empty() { "x/1" } else { "2" };
+                let from = ObjectPath { bucket: "b".into(), key: format!("p/{name}") };
+                let object = ListedObject { name: name.into(), size: 3, version: 9, from: Some(from) };
+                Reply::Objects { objects: vec![object], is_truncated: after.is_empty() }
+            }
             Request::List { after, .. } => {
                 // Two pages, the second with a name that leaves the folder of the input.
                 let name = if after.is_empty() { "a/b" } else { "c" };
                 Reply::Objects {
-                    objects: vec![ListedObject { name: name.into(), size: 3, version: 2 }],
+                    objects: vec![ListedObject { name: name.into(), size: 3, version: 2, from: None }],
                     is_truncated: after.is_empty(),
                 }
             }
@@ -196,6 +231,7 @@ fn task(attempt: u32) -> AssignedTask {
             is_gang: false,
             price_max: 0,
             quorum: 0,
+            each: None,
         },
         gpus: Vec::new(),
     }
@@ -284,6 +320,43 @@ fn end(fake: &Fake, end: runner::End) {
         ended_at_ms: 2,
     };
     fake.end.send_replace(Some(outcome));
+}
+
+/// A task for objects finds them, and a list of them; only where one at a time was asked for is the one named.
+#[tokio::test]
+async fn a_task_for_objects_is_told_which() {
+    for (per_task, is_predicted) in [(2, false), (1, true)] {
+        let scene = Scene::new();
+        let running = scene.start();
+        let mut task = task(1);
+        let from = ObjectPath { bucket: "b".into(), key: "p/".into() };
+        // Of the one at a time, this desk lists two: nothing runs.
+        let objects = if per_task == 2 { 10 } else { 5 };
+        let path = "each".to_owned();
+        task.spec.each = Some(Each { from, is_manifest: false, path, per_task, is_predicted, objects });
+        if per_task == 1 {
+            scene.assign(task, &running.agent);
+            let statement = scene.finished().await;
+            let End::Failed { why } = statement.end else { panic!("{statement:?}") };
+            assert!(why.contains("other objects"), "{why}");
+            continue;
+        }
+        scene.assign(task, &running.agent);
+        let (fake, spec) = scene.started(1).await;
+        let input = spec.input.unwrap();
+        assert_eq!(std::fs::read(input.join("each/x/1")).unwrap(), b"abc");
+        assert_eq!(std::fs::read(input.join("each/2")).unwrap(), b"abc");
+        let list = std::fs::read_to_string(input.join("each.list")).unwrap();
+        assert_eq!(list, "/in/each/x/1\ts3://b/p/x/1\n/in/each/2\ts3://b/p/2\n");
+        let runner::Work::Container(work) = &spec.work else { panic!("a container") };
+        assert_eq!(
+            (&*work.env["MAKAI_OBJECT_COUNT"], &*work.env["MAKAI_OBJECT_LIST"]),
+            ("2", "/in/each.list")
+        );
+        assert!(!work.env.contains_key("MAKAI_OBJECT"));
+        end(&fake, runner::End::Exited { code: 0 });
+        scene.finished().await;
+    }
 }
 
 #[tokio::test]
@@ -445,6 +518,143 @@ async fn attempts_outlive_the_agent() {
     let starts = scene.machine.starts.lock().unwrap().clone();
     assert_eq!(starts.len(), 2, "{starts:?}");
     drop(second);
+}
+
+fn told(attempt: u32) -> Vec<Told> {
+    let AssignedTask { attempt: AttemptId { job, index, attempt }, tenant, spec, gpus, .. } = task(attempt);
+    vec![Told { job, tenant, spec, attempts: vec![ToldAttempt { index, attempt, gpus }] }]
+}
+
+/// What is told begins though a look is under way, and what that finds, which is older, does not end it.
+#[tokio::test]
+async fn what_is_told_begins_at_once_and_stays() {
+    let scene = Scene::new();
+    let shut = scene.desk.gate.shut.write().await;
+    let running = scene.start();
+    timeout(WITHIN, scene.desk.gate.waits.notified()).await.expect("it looks");
+    scene.desk.assigned.lock().unwrap().push(task(1));
+    running.agent.tell(told(1));
+    let (fake, _) = scene.started(1).await;
+    drop(shut);
+    running.agent.wake();
+    // The next look begins when the older answer has been taken.
+    soon("it looks again", || running.agent.lock().looks > 1).await;
+    end(&fake, runner::End::Signalled { signal: 9 });
+    assert_eq!(scene.finished().await.end, End::Signalled { signal: 9 });
+}
+
+/// One word of too many attempts is a wake: what begins is what the facts then say.
+#[tokio::test]
+async fn who_is_told_too_much_asks() {
+    let scene = Scene::new();
+    let running = scene.start();
+    scene.desk.assigned.lock().unwrap().push(task(1));
+    let mut many = told(1);
+    let other = |index| ToldAttempt { index, attempt: 1, gpus: Vec::new() };
+    many[0].attempts = (10..=10 + TOLD_MAX as u32).map(other).collect();
+    running.agent.tell(many);
+    scene.started(1).await;
+    assert_eq!(running.agent.busy(), 1);
+}
+
+/// What had to make room for what is told does not hold its place until the next look is due.
+#[tokio::test(start_paused = true)]
+#[expect(clippy::disallowed_methods, reason = "the test's own clock, which stands still but for timers")]
+async fn what_made_room_goes_at_once() {
+    let scene = Scene::new();
+    let running = scene.start();
+    scene.assign(task(1), &running.agent);
+    scene.started(1).await;
+    *scene.desk.assigned.lock().unwrap() = vec![task(2)];
+    let begun = tokio::time::Instant::now();
+    running.agent.tell(told(2));
+    let first = name_of(task(1).attempt);
+    while scene.machine.running.lock().unwrap().contains_key(&first) {
+        scene.machine.changed.notified().await;
+    }
+    assert!(begun.elapsed() < LOOK_EVERY / 2, "{:?}", begun.elapsed());
+    scene.started(2).await;
+}
+
+/// What is over and known by the facts to be so is not begun anew by a word that was long on its way.
+#[tokio::test]
+async fn a_late_word_begins_nothing() {
+    let scene = Scene::new();
+    let running = scene.start();
+    scene.assign(task(1), &running.agent);
+    let (fake, _) = scene.started(1).await;
+    end(&fake, runner::End::Signalled { signal: 9 });
+    scene.finished().await;
+    scene.gone().await;
+    soon("the facts name it no more", || {
+        running.agent.wake();
+        running.agent.lock().by_id.is_empty()
+    })
+    .await;
+    scene.desk.assigned.lock().unwrap().push(task(2));
+    running.agent.tell(told(1));
+    running.agent.tell(told(2));
+    scene.started(2).await;
+    assert_eq!(*scene.machine.starts.lock().unwrap(), ["job-1-4-1", "job-1-4-2"]);
+}
+
+/// Of a job's first attempt it is told that it runs before it is told how it ended; of others together, and not of those that are over.
+#[tokio::test]
+async fn that_attempts_run_is_told_once_for_many() {
+    let scene = Scene::new();
+    let running = scene.start();
+    let of = |index, attempt| AssignedTask {
+        attempt: AttemptId { index, ..task(attempt).attempt },
+        ..task(attempt)
+    };
+    let shut = scene.desk.gate.shut.write().await;
+    let give = |task: AssignedTask| {
+        scene.desk.assigned.lock().unwrap().push(task.clone());
+        let AssignedTask { attempt: AttemptId { job, index, attempt }, tenant, spec, gpus, .. } = task;
+        running.agent.tell(vec![Told {
+            job,
+            tenant,
+            spec,
+            attempts: vec![ToldAttempt { index, attempt, gpus }],
+        }]);
+    };
+    give(task(1));
+    let (first, _) = scene.started(1).await;
+    let requests = || scene.desk.told_running.lock().unwrap().clone();
+    soon("it is told", || requests().len() == 1).await;
+    end(&first, runner::End::Signalled { signal: 9 });
+    (0..4).for_each(|index| give(of(index, 1)));
+    let running_here = || running.agent.lock().by_id.values().filter(|known| known.attempt.is_some()).count();
+    soon("all run", || running_here() == 5).await;
+    assert!(scene.desk.finished.lock().unwrap().is_empty(), "it is not told yet that the job's first runs");
+    drop(shut);
+    scene.finished().await;
+    soon("all are told", || requests().iter().flatten().count() == 5).await;
+    assert_eq!((requests().len(), &*requests()[0]), (2, &[task(1).attempt][..]));
+    // The job is known to run: of one that is over before it is told, nothing is.
+    let shut = scene.desk.gate.shut.write().await;
+    for attempt in [2, 3] {
+        give(of(9, attempt));
+        let id = of(9, attempt).attempt;
+        let runs = || running.agent.lock().by_id.get(&id).is_some_and(|known| known.attempt.is_some());
+        soon("it runs", runs).await;
+        let fake = scene.machine.running.lock().unwrap()[&name_of(id)].0.clone();
+        end(&fake, runner::End::Signalled { signal: 9 });
+        soon("it is over", || !runs()).await;
+    }
+    drop(shut);
+    give(of(10, 1));
+    soon("the next is told", || requests().concat().contains(&of(10, 1).attempt)).await;
+    assert!(!requests().concat().contains(&of(9, 3).attempt), "{:?}", requests());
+}
+
+async fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+    let look = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(WITHIN, look).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
 /// A report that nobody hears is repeated until somebody does.

@@ -6,7 +6,7 @@ use std::path::Path;
 use makai_raft::facts::jobs::{self, AssignedTask, AttemptId, GpuShare, ModuleFill, Work, of_task};
 
 use super::name_of;
-use super::stage::Code;
+use super::stage::{Code, Given, IN, list_name};
 use crate::runner::{
     self, Argument, ContainerWork, Fill, Limits, ModuleBuffer, ModuleStep, ModuleWork, Network, RunError,
     TaskSpec,
@@ -14,18 +14,27 @@ use crate::runner::{
 use crate::slice::{Kind, Level, SM_MILLIS_WHOLE, Slice};
 
 /// An attempt's task, with its folders.
-pub fn spec_of(task: &AssignedTask, code: Code, input: &Path, output: &Path) -> Result<TaskSpec, RunError> {
-    let resources = &task.spec.resources;
+pub fn spec_of(
+    task: &AssignedTask,
+    code: Code,
+    given: &Given,
+    input: &Path,
+    output: &Path,
+) -> Result<TaskSpec, RunError> {
+    // Without a card, what another node's card ran is run again here.
+    let rerun = task.spec.on_processor().filter(|_| task.gpus.is_empty());
+    let time_ms = if rerun.is_some() { task.spec.time_on_processor_ms() } else { task.spec.time_limit_ms };
+    let resources = rerun.as_ref().unwrap_or(&task.spec.resources);
     let gpus = task.gpus.iter().zip(resources.gpu.iter().cycle());
     let gpus = gpus.map(|(uuid, share)| slice_of(uuid, share, &task.spec.work));
     Ok(TaskSpec {
         attempt: runner::AttemptId::new(name_of(task.attempt))?,
-        work: work_of(task, code)?,
+        work: work_of(task, code, given)?,
         limits: Limits {
             cpu_milli: resources.cpu_millis,
             memory_bytes: resources.memory_bytes,
             disk_bytes: resources.scratch_bytes,
-            time_ms: task.spec.time_limit_ms,
+            time_ms,
             ..Limits::default()
         },
         input: Some(input.to_owned()),
@@ -49,7 +58,7 @@ fn slice_of(uuid: &str, share: &GpuShare, work: &Work) -> Slice {
     }
 }
 
-fn work_of(task: &AssignedTask, code: Code) -> Result<runner::Work, RunError> {
+fn work_of(task: &AssignedTask, code: Code, given: &Given) -> Result<runner::Work, RunError> {
     let AttemptId { job, index, attempt } = task.attempt;
     let (image, (command, env, working_dir, user)) = match (&task.spec.work, code) {
         (Work::Module(work), Code::Module(ptx)) => {
@@ -77,6 +86,16 @@ fn work_of(task: &AssignedTask, code: Code) -> Result<runner::Work, RunError> {
         ("MAKAI_TASK_COUNT".to_owned(), task.spec.tasks.to_string()),
         ("MAKAI_ATTEMPT".to_owned(), attempt.to_string()),
     ]);
+    if let Some(each) = &task.spec.each {
+        env.insert("MAKAI_OBJECT_COUNT".into(), given.count.to_string());
+        env.insert("MAKAI_OBJECT_LIST".into(), format!("{IN}/{}", list_name(each)));
+        // Whoever asked for one at a time need not read the list. Others must: it may be one today and ten tomorrow.
+        if let Some((path, from)) = given.first.as_ref().filter(|_| each.per_task == 1 && !each.is_predicted)
+        {
+            env.insert("MAKAI_OBJECT".into(), format!("{IN}/{path}"));
+            env.insert("MAKAI_OBJECT_KEY".into(), from.key.clone());
+        }
+    }
     Ok(runner::Work::Container(ContainerWork {
         image,
         command: command.iter().map(|word| of_task(word, index)).collect(),

@@ -13,6 +13,7 @@
 //! | [`host`] | this machine's cards: offered, closed, divided into slices              |
 //! | [`files`] | which device nodes and libraries a confined process needs              |
 //! | [`guard`] | who uses cards beside tasks, and which task takes more than its slice   |
+//! | [`trial`] | checks of a real card, as it is used here                              |
 //! | [`shadow`] | the library that keeps containers within their shares                 |
 //!
 //! What always holds: neither library is needed to build or to start; a machine without them has no cards, and says why when
@@ -24,6 +25,7 @@ pub mod guard;
 pub mod host;
 pub mod nvml;
 pub mod shadow;
+pub mod trial;
 
 /// What must be done about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

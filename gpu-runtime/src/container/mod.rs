@@ -12,6 +12,7 @@
 //! | [`worker`] | the process that looks after one attempt, and the walls that it builds    |
 //! | `cgroup`   | limits that the kernel holds                                              |
 //! | `log`      | the format of an attempt's output                                         |
+//! | `spare`    | a worker that was started before its task                                 |
 //! | `state`    | an attempt's folder                                                       |
 //! | `attempt`  | one attempt as the agent sees it                                          |
 //!
@@ -23,6 +24,7 @@ mod attempt;
 mod cgroup;
 pub mod image;
 mod log;
+mod spare;
 mod state;
 pub mod worker;
 
@@ -31,9 +33,11 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ring::rand::SecureRandom as _;
@@ -51,6 +55,7 @@ use crate::slice::{Kind, SM_MILLIS_WHOLE};
 use attempt::ContainerAttempt;
 pub use image::Bounds;
 use image::Store;
+use spare::{Process, Spares};
 use state::{AttemptFolder, CardAccess, Task};
 use worker::{Confinement, Ids};
 
@@ -79,6 +84,8 @@ pub struct ContainerConfig {
     pub use_cgroups: bool,
     /// This machine's cards.
     pub cards: Option<Arc<Host>>,
+    /// How long after a task started a worker waits for another; zero: none is started before its task.
+    pub spare_kept_for: Duration,
 }
 
 /// Runs containers on this machine.
@@ -92,6 +99,7 @@ struct Inner {
     confinement: Confinement,
     store: Store,
     starting: tokio::sync::Mutex<()>,
+    spares: Arc<Spares>,
 }
 
 impl fmt::Debug for ContainerRunner {
@@ -132,9 +140,9 @@ impl ContainerRunner {
         if let Some(cards) = config.cards.as_ref().filter(|cards| cards.wants_shadow()) {
             cards.set_shadow(try_shadow(&config.worker, cards, &config.state).await);
         }
-        let runner = Self {
-            inner: Arc::new(Inner { config, confinement, store, starting: tokio::sync::Mutex::default() }),
-        };
+        let spares = Spares::new(config.worker.clone(), config.spare_kept_for);
+        let starting = tokio::sync::Mutex::default();
+        let runner = Self { inner: Arc::new(Inner { config, confinement, store, starting, spares }) };
         for attempt in runner.known()? {
             attempt.settle_if_lost()?;
         }
@@ -325,8 +333,30 @@ impl ContainerRunner {
         Err(RunError::Invalid(fault))
     }
 
+    /// A process for an attempt: one that waits for it, or a new one.
+    fn worker(&self, folder: &AttemptFolder, lock: OwnedFd) -> Result<Process, RunError> {
+        if let Some(spare) = self.inner.spares.take() {
+            match spare.give(folder.path(), &lock) {
+                Ok(process) => return Ok(process),
+                Err(error) => tracing::debug!(%error, "the worker that was started ahead is gone"),
+            }
+        }
+        let mut worker = command(&self.inner.config.worker)?;
+        worker.arg("run").arg(folder.path()).stdin(Stdio::from(lock));
+        worker.stdout(Stdio::null()).stderr(Stdio::null());
+        let started = worker.spawn();
+        let doing = || format!("start a worker in {:?}", folder.path());
+        Ok(Process::watch(started.map_err(|source| RunError::Machine { doing: doing(), source })?))
+    }
+
+    /// The process that waits for a task, where one does.
+    #[must_use]
+    pub fn spare_pid(&self) -> Option<u32> {
+        self.inner.spares.pid()
+    }
+
     /// Makes the attempt's folder whole before it gets its name, so that a start cut short leaves no half of one.
-    fn make_folder(&self, task: &Task) -> io::Result<Option<std::os::fd::OwnedFd>> {
+    fn make_folder(&self, task: &Task) -> io::Result<Option<OwnedFd>> {
         let spec = &task.spec;
         let attempts = self.attempts();
         let part = attempts.join(format!("{PART_PREFIX}{}-{}", spec.attempt, std::process::id()));
@@ -385,30 +415,24 @@ impl Runner for ContainerRunner {
             return Ok(Box::new(attempt));
         };
         self.let_in(&task);
-        let mut worker = command(&self.inner.config.worker)?;
-        worker.arg("run").arg(attempt.folder().path()).stdin(Stdio::from(lock));
-        worker.stdout(Stdio::null()).stderr(Stdio::null());
-        match worker.spawn() {
-            Ok(mut worker) => {
-                // Only so that no zombie is left; who wants to know waits by the attempt's folder.
-                let cards = self.inner.config.cards.clone();
-                tokio::spawn(async move {
-                    // Whatever it says, it is gone.
-                    let _ = worker.wait().await;
-                    if let (Some(desk), Some(access)) =
-                        (cards.as_ref().and_then(|cards| cards.desk()), &task.card)
-                    {
-                        desk.dismiss(access.pass.slice);
-                    }
-                });
-                Ok(Box::new(attempt))
-            }
+        let worker = match self.worker(attempt.folder(), lock) {
+            Ok(worker) => worker,
             Err(error) => {
                 // Nobody may take the attempt for one that ran.
                 _ = fs::remove_dir_all(attempt.folder().path());
-                Err(starting(error))
+                return Err(error);
             }
+        };
+        if let (Some(cards), Some(access)) = (self.inner.config.cards.clone(), &task.card) {
+            let slice = access.pass.slice;
+            // Who watches the process is there as long as that is.
+            _ = worker.then.send(Box::new(move || {
+                if let Some(desk) = cards.desk() {
+                    desk.dismiss(slice);
+                }
+            }));
         }
+        Ok(Box::new(attempt))
     }
 
     async fn attempts(&self) -> Result<Vec<Box<dyn Attempt>>, RunError> {

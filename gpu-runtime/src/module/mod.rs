@@ -11,7 +11,8 @@
 //! | [`bench`] | kernels that tell how fast it does                           |
 //! | [`on_card`] | the same task on a card, through its driver                |
 //!
-//! What always holds: the task gives device code alone, so nothing of it runs as a program of this machine; arguments are
+//! What always holds: the task gives device code alone, so what it computes with is its own
+//! buffers and nothing else of this machine, interpreted or compiled; arguments are
 //! laid out by the kernel's own declaration; a buffer is as large as the task says, and no access leaves it.
 
 pub mod bench;
@@ -23,6 +24,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path};
 
 use ptx::code::{Code, Module, Type};
+use ptx::native;
 use ptx::run::{Buffers, Launch, RunFault, address_of};
 use ptx::text::Parameter;
 
@@ -55,11 +57,70 @@ pub enum ModuleError {
 }
 
 /// What a run took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ran {
     pub launches: u64,
     /// Instructions of all threads.
     pub instructions: u64,
+    /// Launches of compiled code.
+    pub compiled: u64,
+    /// Kernels that had to be interpreted, and why.
+    pub interpreted: Vec<String>,
+}
+
+/// How kernels are executed. What comes out is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// Compiled where that is possible and takes less time than it saves.
+    #[default]
+    Fitting,
+    Interpreter,
+    /// Compiled where that is possible.
+    Compiler,
+}
+
+/// A module's kernels as far as they have been compiled.
+struct Kernels<'a> {
+    module: &'a Module,
+    engine: Engine,
+    /// Bytes that the task may have beside its buffers.
+    spare_bytes: u64,
+    /// For each kernel: not tried, not possible, or its code.
+    native: Vec<Option<Option<native::call::Entry>>>,
+}
+
+impl Kernels<'_> {
+    /// A kernel's machine code, for a launch that is made `repeat` times.
+    fn native(
+        &mut self,
+        index: usize,
+        launch: &Launch,
+        repeat: u32,
+        ran: &mut Ran,
+    ) -> Option<&native::call::Entry> {
+        let code = &self.module.kernels[index];
+        let wanted = match self.engine {
+            Engine::Interpreter => false,
+            Engine::Compiler => true,
+            Engine::Fitting => self.native[index].is_some() || native::is_worth_it(code, launch, repeat),
+        };
+        if !wanted {
+            return None;
+        }
+        let wanted = native::bytes_to_compile(code);
+        let compile = || match self.spare_bytes < wanted {
+            true => Err(format!("limits.memory_bytes leaves less than the {wanted} bytes that it may take")),
+            false => native::compile(code),
+        };
+        let made = self.native[index].get_or_insert_with(|| match compile() {
+            Ok(entry) => Some(entry),
+            Err(why) => {
+                ran.interpreted.push(format!("{}: {why}", code.name));
+                None
+            }
+        });
+        made.as_ref()
+    }
 }
 
 /// Reads a task's module and holds every launch against it: names, argument counts and types, sizes, shapes.
@@ -83,6 +144,17 @@ pub fn check(work: &ModuleWork, memory_bytes: u64) -> Result<Module, ModuleError
         }
     }
     Ok(module)
+}
+
+/// Whether processors and cards of every make come to the same bits: no kernel that these steps launch has an operation that is
+/// approximate or whose result depends on an order. Any text may be given.
+#[must_use]
+pub fn is_exact<'a>(ptx: &str, mut kernels: impl Iterator<Item = &'a str>) -> bool {
+    ptx::load(ptx).is_ok_and(|module| {
+        let is_exact =
+            |code: &ptx::code::Code| code.inexact.is_empty() && !ptx::native::depends_on_order(code);
+        kernels.all(|name| kernel(&module, name).is_ok_and(is_exact))
+    })
 }
 
 /// Holds buffers and steps against their bounds; answers the bytes that the buffers and `own` take.
@@ -124,6 +196,21 @@ pub fn run(
     output: &Path,
     is_over: &mut dyn FnMut() -> bool,
 ) -> Result<Ran, ModuleError> {
+    run_by(Engine::Fitting, work, memory_bytes, input, output, is_over)
+}
+
+/// As [`run`], with the engine chosen.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_by(
+    engine: Engine,
+    work: &ModuleWork,
+    memory_bytes: u64,
+    input: &Path,
+    output: &Path,
+    is_over: &mut dyn FnMut() -> bool,
+) -> Result<Ran, ModuleError> {
     let module = check(work, memory_bytes)?;
     let mut buffers: Buffers = Vec::new();
     for global in &module.globals {
@@ -135,19 +222,25 @@ pub fn run(
         buffers.push(filled(&buffer.name, buffer.bytes, &buffer.fill, input)?);
     }
     let mut ran = Ran::default();
+    let native = module.kernels.iter().map(|_| None).collect();
+    let held: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+    let mut kernels =
+        Kernels { module: &module, engine, spare_bytes: memory_bytes.saturating_sub(held), native };
     for (index, step) in work.steps.iter().enumerate() {
         let launch = launch_of(work, &module, index)?;
-        let code = kernel(&module, &step.kernel)?;
+        let number = kernel_number(&module, &step.kernel)?;
+        let code = &module.kernels[number];
+        let native = kernels.native(number, &launch, step.repeat, &mut ran);
         for _ in 0..step.repeat {
             let before = ran.instructions;
-            let steps = ptx::run::launch(code, &launch, &mut buffers, &mut |_| is_over()).map_err(
-                |fault| match fault {
+            let steps = ptx::run::launch_as(code, native, &launch, &mut buffers, &mut |_| is_over())
+                .map_err(|fault| match fault {
                     RunFault::Stopped { steps } => ModuleError::Stopped { steps: before + steps },
                     fault => ModuleError::Fault(format!("step {index}: {fault}")),
-                },
-            )?;
+                })?;
             ran.instructions += steps;
             ran.launches += 1;
+            ran.compiled += u64::from(native.is_some());
             if is_over() {
                 return Err(ModuleError::Stopped { steps: ran.instructions });
             }
@@ -164,7 +257,11 @@ pub fn run(
 }
 
 fn kernel<'a>(module: &'a Module, name: &str) -> Result<&'a Code, ModuleError> {
-    module.kernels.iter().find(|kernel| kernel.name == name).ok_or_else(|| {
+    kernel_number(module, name).map(|number| &module.kernels[number])
+}
+
+fn kernel_number(module: &Module, name: &str) -> Result<usize, ModuleError> {
+    module.kernels.iter().position(|kernel| kernel.name == name).ok_or_else(|| {
         let names: Vec<_> = module.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
         ModuleError::Bad(format!("the module has no kernel {name:?}; it has {}", names.join(", ")))
     })

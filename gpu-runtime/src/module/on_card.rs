@@ -88,6 +88,21 @@ fn offsets(work: &ModuleWork) -> (Vec<u64>, u64) {
     (starts, end)
 }
 
+/// What a task's buffers take of a card.
+#[must_use]
+pub fn arena_bytes(work: &ModuleWork) -> u64 {
+    offsets(work).1
+}
+
+/// The first step's arguments, with the buffers one behind the other from `arena` on.
+///
+/// # Errors
+/// [`ModuleError::Bad`] with what does not fit.
+pub fn laid_out(work: &ModuleWork, outline: &Outline, arena: u64) -> Result<Vec<u8>, ModuleError> {
+    let starts = offsets(work).0;
+    parameters(work, outline, 0, &|buffer| starts.get(buffer).map(|start| arena + start))
+}
+
 fn parameters(
     work: &ModuleWork,
     outline: &Outline,

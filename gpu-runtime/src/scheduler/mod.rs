@@ -15,10 +15,12 @@
 //! | [`predict`]   | how long, how much: from the past, with intervals         |
 //! | [`moves`]     | what to move so that a task fits after all                |
 //! | [`replay`]    | how well all that packs a recorded load                   |
+//! | [`completion`] | how long the jobs of one take, by what is predicted of them |
 //!
 //! What always holds: no clock, no randomness, no I/O; equal inputs give equal answers; room is never given twice; every
 //! refusal and every choice can be explained.
 
+pub mod completion;
 pub mod model;
 pub mod moves;
 pub mod order;

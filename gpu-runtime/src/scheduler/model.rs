@@ -1,6 +1,7 @@
 //! What the scheduler knows and what it answers: plain values, without a word of how they are agreed or carried.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Thousandths of one GPU that make the whole.
 pub const GPU_MILLI: u32 = 1000;
@@ -117,7 +118,7 @@ pub struct Waiting {
     /// Tasks that start together or not at all bear one number.
     pub gang: Option<u64>,
     /// Bytes of its inputs that a node already holds.
-    pub local_bytes: BTreeMap<NodeNumber, u64>,
+    pub local_bytes: Arc<BTreeMap<NodeNumber, u64>>,
     /// Nodes that it must not go to: where it failed, or where its twin runs.
     pub avoid: Vec<NodeNumber>,
 }

@@ -225,7 +225,7 @@ impl<'a> Round<'a> {
         let mut avoid = task.avoid.clone();
         let end = end_ms(self.now_ms, task.runtime, self.now_ms).unwrap_or(u64::MAX);
         loop {
-            let wish = Wish { local_bytes: Some(&task.local_bytes), avoid: &avoid };
+            let wish = Wish { local_bytes: Some(&*task.local_bytes), avoid: &avoid };
             let Some(place) = self.placer.find(shape, &wish) else {
                 if is_plain && avoid.is_empty() {
                     let refusals = self.placer.refusals(shape, &[]);

@@ -105,6 +105,25 @@ pub fn read_tasks(list: &str) -> Result<Vec<Demand>, ListError> {
     if tasks.is_empty() { Err(ListError::Empty) } else { Ok(tasks) }
 }
 
+/// Reads when tasks came and how long they ran, in seconds: columns `creation_time`, `deletion_time` and `scheduled_time`. Of one
+/// that never ran, no time.
+///
+/// # Errors
+/// The first line that cannot be read.
+pub fn read_durations(list: &str) -> Result<Vec<(u64, u64)>, ListError> {
+    let (columns, lines) = lines(list);
+    let scheduled_at = columns.at("scheduled_time")?;
+    let mut times = Vec::new();
+    for (line, cells) in lines {
+        let arrives = columns.number(line, &cells, "creation_time", AMOUNT_MAX)?;
+        let ends = columns.number(line, &cells, "deletion_time", AMOUNT_MAX)?;
+        let has_run = cells.get(scheduled_at).is_some_and(|cell| !cell.trim().is_empty());
+        let begins = if has_run { columns.number(line, &cells, "scheduled_time", AMOUNT_MAX)? } else { ends };
+        times.push((arrives, ends.saturating_sub(begins)));
+    }
+    Ok(times)
+}
+
 /// How to replay.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {

@@ -33,6 +33,9 @@ use super::pace::{
 const EVENTS_MAX: usize = 1024;
 /// A worker says who it is within so long.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many times a turn's length whoever is alone on a card may take at once, so that asking costs next to nothing: whoever comes
+/// waits for one such turn, a few milliseconds, and no more.
+const EXTENT_ALONE: u64 = 8;
 /// Workers heard at once: all slices of all cards, and some that come anew.
 const WORKERS_MAX: usize = 1024;
 
@@ -215,6 +218,7 @@ struct Visitor {
 /// A slice that takes turns.
 #[derive(Default)]
 struct Client {
+    is_hard_cap: bool,
     visitors: BTreeMap<u64, Visitor>,
     /// Whose the requests in the slice's line are, in their order.
     asked: VecDeque<u64>,
@@ -248,6 +252,7 @@ impl Turns {
         loop {
             match self.arbiter.next(now_ns()) {
                 Decision::Grant { slice, ticket, .. } => {
+                    let is_alone = self.clients.len() == 1;
                     let Some(client) = self.clients.get_mut(&slice) else { continue };
                     let visit = client.asked.pop_front();
                     let visitor = visit.and_then(|visit| Some((visit, client.visitors.get_mut(&visit)?)));
@@ -257,7 +262,8 @@ impl Turns {
                         continue;
                     };
                     visitor.on_card.insert(ticket);
-                    if visitor.stream.write_all(&message(GRANT, ticket.0, 0)).is_err() {
+                    let extent = if is_alone && !client.is_hard_cap { EXTENT_ALONE } else { 1 };
+                    if visitor.stream.write_all(&message(GRANT, ticket.0, extent)).is_err() {
                         self.leave(slice, visit);
                     }
                 }
@@ -275,7 +281,7 @@ impl Turns {
                 if stream.set_write_timeout(Some(Duration::from_millis(1))).is_ok() {
                     let client = self.clients.entry(slice).or_insert_with(|| {
                         self.arbiter.add(slice, due, now);
-                        Client::default()
+                        Client { is_hard_cap: due.is_hard_cap, ..Client::default() }
                     });
                     client.visitors.insert(visit, Visitor { stream, on_card: BTreeSet::new() });
                 }

@@ -4,7 +4,7 @@
 //! worker                                  desk of the node
 //!   HELLO magic, slice, secret  ────────>   (closed again where the slice is not on the card)
 //!   ASK function                ────────>   into the slice's line
-//!   <────────────────────  GRANT ticket    in the order in which it asked
+//!   <────────────  GRANT ticket, extent    in the order in which it asked; so many times a turn's usual length will do
 //!   DONE ticket, nanoseconds    ────────>   settled
 //! ```
 //!

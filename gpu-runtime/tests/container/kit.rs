@@ -163,6 +163,7 @@ pub fn config(folder: &Path) -> ContainerConfig {
         allow_host_network: false,
         use_cgroups: true,
         cards: None,
+        spare_kept_for: Duration::from_secs(60),
     }
 }
 

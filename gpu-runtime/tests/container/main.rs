@@ -10,3 +10,4 @@ mod images;
 mod kit;
 mod modules;
 mod shares;
+mod spare;

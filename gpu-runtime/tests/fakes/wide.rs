@@ -361,14 +361,8 @@ extern "C" fn cuGraphCreate(graph: *mut Handle, _flags: c_uint) -> c_int {
     })
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn cuGraphAddMemAllocNode(
-    node: *mut Handle,
-    graph: Handle,
-    _after: *const Handle,
-    _count: usize,
-    of: *mut u8,
-) -> c_int {
+/// Not by the exported name: the library in front of this one would count it again.
+fn add_memory_node(node: *mut Handle, graph: Handle, of: *mut u8) -> c_int {
     // SAFETY: the interface says that a description has its size there.
     let bytes = unsafe { of.add(104).cast::<u64>().read_unaligned() };
     with(|process| {
@@ -379,15 +373,26 @@ extern "C" fn cuGraphAddMemAllocNode(
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn cuGraphAddMemAllocNode(
+    node: *mut Handle,
+    graph: Handle,
+    _after: *const Handle,
+    _count: usize,
+    of: *mut u8,
+) -> c_int {
+    add_memory_node(node, graph, of)
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn cuGraphAddNode(
     node: *mut Handle,
     graph: Handle,
-    after: *const Handle,
-    count: usize,
+    _after: *const Handle,
+    _count: usize,
     of: *mut u8,
 ) -> c_int {
     // SAFETY: the interface says that a description of any node holds this one at 16.
-    cuGraphAddMemAllocNode(node, graph, after, count, unsafe { of.add(16) })
+    add_memory_node(node, graph, unsafe { of.add(16) })
 }
 
 #[unsafe(no_mangle)]

@@ -1,10 +1,11 @@
 //! Kernels as nvcc writes them, on the CPU executor, against references computed another way.
 
 mod compiled;
+mod engines;
 
 use std::path::Path;
 
-use makai_gpu_runtime::module::{self, ModuleError};
+use makai_gpu_runtime::module::{self, Engine, ModuleError};
 use makai_gpu_runtime::runner::{Argument, Fill, ModuleBuffer, ModuleStep, ModuleWork};
 
 const SAXPY: &str = include_str!("ptx/saxpy.ptx");
@@ -61,15 +62,33 @@ fn work(ptx: &str, buffers: Vec<ModuleBuffer>, steps: Vec<ModuleStep>) -> Module
     ModuleWork { ptx: ptx.into(), buffers, steps }
 }
 
-/// Runs and gives the words of one output.
+/// Runs on both engines and gives the words of one output, which is the same from either, as the count of instructions is.
 fn run(work: &ModuleWork, name: &str) -> Result<Vec<u32>, ModuleError> {
-    let folder = tempfile::tempdir().unwrap();
-    let mut looks = 0;
-    module::run(work, MEMORY, Path::new("/nowhere"), folder.path(), &mut || {
-        looks += 1;
-        looks > 40
-    })?;
-    Ok(words(&std::fs::read(folder.path().join(name)).unwrap()))
+    let by = |engine| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut looks = 0;
+        let ran = module::run_by(engine, work, MEMORY, Path::new("/nowhere"), folder.path(), &mut || {
+            looks += 1;
+            looks > 40
+        })?;
+        Ok((words(&std::fs::read(folder.path().join(name)).unwrap()), ran))
+    };
+    let (interpreted, compiled) = (by(Engine::Interpreter), by(Engine::Compiler));
+    match (interpreted, compiled) {
+        (Ok((found, slow)), Ok((other, fast))) => {
+            assert!(found == other, "the engines differ");
+            assert_eq!(slow.instructions, fast.instructions);
+            assert_eq!((slow.compiled, fast.interpreted.as_slice()), (0, [].as_slice()));
+            Ok(found)
+        }
+        (Err(slow), Err(fast)) => {
+            // Where it was ended is where the clock was looked at, which differs.
+            let is_end = matches!((&slow, &fast), (ModuleError::Stopped { .. }, ModuleError::Stopped { .. }));
+            assert!(is_end || slow.to_string() == fast.to_string(), "{slow}, {fast}");
+            Err(slow)
+        }
+        (slow, fast) => panic!("one fails: interpreted {:?}, compiled {:?}", slow.err(), fast.err()),
+    }
 }
 
 /// y = a * x + y, fused, for a length that no block divides.

@@ -14,7 +14,7 @@ use makai_erasure::codec::Codec;
 use makai_erasure::placement::{Member, Placed, plan};
 use makai_erasure::store::format::{Secret, Superblock};
 use makai_erasure::store::{ShardStore, StoreOptions, StoredShard};
-use makai_erasure::stripe::{RebuildSource, ShardPeers, rebuild_shard};
+use makai_erasure::stripe::{RebuildSource, ShardPeers, rebuild_shards};
 use makai_erasure::{BlobId, DiskId, NodeId, PgId, Scheme, ShardKey};
 use makai_gateway::identity::Identity;
 use makai_gateway::objects::{Objects, ObjectsOptions};
@@ -392,7 +392,7 @@ impl Running {
                 disks: group.disks.clone(),
                 opened_at_ms: self.unix_ms(),
             };
-            if rebuild_shard(&self.peers, &codec, &source, index, disk).await.is_ok() {
+            if rebuild_shards(&self.peers, &codec, &source, &[(index, disk)]).await.is_ok() {
                 round.missing.remove(&key);
             } else if let Some((_, due_ms)) = round.missing.get_mut(&key) {
                 *due_ms = self.clock.now_ms() + RETRY_AFTER_MS;

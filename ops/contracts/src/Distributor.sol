@@ -7,7 +7,6 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
-import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 
 /// Pays for work: cumulative claims against roots that most signers signed.
 ///
@@ -179,27 +178,30 @@ contract Distributor is EIP712, AccessControl {
     function claim(uint256 index, address account, uint256 cumulative, bytes32[] calldata proof) external returns (uint256 amount) {
         if (!isActive(index)) revert NotActive(index);
         Posted storage root = _roots[index];
-        bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(account, cumulative))));
-        if (!MerkleProof.verifyCalldata(proof, root.root, leaf)) revert BadProof();
+        if (_lead(proof, _leaf(account, cumulative)) != root.root) revert BadProof();
         uint256 paid = claimed[account];
         uint256 before = totalClaimed;
         amount = cumulative > paid ? cumulative - paid : 0;
         // Most claims fit the total of their own root, and cost the same however many roots wait.
-        if (before + amount > root.total) {
+        uint256 after_ = before + amount;
+        if (after_ > root.total) {
             uint256 room = activeTotal() - before;
             if (amount > room) amount = room;
+            after_ = before + amount;
         }
         if (amount == 0) revert NothingToClaim(account);
-        claimed[account] = paid + amount;
-        totalClaimed = before + amount;
-        emit Claimed(account, amount, paid + amount);
+        uint256 all = paid + amount;
+        claimed[account] = all;
+        totalClaimed = after_;
+        emit Claimed(account, amount, all);
         token.safeTransfer(account, amount);
     }
 
     /// A root under dispute is disabled, and so never active; one that was never posted has no time.
     function isActive(uint256 index) public view returns (bool) {
         Posted storage root = _roots[index];
-        return root.activeAt != 0 && block.timestamp >= root.activeAt && !root.disabled;
+        (uint256 activeAt, bool disabled) = (root.activeAt, root.disabled);
+        return activeAt != 0 && block.timestamp >= activeAt && !disabled;
     }
 
     /// The total of the newest active root; never below what was paid.
@@ -250,12 +252,36 @@ contract Distributor is EIP712, AccessControl {
         bytes32[] calldata becomesProof
     ) external {
         if (block.timestamp >= _roots[newer].activeAt) revert WindowOver(newer);
-        bytes32 wasLeaf = keccak256(bytes.concat(keccak256(abi.encode(account, was))));
-        bytes32 becomesLeaf = keccak256(bytes.concat(keccak256(abi.encode(account, becomes))));
-        bool proved = older < newer && becomes < was && MerkleProof.verifyCalldata(wasProof, _roots[older].root, wasLeaf)
-            && MerkleProof.verifyCalldata(becomesProof, _roots[newer].root, becomesLeaf);
+        bool proved = older < newer && becomes < was && _lead(wasProof, _leaf(account, was)) == _roots[older].root
+            && _lead(becomesProof, _leaf(account, becomes)) == _roots[newer].root;
         if (!proved || _roots[older].disabled) revert NotADecrease();
         _disableFrom(newer);
+    }
+
+    /// Of OpenZeppelin's standard tree: hashed twice, so that no inner node is one.
+    function _leaf(address account, uint256 cumulative) private pure returns (bytes32 leaf) {
+        assembly ("memory-safe") {
+            mstore(0x00, account)
+            mstore(0x20, cumulative)
+            mstore(0x00, keccak256(0x00, 0x40))
+            leaf := keccak256(0x00, 0x20)
+        }
+    }
+
+    /// The root to which a proof leads: as OpenZeppelin's MerkleProof, the smaller of two nodes first, for less than half its
+    /// gas. Only the scratch space of memory is written.
+    function _lead(bytes32[] calldata proof, bytes32 leaf) private pure returns (bytes32 node) {
+        node = leaf;
+        assembly ("memory-safe") {
+            let end := add(proof.offset, shl(5, proof.length))
+            for { let at := proof.offset } lt(at, end) { at := add(at, 0x20) } {
+                let sibling := calldataload(at)
+                let place := shl(5, gt(node, sibling))
+                mstore(place, node)
+                mstore(xor(place, 0x20), sibling)
+                node := keccak256(0x00, 0x40)
+            }
+        }
     }
 
     function setSigners(address[] calldata signers_, uint256 threshold_) external onlyRole(DEFAULT_ADMIN_ROLE) {

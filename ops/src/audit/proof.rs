@@ -1,19 +1,12 @@
 //! Leaves of 16 KiB and the paths from them to a shard's BLAKE3 root.
 //!
-//! A shard's root is plain BLAKE3 of its bytes, which is a tree over chunks of 1 KiB. Sixteen chunks that lie together
-//! are a leaf here; a path is the chaining value of the other child at each level, lowest first. A blob's root is BLAKE3 of
-//! its shards' roots, so an answer carries those too: 16 KiB, 32 bytes a level, 32 bytes a shard.
+//! A shard's root is plain BLAKE3 of its bytes (see [`makai_erasure::outline`]). A blob's root is BLAKE3 of its shards' roots,
+//! so an answer carries those too: 16 KiB, 32 bytes a level, 32 bytes a shard.
 
-use blake3::hazmat::{
-    ChainingValue, HasherExt as _, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
-};
+use makai_erasure::outline;
+pub use makai_erasure::outline::{LEAF_BYTES, Outline, leaf_count, leaf_range};
 use makai_erasure::stripe::{Root, blob_root};
 use serde::{Deserialize, Serialize};
-
-/// Bytes of a leaf; the last one of a shard may be shorter.
-pub const LEAF_BYTES: u64 = 16 * 1024;
-/// Levels above the leaves of the longest shard, and some room.
-const PATH_MAX: usize = 24;
 
 /// What a node answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,70 +28,6 @@ pub enum ProofError {
     Path,
 }
 
-/// Leaves of a shard.
-#[must_use]
-pub fn leaf_count(shard_len: u64) -> u64 {
-    shard_len.div_ceil(LEAF_BYTES)
-}
-
-/// Where a leaf lies in a shard: offset and length.
-#[must_use]
-pub fn leaf_range(shard_len: u64, leaf: u64) -> Option<(u64, u64)> {
-    let offset = leaf.checked_mul(LEAF_BYTES).filter(|offset| *offset < shard_len)?;
-    Some((offset, LEAF_BYTES.min(shard_len - offset)))
-}
-
-fn leaf_value(offset: u64, leaf: &[u8]) -> ChainingValue {
-    blake3::Hasher::new().set_input_offset(offset).update(leaf).finalize_non_root()
-}
-
-/// The leaves' chaining values of one shard, taken up in order: 32 bytes for each 16 KiB.
-#[derive(Debug, Default)]
-pub struct Outline {
-    values: Vec<ChainingValue>,
-    len: u64,
-}
-
-impl Outline {
-    /// The next leaf: [`LEAF_BYTES`] each, the last one at most that.
-    pub fn push(&mut self, leaf: &[u8]) {
-        self.values.push(leaf_value(self.len, leaf));
-        self.len += leaf.len() as u64;
-    }
-
-    /// The path of a leaf; `None` where there is no such leaf.
-    #[must_use]
-    pub fn path(&self, leaf: u64) -> Option<Vec<[u8; 32]>> {
-        let (offset, _) = leaf_range(self.len, leaf)?;
-        let mut path = Vec::new();
-        self.walk(0, self.len, offset, &mut path);
-        Some(path)
-    }
-
-    /// Adds the siblings on the way down to `target`, lowest first.
-    fn walk(&self, start: u64, len: u64, target: u64, path: &mut Vec<[u8; 32]>) {
-        if len <= LEAF_BYTES {
-            return;
-        }
-        let left = left_subtree_len(len);
-        if target < start + left {
-            self.walk(start, left, target, path);
-            path.push(self.value(start + left, len - left));
-        } else {
-            self.walk(start + left, len - left, target, path);
-            path.push(self.value(start, left));
-        }
-    }
-
-    fn value(&self, start: u64, len: u64) -> ChainingValue {
-        if len <= LEAF_BYTES {
-            return self.values[(start / LEAF_BYTES) as usize];
-        }
-        let left = left_subtree_len(len);
-        merge_subtrees_non_root(&self.value(start, left), &self.value(start + left, len - left), Mode::Hash)
-    }
-}
-
 /// Whether an answer proves leaf `leaf` of shard `shard`, of a blob with this root. Any bytes may be given.
 ///
 /// # Errors
@@ -114,45 +43,12 @@ pub fn check(
         return Err(ProofError::Roots);
     }
     let root = answer.roots.get(usize::from(shard)).ok_or(ProofError::Roots)?;
-    let (offset, len) = leaf_range(shard_len, leaf).ok_or(ProofError::Length)?;
-    if answer.leaf.len() as u64 != len || answer.path.len() > PATH_MAX {
+    let (_, len) = leaf_range(shard_len, leaf).ok_or(ProofError::Length)?;
+    if answer.leaf.len() as u64 != len {
         return Err(ProofError::Length);
     }
-    if shard_len <= LEAF_BYTES {
-        let holds = answer.path.is_empty() && blake3::hash(&answer.leaf) == *root;
-        return if holds { Ok(()) } else { Err(ProofError::Path) };
-    }
-    let mut path = answer.path.iter();
-    let left = left_subtree_len(shard_len);
-    let lower = if offset < left { (0, left) } else { (left, shard_len - left) };
-    let found = climb(lower.0, lower.1, offset, leaf_value(offset, &answer.leaf), &mut path);
-    let (Some(found), Some(sibling), None) = (found, path.next(), path.next()) else {
-        return Err(ProofError::Path);
-    };
-    let pair = if offset < left { (&found, sibling) } else { (sibling, &found) };
-    let computed = merge_subtrees_root(pair.0, pair.1, Mode::Hash);
-    if computed == *root { Ok(()) } else { Err(ProofError::Path) }
-}
-
-/// The chaining value of the subtree that holds `target`; `None` where the path is too short.
-fn climb<'p>(
-    start: u64,
-    len: u64,
-    target: u64,
-    value: ChainingValue,
-    path: &mut impl Iterator<Item = &'p [u8; 32]>,
-) -> Option<ChainingValue> {
-    if len <= LEAF_BYTES {
-        return Some(value);
-    }
-    let left = left_subtree_len(len);
-    if target < start + left {
-        let lower = climb(start, left, target, value, path)?;
-        Some(merge_subtrees_non_root(&lower, path.next()?, Mode::Hash))
-    } else {
-        let lower = climb(start + left, len - left, target, value, path)?;
-        Some(merge_subtrees_non_root(path.next()?, &lower, Mode::Hash))
-    }
+    let holds = outline::proves(root, shard_len, leaf, &answer.leaf, &answer.path);
+    if holds { Ok(()) } else { Err(ProofError::Path) }
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use makai_raft::facts::accounts::{
-    Address, Amount, ClaimSignature, EpochResult, Genesis, Hash, LedgerEntry, LedgerEvent, PURPOSE_SIGNER,
-    PayoutBinding, Signer,
+    Address, Amount, ClaimSignature, EpochResult, Genesis, Hash, LedgerEntry, LedgerEvent, LotBinding,
+    PURPOSE_LOTS, PURPOSE_SIGNER, PayoutBinding, Signer, StakeOrder,
 };
-use makai_raft::machine::accounts::{entry_hash, is_payout_signed, move_digest, signer_digest};
+use makai_raft::machine::accounts::{entry_hash, is_payout_signed, move_digest, signer_digest, stake_digest};
 use makai_raft::signatures::{is_signed_by_node, recover};
 use serde::Serialize;
 
@@ -159,6 +159,27 @@ impl Walk {
                 Ok(())
             }
             LedgerEvent::Credited { .. } => Ok(()),
+            LedgerEvent::LotsBound { binding, .. } => {
+                let LotBinding { node, key, node_signature } = binding;
+                if !is_signed_by_node(*node, PURPOSE_LOTS, &key.0, node_signature) {
+                    return Err(format!("node {node} did not sign for the key that it draws lots with"));
+                }
+                Ok(())
+            }
+            LedgerEvent::Staked { order, .. } => self.check_stake(order),
+            LedgerEvent::IncomeShared { epoch, income, shared, .. } => {
+                let allowed = self
+                    .genesis
+                    .as_ref()
+                    .and_then(|genesis| genesis.pledge)
+                    .map(|terms| income.0.saturating_mul(terms.income_bp.into()) / 10_000);
+                if allowed.is_none_or(|allowed| shared.0 > allowed) {
+                    return Err(format!(
+                        "stakes were given {shared} of an income of {income} in epoch {epoch}"
+                    ));
+                }
+                Ok(())
+            }
             LedgerEvent::Moved { chain_id, ledger, after_epoch, threshold, signatures } => {
                 if self.moved.is_some() || self.domain.0 != 0 || *after_epoch != self.last_signed() {
                     return Err(
@@ -171,6 +192,17 @@ impl Walk {
                 Ok(())
             }
         }
+    }
+
+    fn check_stake(&self, order: &StakeOrder) -> Result<(), String> {
+        let StakeOrder { payout, serial, amount, signature } = order;
+        let paid = self.claimed.get(payout).copied().unwrap_or_default();
+        let is_signed =
+            recover(&stake_digest(&self.domain.1, payout, *serial, *amount), signature) == Some(*payout);
+        if self.domain.0 != 0 || !is_signed || *amount > paid {
+            return Err(format!("{payout} cannot have staked {amount}"));
+        }
+        Ok(())
     }
 
     fn last_signed(&self) -> u64 {

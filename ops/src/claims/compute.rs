@@ -101,6 +101,7 @@ pub fn compute(facts: &EpochFacts<'_>, attempt: u32) -> Result<(Outcome, EpochRe
         return Err(ComputeError::OtherBefore(epoch.number));
     }
     let outcome = settle(&Inputs {
+        beacon: epoch.beacon,
         rules: genesis.rules,
         table: &table,
         epoch: epoch.number,

@@ -117,6 +117,12 @@ pub fn claimed(payout: &Address) -> Vec<u8> {
     call("claimed(address)", &[address(payout)])
 }
 
+/// Of the contract `Staking`: what an operator has bonded, in the first word.
+#[must_use]
+pub fn bonds(operator: &Address) -> Vec<u8> {
+    call("bonds(address)", &[address(operator)])
+}
+
 /// A root as the contract has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PostedRoot {
@@ -186,15 +192,19 @@ pub fn is_development_account(account: &Address) -> bool {
     DEVELOPMENT_ACCOUNTS.contains(&text.as_str())
 }
 
-/// Whether code on a chain is that of the Distributor which is compiled from `ops/contracts`: equal but for the words that
-/// its constructor filled in, which the compiler leaves as zeros behind a `PUSH32`.
+/// Whether code on a chain is that of the Distributor which is compiled from `ops/contracts`, or was by an earlier release:
+/// equal but for the words that its constructor filled in, which the compiler leaves as zeros behind a `PUSH32`.
 #[must_use]
 pub fn is_distributor_code(code: &[u8]) -> bool {
     const ARTEFACT: &str = include_str!("../../contracts/artifacts/Distributor.json");
+    /// Whoever deployed it keeps it: its calls and its rules are the same, a claim takes more gas.
+    const EARLIER: [&str; 1] = [include_str!("../../contracts/artifacts/earlier/Distributor.1.hex")];
     let artefact: Option<serde_json::Value> = serde_json::from_str(ARTEFACT).ok();
     let made = artefact.and_then(|made| made["deployedBytecode"].as_str().map(str::to_owned));
-    made.and_then(|made| hex::decode(made.trim_start_matches("0x")).ok())
-        .is_some_and(|made| is_code_of(&made, code))
+    let known = made.iter().map(String::as_str).chain(EARLIER);
+    known
+        .filter_map(|made| hex::decode(made.trim().trim_start_matches("0x")).ok())
+        .any(|made| is_code_of(&made, code))
 }
 
 fn is_code_of(made: &[u8], code: &[u8]) -> bool {
@@ -331,6 +341,8 @@ mod tests {
             assert!(!is_code_of(&made, &other), "byte {at}");
         }
         assert!(!is_code_of(&made, &made[1..]) && !is_distributor_code(&[]));
+        let earlier = include_str!("../../contracts/artifacts/earlier/Distributor.1.hex");
+        assert!(is_distributor_code(&hex::decode(earlier.trim()).unwrap()));
     }
 
     /// The address of the key that anvil prints first.

@@ -1,7 +1,7 @@
-//! Proof of Hashrate, and who verifies: lots drawn by weight, by keys that cannot draw twice.
+//! Proof of Hashrate: prizes drawn by weight, by keys that cannot draw twice.
 //!
 //! ```text
-//! input: what is drawn for, the epoch's beacon, the epoch       lot = 2^128 · U, by the node's VRF
+//! input: the epoch's beacon, the epoch       lot = 2^128 · U, by the node's VRF
 //! wins where lot < 2^128 · (1 − (1 − f)^(w / W))
 //! ```
 //!
@@ -9,8 +9,7 @@
 //! down, in fixed point, the same on every machine. Weights are those of two epochs before the beacon, so that nobody can
 //! shift them once the beacon is known.
 
-use makai_erasure::NodeId;
-use makai_raft::facts::accounts::{Amount, Hash};
+use makai_raft::facts::accounts::Hash;
 
 use super::vrf::{Drawn, PROOF_BYTES, VrfKey, VrfPublic, verify};
 use crate::rewards::fixed::{PPM, mul_div};
@@ -21,27 +20,10 @@ const TERMS: u128 = 64;
 const BITS: u32 = 62;
 const ONE: u128 = 1 << BITS;
 
-/// What lots are drawn for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Draw<'a> {
-    /// The lottery among all who compute.
-    Hashrate,
-    /// Verifiers of one segment of a job.
-    Verifiers { job: u64, segment: u32, of: &'a NodeId },
-}
-
 /// What a key draws for.
 #[must_use]
-pub fn input(draw: Draw<'_>, beacon: &Hash, epoch: u64) -> Vec<u8> {
-    let mut input = match draw {
-        Draw::Hashrate => b"makai poh 1".to_vec(),
-        Draw::Verifiers { job, segment, of } => {
-            [b"makai verifiers 1".as_slice(), &job.to_be_bytes(), &segment.to_be_bytes(), &of.0].concat()
-        }
-    };
-    input.extend_from_slice(&beacon.0);
-    input.extend_from_slice(&epoch.to_be_bytes());
-    input
+pub fn input(beacon: &Hash, epoch: u64) -> Vec<u8> {
+    [b"makai poh 1".as_slice(), &beacon.0, &epoch.to_be_bytes()].concat()
 }
 
 /// −ln(1 − share) with [`BITS`] behind the point, rounded down; `share_ppm` of at most a half.
@@ -93,57 +75,6 @@ pub fn has_won(public: &VrfPublic, input: &[u8], proof: &[u8; PROOF_BYTES], thre
 
 fn is_winning(drawn: &Drawn, threshold: u128) -> bool {
     drawn.lot() < threshold
-}
-
-/// A prize, by weight among those who won; what does not divide stays in the pool, and all of it where nobody has.
-#[must_use]
-pub fn prizes(prize: Amount, winners: &[(NodeId, u128)]) -> Vec<(NodeId, Amount)> {
-    let all = winners.iter().fold(0u128, |sum, (_, weight)| sum.saturating_add(*weight));
-    winners.iter().map(|(node, weight)| (*node, Amount(mul_div(prize.0, *weight, all)))).collect()
-}
-
-/// Who may verify a node's work.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
-    pub node: NodeId,
-    /// Empty: unknown.
-    pub owner: String,
-    pub site: String,
-    pub payout: Option<makai_raft::facts::accounts::Address>,
-    /// Score of computing times stake, or whatever weighs; taken up to the cap.
-    pub weight: u128,
-}
-
-impl Candidate {
-    /// Whether the two have nothing in common that is known.
-    #[must_use]
-    pub fn may_verify(&self, other: &Self) -> bool {
-        let is_same = |a: &str, b: &str| !a.is_empty() && a == b;
-        self.node != other.node
-            && !is_same(&self.owner, &other.owner)
-            && !is_same(&self.site, &other.site)
-            && (self.payout.is_none() || self.payout != other.payout)
-    }
-}
-
-/// Of every candidate that may verify `subject`, below which lot it does: so that `committee` are expected. No weight
-/// counts for more than `cap`.
-#[must_use]
-pub fn committee(
-    candidates: &[Candidate],
-    subject: &Candidate,
-    committee: u32,
-    cap: u128,
-) -> Vec<(NodeId, u128)> {
-    let able: Vec<&Candidate> = candidates.iter().filter(|one| one.may_verify(subject)).collect();
-    let all = able.iter().fold(0u128, |sum, one| sum.saturating_add(one.weight.min(cap)));
-    able.iter()
-        .map(|one| {
-            let weight = one.weight.min(cap).saturating_mul(committee.into());
-            let lot = if weight >= all { u128::MAX } else { mul_div(u128::MAX, weight, all.max(1)) };
-            (one.node, if all == 0 { 0 } else { lot })
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -209,50 +140,14 @@ mod tests {
         let mut won = 0;
         for id in 0..40u8 {
             let key = VrfKey::from_seed(&[id; 32]);
-            let input = input(Draw::Hashrate, &beacon, 9);
+            let input = input(&beacon, 9);
             let Some(proof) = win(&key, &input, all) else { continue };
             won += 1;
             assert!(has_won(&key.public(), &input, &proof, all));
             assert!(!has_won(&VrfKey::from_seed(&[id + 1; 32]).public(), &input, &proof, all));
-            assert!(!has_won(&key.public(), &super::input(Draw::Hashrate, &beacon, 10), &proof, all));
+            assert!(!has_won(&key.public(), &super::input(&beacon, 10), &proof, all));
             assert!(!has_won(&key.public(), &input, &proof, 0));
         }
         assert!((8..=32).contains(&won), "half of forty should win: {won}");
-    }
-
-    #[test]
-    fn prizes_sum_to_no_more_than_the_prize() {
-        let [a, b, c] = [1, 2, 3].map(|id| NodeId([id; 32]));
-        let paid = prizes(Amount(100), &[(a, 1), (b, 1), (c, 1)]);
-        assert_eq!(paid.iter().map(|(_, amount)| amount.0).sum::<u128>(), 99);
-        assert!(prizes(Amount(100), &[]).is_empty());
-        assert_eq!(prizes(Amount(100), &[(a, 0)]), [(a, Amount(0))]);
-    }
-
-    /// Whoever shares owner, site or purse with the one who is verified is left out; nobody weighs more than the cap; as many
-    /// as wanted are expected.
-    #[test]
-    fn verifiers_have_nothing_in_common_with_whom_they_verify() {
-        let candidate = |id: u8, owner: &str, site: &str, weight| Candidate {
-            node: NodeId([id; 32]),
-            owner: owner.into(),
-            site: site.into(),
-            payout: Some(makai_raft::facts::accounts::Address([id; 20])),
-            weight,
-        };
-        let subject = candidate(1, "ann", "north", 5);
-        let mut purse = candidate(5, "", "", 5);
-        purse.payout = subject.payout;
-        let mut all =
-            vec![subject.clone(), candidate(2, "ann", "", 5), candidate(3, "bob", "north", 5), purse];
-        all.extend((10..40).map(|id| candidate(id, "", "", if id == 10 { 1_000_000 } else { 10 })));
-        let drawn = committee(&all, &subject, 3, 10);
-        assert_eq!(drawn.len(), 30);
-        let expected: f64 = drawn.iter().map(|(_, lot)| as_float(*lot)).sum();
-        assert!((expected - 3.0).abs() < 1e-9, "{expected}");
-        assert!(drawn.iter().all(|(_, lot)| *lot == drawn[0].1), "the rich one weighs as the others");
-        assert_eq!(committee(&all[..4], &subject, 3, 10), []);
-        let one = committee(&[candidate(9, "", "", 1)], &subject, 3, 10);
-        assert_eq!(one, [(NodeId([9; 32]), u128::MAX)], "who is alone always verifies");
     }
 }

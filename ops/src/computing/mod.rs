@@ -7,7 +7,7 @@
 //! | file        | holds                                                                      |
 //! |-------------|----------------------------------------------------------------------------|
 //! | [`training`] | whether checkpoints come from the training that was asked for              |
-//! | [`lottery`] | lots by weight: prizes of computing power, and who verifies                |
+//! | [`lottery`] | lots by weight: prizes of computing power                                  |
 //! | [`vrf`]     | what such lots are drawn with                                              |
 //! | [`drill`]   | chains of integer matrix products: computed, told, asked for, checked      |
 //!

@@ -18,6 +18,10 @@
 
 use makai_raft::facts::accounts::Hash;
 
+/// How a checkpoint's file begins; then layers (4 bytes), and of each the count of its weights (8) and these (4 each), all
+/// little-endian.
+const FIRST_BYTES: &[u8] = b"makai-checkpoint 1\n";
+
 /// Weights of a model, layer by layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
@@ -25,6 +29,38 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Reads a file's bytes; `None`: they are none of a checkpoint. Any may be given.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let rest = bytes.strip_prefix(FIRST_BYTES)?;
+        let (count, mut rest) = rest.split_first_chunk()?;
+        let mut layers = Vec::new();
+        for _ in 0..u32::from_le_bytes(*count) {
+            let (count, more) = rest.split_first_chunk()?;
+            let len = usize::try_from(u64::from_le_bytes(*count)).ok()?.checked_mul(4)?;
+            let (weights, more) = more.split_at_checked(len)?;
+            layers.push(weights.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect());
+            rest = more;
+        }
+        rest.is_empty().then_some(Self { layers })
+    }
+
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = FIRST_BYTES.to_vec();
+        bytes.extend_from_slice(&(self.layers.len() as u32).to_le_bytes());
+        for layer in &self.layers {
+            bytes.extend_from_slice(&(layer.len() as u64).to_le_bytes());
+            layer.iter().for_each(|weight| bytes.extend_from_slice(&weight.to_le_bytes()));
+        }
+        bytes
+    }
+
+    #[must_use]
+    pub fn weights(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.len() as u64).sum()
+    }
+
     /// What is committed of it when it is made: BLAKE3 of its weights, little-endian.
     #[must_use]
     pub fn commitment(&self) -> Hash {
@@ -56,16 +92,30 @@ fn squares(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
 }
 
+/// Why a verifier could not train: nothing follows of that for whom it verifies.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the trainer failed: {0}")]
+pub struct TrainerFault(pub String);
+
 /// The training that a job asked for, as a verifier can do it.
 pub trait Training {
     /// The beginning that a seed gives.
-    fn initial(&self, seed: &[u8; 32]) -> Checkpoint;
+    ///
+    /// # Errors
+    /// It cannot be made here; so for all below.
+    fn initial(&self, seed: &[u8; 32]) -> Result<Checkpoint, TrainerFault>;
     /// Of each layer: the standard deviation of its normal initial distribution.
     fn initial_deviations(&self) -> Vec<f64>;
     /// On the validation set: a share.
-    fn accuracy(&self, of: &Checkpoint) -> f64;
+    ///
+    /// # Errors
+    /// As [`Self::initial`].
+    fn accuracy(&self, of: &Checkpoint) -> Result<f64, TrainerFault>;
     /// Trains one segment, with the data in the order that was committed to.
-    fn segment(&self, from: &Checkpoint, segment: usize) -> Checkpoint;
+    ///
+    /// # Errors
+    /// As [`Self::initial`].
+    fn segment(&self, from: &Checkpoint, segment: usize) -> Result<Checkpoint, TrainerFault>;
 }
 
 /// What is tolerated.
@@ -116,7 +166,9 @@ pub enum Condition {
 
 /// Checks a chain. `commitments` were agreed as its checkpoints were made; `seed` was assigned before; `later` is a beacon
 /// that came after the last commitment. Returns what does not hold, all of it, in order.
-#[must_use]
+///
+/// # Errors
+/// The verifier itself could not train.
 pub fn verify(
     training: &dyn Training,
     rules: &Rules,
@@ -124,33 +176,37 @@ pub fn verify(
     commitments: &[Hash],
     seed: &[u8; 32],
     later: &Hash,
-) -> Vec<Condition> {
-    let assigned = training.initial(seed);
+) -> Result<Vec<Condition>, TrainerFault> {
+    let assigned = training.initial(seed)?;
     let is_sound = chain.len() >= 2
         && chain.iter().all(|one| one.is_like(&assigned) && one.is_finite())
         && rules.step_max.len() == assigned.layers.len();
     let (true, Some(first), Some(last)) = (is_sound, chain.first(), chain.last()) else {
-        return vec![Condition::Shape];
+        return Ok(vec![Condition::Shape]);
     };
     let holds = [
         (Condition::Commitment, chain.iter().map(Checkpoint::commitment).eq(commitments.iter().copied())),
-        (Condition::Accuracy, is_accuracy_rising(training, rules, chain)),
+        (Condition::Accuracy, is_accuracy_rising(training, rules, chain)?),
         (Condition::Continuity, chain.windows(2).all(|pair| is_continuous(rules, &pair[0], &pair[1]))),
         (Condition::InitialDistribution, is_distributed(training, rules, first)),
         (Condition::Independence, is_independent(first)),
         (Condition::Distance, is_coming_nearer(rules, chain, last)),
-        (Condition::Ratio, is_near(training, rules, first, last, later)),
+        (Condition::Ratio, is_near(training, rules, first, last, later)?),
         (Condition::AssignedSeed, *first == assigned),
-        (Condition::Rerun, is_repeatable(training, rules, chain, later)),
+        (Condition::Rerun, is_repeatable(training, rules, chain, later)?),
     ];
-    holds.into_iter().filter(|(_, holds)| !holds).map(|(condition, _)| condition).collect()
+    Ok(holds.into_iter().filter(|(_, holds)| !holds).map(|(condition, _)| condition).collect())
 }
 
-fn is_accuracy_rising(training: &dyn Training, rules: &Rules, chain: &[Checkpoint]) -> bool {
-    let accuracy: Vec<f64> = chain.iter().map(|one| training.accuracy(one)).collect();
+fn is_accuracy_rising(
+    training: &dyn Training,
+    rules: &Rules,
+    chain: &[Checkpoint],
+) -> Result<bool, TrainerFault> {
+    let accuracy = chain.iter().map(|one| training.accuracy(one)).collect::<Result<Vec<f64>, _>>()?;
     let gain = accuracy.last().zip(accuracy.first()).map_or(0.0, |(last, first)| last - first);
-    gain >= rules.accuracy_gain_min
-        && accuracy.windows(2).all(|pair| pair[1] >= pair[0] - rules.accuracy_falls_max)
+    Ok(gain >= rules.accuracy_gain_min
+        && accuracy.windows(2).all(|pair| pair[1] >= pair[0] - rules.accuracy_falls_max))
 }
 
 fn is_continuous(rules: &Rules, from: &Checkpoint, to: &Checkpoint) -> bool {
@@ -222,13 +278,14 @@ fn is_near(
     first: &Checkpoint,
     last: &Checkpoint,
     later: &Hash,
-) -> bool {
-    let random = (0..rules.random_beginnings).map(|at| {
+) -> Result<bool, TrainerFault> {
+    let mut sum = 0.0;
+    for at in 0..rules.random_beginnings {
         let seed = blake3::keyed_hash(&later.0, &at.to_be_bytes());
-        training.initial(seed.as_bytes()).distance(last)
-    });
-    let mean = random.sum::<f64>() / f64::from(rules.random_beginnings.max(1));
-    first.distance(last) < rules.distance_ratio_max * mean
+        sum += training.initial(seed.as_bytes())?.distance(last);
+    }
+    let mean = sum / f64::from(rules.random_beginnings.max(1));
+    Ok(first.distance(last) < rules.distance_ratio_max * mean)
 }
 
 /// Segments that a beacon draws: all different.
@@ -247,12 +304,19 @@ pub fn drawn_segments(later: &Hash, segments: usize, count: usize) -> Vec<usize>
     drawn
 }
 
-fn is_repeatable(training: &dyn Training, rules: &Rules, chain: &[Checkpoint], later: &Hash) -> bool {
-    let drawn = drawn_segments(later, chain.len() - 1, rules.segments_rerun);
-    drawn.into_iter().all(|segment| {
-        let again = training.segment(&chain[segment], segment);
-        again.is_like(&chain[segment + 1]) && again.distance(&chain[segment + 1]) <= rules.rerun_differs_max
-    })
+fn is_repeatable(
+    training: &dyn Training,
+    rules: &Rules,
+    chain: &[Checkpoint],
+    later: &Hash,
+) -> Result<bool, TrainerFault> {
+    for segment in drawn_segments(later, chain.len() - 1, rules.segments_rerun) {
+        let (again, said) = (training.segment(&chain[segment], segment)?, &chain[segment + 1]);
+        if !again.is_like(said) || again.distance(said) > rules.rerun_differs_max {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What training is worth: 6 operations for each weight and token of a dense transformer, or 3 for each of a forward pass;
@@ -314,33 +378,33 @@ mod tests {
         }
 
         fn chain(&self, seed: &[u8; 32]) -> Vec<Checkpoint> {
-            let mut chain = vec![self.initial(seed)];
+            let mut chain = vec![self.initial(seed).unwrap()];
             for segment in 0..CHECKPOINTS - 1 {
-                chain.push(self.segment(&chain[segment], segment));
+                chain.push(self.segment(&chain[segment], segment).unwrap());
             }
             chain
         }
     }
 
     impl Training for Toy {
-        fn initial(&self, seed: &[u8; 32]) -> Checkpoint {
+        fn initial(&self, seed: &[u8; 32]) -> Result<Checkpoint, TrainerFault> {
             let layer = |at: u8, count: usize| {
                 let drawn = numbers(&[&seed[..], &[at]].concat(), count);
                 drawn.into_iter().map(|x| (x * DEVIATIONS[usize::from(at)]) as f32).collect()
             };
-            Checkpoint { layers: vec![layer(0, INPUTS * HIDDEN), layer(1, HIDDEN)] }
+            Ok(Checkpoint { layers: vec![layer(0, INPUTS * HIDDEN), layer(1, HIDDEN)] })
         }
 
         fn initial_deviations(&self) -> Vec<f64> {
             DEVIATIONS.to_vec()
         }
 
-        fn accuracy(&self, of: &Checkpoint) -> f64 {
+        fn accuracy(&self, of: &Checkpoint) -> Result<f64, TrainerFault> {
             let right = self.samples.iter().filter(|(x, y)| (Self::forward(of, x).1 > 0.5) == (*y > 0.5));
-            right.count() as f64 / self.samples.len() as f64
+            Ok(right.count() as f64 / self.samples.len() as f64)
         }
 
-        fn segment(&self, from: &Checkpoint, segment: usize) -> Checkpoint {
+        fn segment(&self, from: &Checkpoint, segment: usize) -> Result<Checkpoint, TrainerFault> {
             let mut now = from.clone();
             for step in 0..STEPS {
                 let (x, y) = &self.samples[(segment * STEPS + step) % self.samples.len()];
@@ -354,7 +418,7 @@ mod tests {
                     }
                 }
             }
-            now
+            Ok(now)
         }
     }
 
@@ -386,7 +450,7 @@ mod tests {
 
     fn check(toy: &Toy, chain: &[Checkpoint], seed: &[u8; 32]) -> Vec<Condition> {
         let commitments: Vec<Hash> = chain.iter().map(Checkpoint::commitment).collect();
-        verify(toy, &rules(), chain, &commitments, seed, &Hash([9; 32]))
+        verify(toy, &rules(), chain, &commitments, seed, &Hash([9; 32])).unwrap()
     }
 
     const SEED: [u8; 32] = [5; 32];
@@ -400,7 +464,7 @@ mod tests {
         let stolen = honest.last().unwrap();
 
         // A straight line from somewhere else to a model that was stolen.
-        let elsewhere = straight(&toy.initial(&[6; 32]), stolen);
+        let elsewhere = straight(&toy.initial(&[6; 32]).unwrap(), stolen);
         let found = check(&toy, &elsewhere, &SEED);
         for condition in [Condition::Ratio, Condition::AssignedSeed, Condition::Rerun] {
             assert!(found.contains(&condition), "{found:?}");
@@ -411,7 +475,7 @@ mod tests {
             layers: stolen
                 .layers
                 .iter()
-                .zip(&toy.initial(&[6; 32]).layers)
+                .zip(&toy.initial(&[6; 32]).unwrap().layers)
                 .map(|(end, random)| end.iter().zip(random).map(|(e, r)| 0.9 * e + 0.43 * r).collect())
                 .collect(),
         };
@@ -430,7 +494,7 @@ mod tests {
         let commitments: Vec<Hash> = honest.iter().map(Checkpoint::commitment).collect();
         let beacon = Hash([9; 32]);
         let found = |rules: &Rules, chain: &[Checkpoint], commitments: &[Hash]| {
-            verify(&toy, rules, chain, commitments, &SEED, &beacon)
+            verify(&toy, rules, chain, commitments, &SEED, &beacon).unwrap()
         };
         let mut late = commitments.clone();
         late[3] = Hash([0; 32]);
@@ -472,6 +536,20 @@ mod tests {
             let bound = (1.0 - forged as f64 / SEGMENTS as f64).powi(3);
             assert!(share <= bound + 0.03 && share >= bound - 0.08, "{forged}: {share} {bound}");
         }
+    }
+
+    #[test]
+    fn checkpoints_are_read_as_they_are_written_and_nothing_else_is() {
+        let made = Checkpoint { layers: vec![vec![1.5, -2.0], vec![], vec![f32::MIN_POSITIVE]] };
+        let bytes = made.to_bytes();
+        assert_eq!(Checkpoint::from_bytes(&bytes), Some(made));
+        for len in 0..bytes.len() {
+            assert_eq!(Checkpoint::from_bytes(&bytes[..len]), None, "{len}");
+        }
+        assert_eq!(Checkpoint::from_bytes(&[&bytes[..], &[0]].concat()), None);
+        let mut long = bytes;
+        long[FIRST_BYTES.len() + 4..][..8].fill(0xFF);
+        assert_eq!(Checkpoint::from_bytes(&long), None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One epoch: what each node earned, by which component, and what may be claimed after it.
 //!
-//! Per component: `budget · s · R / max(Σ s · R, D)`, rounded down, where `s` is what was served and verified, `R` what the
-//! node's reputation leaves, and `D` what was expected to be served. What is not paid stays in the pool.
+//! Per component: `budget · s · R · m / max(Σ s · R · m, D)`, rounded down, where `s` is what was served and verified, `R` what
+//! the node's reputation leaves, `m` what the stake behind it adds, and `D` what was expected to be served. What is not paid
+//! stays in the pool. Who drew no prize leaves the lottery's to those who did; where nobody did, it stays too.
 //!
 //! Storage is credited from one audit that passed to the next: bytes held meanwhile wait in the account, a failed or
 //! unanswered audit voids them. So a node that dropped data earns nothing for it, whatever it says.
@@ -10,19 +11,22 @@ use std::collections::BTreeMap;
 
 use makai_erasure::NodeId;
 use makai_raft::facts::accounts::{
-    AccountExtra, Address, Amount, Component, Leaf, NodeAccount, NodeUsage, Reason, SliceTime, Status,
+    AccountExtra, Address, Amount, CORES_PER_CARD, Component, Hash, LOT_PROOF_BYTES, Leaf, Lot, NodeAccount,
+    NodeUsage, Reason, SliceTime, Status,
 };
 
 use super::fixed::{PPM, blend, exp2_neg, mul_div};
-use super::tokenomics::{BASIS_POINTS, MONTH_MS, RULES_COMPUTING, RULES_LEASES, Tokenomics};
+use super::tokenomics::{
+    BASIS_POINTS, BoostRules, MONTH_MS, RULES_COMPUTING, RULES_LEASES, RULES_LOTS, RULES_PLEDGES, Tokenomics,
+};
+use crate::audit::proof::LEAF_BYTES;
+use crate::computing::lottery;
+use crate::computing::vrf::VrfPublic;
 use crate::reputation::{self, multiplier_ppm, score_ppm};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Storage is weighed in KiB-seconds, so that a million nodes' weights fit.
 const BYTE_MS_PER_WEIGHT: u128 = 1024 * 1000;
-
-/// What a whole GPU counts beside a core.
-const CORES_PER_CARD: u128 = 32;
 
 /// Billionths in a thousandth.
 const NUT_PER_MUT: u128 = 1_000_000;
@@ -35,6 +39,8 @@ pub struct Inputs<'a> {
     pub table: &'a Tokenomics,
     pub epoch: u64,
     pub epoch_ms: u64,
+    /// What lots of the epoch are drawn by.
+    pub beacon: Hash,
     /// By node, ascending.
     pub usage: &'a [NodeUsage],
     /// Accounts and leaves after the epoch before; ascending.
@@ -97,6 +103,7 @@ pub fn settle(inputs: &Inputs<'_>) -> Outcome {
         account.earned.clear();
         account.reasons.clear();
     }
+    let lots = Lots::of(inputs, &mut accounts);
     // Verified work by component, of those who may earn.
     let mut scores: BTreeMap<Component, Vec<(NodeId, u128)>> = BTreeMap::new();
     for usage in inputs.usage {
@@ -108,27 +115,34 @@ pub fn settle(inputs: &Inputs<'_>) -> Outcome {
             reputation::update_computing(account, usage, &table.reputation);
             forfeit(account, usage, inputs);
         }
-        for (component, score) in weigh(account, usage, inputs) {
+        for (component, score) in weigh(account, usage, inputs, &lots) {
             scores.entry(component).or_default().push((usage.node, score));
         }
     }
     let emission = table.emission().of_epoch(inputs.epoch);
+    let boosts = boosts(inputs, &accounts, &scores);
     let mut difficulty = Vec::new();
     for component in Component::ALL {
         let scores = scores.remove(&component).unwrap_or_default();
-        let served = scores.iter().fold(0u128, |sum, (_, score)| sum.saturating_add(*score));
-        let expected = inputs.difficulty.iter().find(|(of, _)| *of == component).map(|(_, value)| value.0);
-        let divisor = served.max(expected.unwrap_or(0));
+        let served = sum_of(&scores);
+        let expected = expected_of(inputs, component);
+        let boosted = boosted(scores, &accounts, &boosts);
+        let all = sum_of(&boosted);
+        let divisor = all.max(expected.unwrap_or(0));
         let budget = table.budget(emission, component);
-        for (node, score) in scores {
+        for (node, score) in boosted {
             let Some(account) = accounts.get_mut(&node) else { continue };
             let share = Amount(mul_div(budget.0, score, divisor));
             account.earned.push((component, share));
-            if divisor > served && share > Amount(0) {
+            if divisor > all && share > Amount(0) {
                 account.reasons.push((component, Reason::BelowDifficulty));
             }
         }
-        let next = next_difficulty(expected, served, table.difficulty_half_life_epochs);
+        let next = match component {
+            // No price, but the weights by which the lots after the next ones are drawn.
+            Component::Lottery if inputs.rules >= RULES_LOTS => weights_now(&accounts),
+            _ => next_difficulty(expected, served, table.difficulty_half_life_epochs),
+        };
         difficulty.push((component, Amount(next)));
     }
     let mut leaves: BTreeMap<Address, Amount> =
@@ -143,11 +157,133 @@ pub fn settle(inputs: &Inputs<'_>) -> Outcome {
     Outcome { accounts: accounts.into_values().collect(), leaves, total, earned, difficulty }
 }
 
+fn sum_of(scores: &[(NodeId, u128)]) -> u128 {
+    scores.iter().fold(0u128, |sum, (_, score)| sum.saturating_add(*score))
+}
+
+/// What was expected to be served; of prizes nothing is.
+fn expected_of(inputs: &Inputs<'_>, component: Component) -> Option<u128> {
+    if component == Component::Lottery && inputs.rules >= RULES_LOTS {
+        return None;
+    }
+    inputs.difficulty.iter().find(|(of, _)| *of == component).map(|(_, value)| value.0)
+}
+
+fn weights_now(accounts: &BTreeMap<NodeId, NodeAccount>) -> u128 {
+    accounts.values().fold(0u128, |sum, account| sum.saturating_add(account.extra.lot_weights[0].into()))
+}
+
+/// By what lots of this epoch are drawn: computing power as it was two epochs ago, which nobody can change once the beacon
+/// is known.
+#[derive(Debug, Default)]
+struct Lots {
+    weights: BTreeMap<NodeId, u128>,
+    all: u128,
+}
+
+impl Lots {
+    /// Takes the weights out of the accounts, which then remember the epoch before and make room for this one.
+    fn of(inputs: &Inputs<'_>, accounts: &mut BTreeMap<NodeId, NodeAccount>) -> Self {
+        let mut lots = Self::default();
+        if inputs.rules < RULES_LOTS {
+            return lots;
+        }
+        for account in accounts.values_mut() {
+            let [after_last, before_last] = account.extra.lot_weights;
+            if before_last > 0 {
+                lots.weights.insert(account.node, before_last.into());
+                lots.all = lots.all.saturating_add(before_last.into());
+            }
+            account.extra.lot_weights = [0, after_last];
+        }
+        lots
+    }
+
+    fn weight(&self, node: &NodeId) -> u128 {
+        self.weights.get(node).copied().unwrap_or(0)
+    }
+
+    fn has_won(&self, node: &NodeId, lot: &Lot, inputs: &Inputs<'_>) -> bool {
+        let Ok(proof) = <&[u8; LOT_PROOF_BYTES]>::try_from(&lot.proof[..]) else { return false };
+        let below =
+            lottery::threshold(self.weight(node), self.all, inputs.table.lottery_ppm.unwrap_or_default());
+        let input = lottery::input(&inputs.beacon, inputs.epoch);
+        lottery::has_won(&VrfPublic(lot.key.0), &input, proof, below)
+    }
+}
+
+/// What stakes add to what their addresses' nodes are paid, in millionths; of those who have any.
+fn boosts(
+    inputs: &Inputs<'_>,
+    accounts: &BTreeMap<NodeId, NodeAccount>,
+    scores: &BTreeMap<Component, Vec<(NodeId, u128)>>,
+) -> BTreeMap<Address, u64> {
+    let Some(rules) = inputs.table.boost.filter(|_| inputs.rules >= RULES_LOTS) else {
+        return BTreeMap::new();
+    };
+    let staked = inputs.usage.iter().filter_map(|usage| Some((usage.payout?, usage.extra.stake)));
+    let stakes: BTreeMap<Address, Amount> = staked.filter(|(_, stake)| *stake > Amount(0)).collect();
+    if stakes.is_empty() {
+        return BTreeMap::new();
+    }
+    // What each address would be paid without: many nodes of one address share its stake.
+    let emission = inputs.table.emission().of_epoch(inputs.epoch);
+    let mut plain: BTreeMap<Address, Amount> = BTreeMap::new();
+    for (component, scores) in scores {
+        let divisor = sum_of(scores).max(expected_of(inputs, *component).unwrap_or(0));
+        let budget = inputs.table.budget(emission, *component);
+        for (node, score) in scores {
+            let payout = accounts.get(node).and_then(|account| account.payout);
+            let Some(payout) = payout.filter(|payout| stakes.contains_key(payout)) else { continue };
+            let sum = plain.entry(payout).or_default();
+            *sum = sum.plus(Amount(mul_div(budget.0, *score, divisor)));
+        }
+    }
+    let boost = |(payout, earned): (Address, Amount)| {
+        let stake = stakes.get(&payout).copied().unwrap_or_default();
+        (payout, boost_ppm(&rules, stake, earned))
+    };
+    plain.into_iter().map(boost).collect()
+}
+
+/// `most · x / (1 + x)` with `x = stake / (earned · epochs)`, rounded down.
+fn boost_ppm(rules: &BoostRules, stake: Amount, earned: Amount) -> u64 {
+    let half_at = earned.0.saturating_mul(rules.half_at_epochs.into());
+    let all = stake.0.saturating_add(half_at);
+    u64::try_from(mul_div(rules.most_ppm.into(), stake.0, all.max(1))).unwrap_or(0).min(rules.most_ppm)
+}
+
+fn boosted(
+    mut scores: Vec<(NodeId, u128)>,
+    accounts: &BTreeMap<NodeId, NodeAccount>,
+    boosts: &BTreeMap<Address, u64>,
+) -> Vec<(NodeId, u128)> {
+    if boosts.is_empty() {
+        return scores;
+    }
+    for (node, score) in &mut scores {
+        let payout = accounts.get(node).and_then(|account| account.payout);
+        if let Some(boost) = payout.and_then(|payout| boosts.get(&payout)) {
+            *score = score.saturating_add(mul_div(*score, (*boost).into(), PPM.into()));
+        }
+    }
+    scores
+}
+
 /// What a node's verified work weighs, component by component; notes why it is nothing or less.
-fn weigh(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> Vec<(Component, u128)> {
+fn weigh(
+    account: &mut NodeAccount,
+    usage: &NodeUsage,
+    inputs: &Inputs<'_>,
+    lots: &Lots,
+) -> Vec<(Component, u128)> {
     let Inputs { table, .. } = *inputs;
-    let stored = credit_storage(account, usage);
+    let stored = credit_storage(account, usage, inputs.rules);
     let power = credit_computing(account, usage, inputs);
+    let prize = draw(account, usage, inputs, lots, power);
+    if usage.extra.forfeited_runs > 0 {
+        account.reasons.push((Component::Lease, Reason::AllForfeit));
+    }
     let score = score_ppm(account.alpha_ppm, account.beta_ppm);
     let trusts =
         [score, computing_score(account, inputs.rules)].map(|score| multiplier_ppm(&table.reputation, score));
@@ -158,7 +294,9 @@ fn weigh(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> V
             Component::Egress => u128::from(usage.egress_bytes).saturating_add(usage.repair_bytes.into()),
             Component::Compute => power,
             Component::Lease if inputs.rules >= RULES_LEASES => lease_weight(&usage.lease),
-            Component::Lease | Component::Verify | Component::Lottery => 0,
+            Component::Verify if inputs.rules >= RULES_LOTS => usage.extra.verified_ms.into(),
+            Component::Lottery => prize,
+            Component::Lease | Component::Verify => 0,
         };
         let is_funded = table.split_bp.get(&component).is_some_and(|share| *share > 0);
         let has_reason = account.reasons.iter().any(|(of, _)| *of == component);
@@ -171,7 +309,9 @@ fn weigh(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> V
                 account.reasons.push((component, Reason::NothingServed));
             }
         } else {
-            let trust = trusts[usize::from(component == Component::Compute)];
+            let is_computing =
+                matches!(component, Component::Compute | Component::Verify | Component::Lottery);
+            let trust = trusts[usize::from(is_computing)];
             if trust < PPM {
                 account.reasons.push((component, Reason::Reputation));
             }
@@ -181,19 +321,36 @@ fn weigh(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>) -> V
     weights
 }
 
-/// Slices held for customers' jobs: time of cores, and of cards as so many cores each.
-fn lease_weight(lease: &SliceTime) -> u128 {
-    u128::from(lease.cpu_core_ms) + u128::from(lease.gpu_card_ms) * CORES_PER_CARD
+/// What a node draws a prize with; remembers the power that later lots are drawn by.
+fn draw(account: &mut NodeAccount, usage: &NodeUsage, inputs: &Inputs<'_>, lots: &Lots, power: u128) -> u128 {
+    if inputs.rules < RULES_LOTS {
+        return 0;
+    }
+    account.extra.lot_weights[0] = u64::try_from(power).unwrap_or(u64::MAX);
+    let weight = lots.weight(&account.node);
+    let has_won = usage.extra.lot.as_ref().is_some_and(|lot| lots.has_won(&account.node, lot, inputs));
+    if weight > 0 && !has_won {
+        account.reasons.push((Component::Lottery, Reason::NotDrawn));
+    }
+    if has_won { weight } else { 0 }
 }
 
-/// Byte-milliseconds that an audit covers now.
-fn credit_storage(account: &mut NodeAccount, usage: &NodeUsage) -> u128 {
+/// Slices held for customers' jobs: time of cores, and of cards as so many cores each.
+fn lease_weight(lease: &SliceTime) -> u128 {
+    u128::from(lease.cpu_core_ms) + u128::from(lease.gpu_card_ms) * u128::from(CORES_PER_CARD)
+}
+
+/// Byte-milliseconds that an audit covers now. What customers and repairs read of a node, and a gateway or another node found to
+/// be what it should be, is as good as an audit that passed; it makes up for none that failed or was not answered.
+fn credit_storage(account: &mut NodeAccount, usage: &NodeUsage, rules: u32) -> u128 {
+    let read = usage.egress_bytes.saturating_add(usage.repair_bytes);
+    let has_passed = usage.audits_pass > 0 || (rules >= RULES_PLEDGES && read >= LEAF_BYTES);
     let waiting = account.pending_byte_ms.saturating_add(usage.storage_byte_ms);
     let (credited, left, reason) = if usage.audits_fail > 0 {
         (0, 0, Some(Reason::AuditFailed))
     } else if usage.audits_offline > 0 {
         (0, 0, Some(Reason::AuditUnanswered))
-    } else if usage.audits_pass > 0 {
+    } else if has_passed {
         (waiting, 0, None)
     } else {
         (0, waiting, (waiting > 0).then_some(Reason::AwaitingAudit))
@@ -339,11 +496,16 @@ mod tests {
             table,
             epoch,
             epoch_ms: EPOCH_MS,
+            beacon: beacon(epoch),
             usage,
             accounts: before.map_or(&[], |before| &before.accounts),
             leaves: before.map_or(&[], |before| &before.leaves),
             difficulty: before.map_or(&[], |before| &before.difficulty),
         })
+    }
+
+    fn beacon(epoch: u64) -> Hash {
+        Hash(*blake3::hash(&epoch.to_be_bytes()).as_bytes())
     }
 
     fn of(outcome: &Outcome, id: u8) -> &NodeAccount {
@@ -387,6 +549,39 @@ mod tests {
         assert!(has_reason(&failed, 1, Component::Storage, Reason::AuditFailed));
         let later = run(&table, 3, &[usage(1, mine, 1, 0), other], Some(&failed));
         assert_eq!(of(&later, 1).pending_byte_ms, 0, "what the failure voided is gone");
+    }
+
+    /// What was read of a node and found right stands for an audit where none was asked, by the rules that say so; it makes up for
+    /// no failure, and for no silence.
+    #[test]
+    fn reads_that_verify_are_audits() {
+        let table = table();
+        let other = usage(9, 1 << 40, 1, 0);
+        let read = |bytes: u64, fail: u32, offline: u32| NodeUsage {
+            egress_bytes: bytes,
+            audits_offline: offline,
+            ..usage(1, 1 << 40, 0, fail)
+        };
+        let stored = |rules: u32, row: NodeUsage| {
+            let rows = [row, other.clone()];
+            let inputs = Inputs {
+                rules,
+                table: &table,
+                epoch: 1,
+                epoch_ms: EPOCH_MS,
+                beacon: beacon(1),
+                usage: &rows,
+                accounts: &[],
+                leaves: &[],
+                difficulty: &[],
+            };
+            earned(&settle(&inputs), 1, Component::Storage)
+        };
+        assert!(stored(RULES, read(LEAF_BYTES, 0, 0)) > 0);
+        assert_eq!(stored(RULES, read(LEAF_BYTES - 1, 0, 0)), 0);
+        assert_eq!(stored(RULES_LOTS, read(LEAF_BYTES, 0, 0)), 0, "by earlier rules they are not");
+        assert_eq!(stored(RULES, read(1 << 40, 1, 0)), 0);
+        assert_eq!(stored(RULES, read(1 << 40, 0, 1)), 0);
     }
 
     #[test]
@@ -444,6 +639,7 @@ mod tests {
                 table: &table,
                 epoch: 1,
                 epoch_ms: EPOCH_MS,
+                beacon: beacon(1),
                 usage: &rows,
                 accounts: &[],
                 leaves: &[],
@@ -518,6 +714,129 @@ mod tests {
         assert!((days(3)..days(3) + 12).contains(&gone_at), "{gone_at}");
         assert_eq!(play(1, u64::MAX), None, "one bad shard");
         assert_eq!(play(5, days(2)), None, "mended on the second day");
+    }
+
+    /// A lot as its node draws it: of an epoch, by the power that it had two epochs before.
+    fn lot(id: u8, epoch: u64, weight: u128, all: u128) -> Option<Lot> {
+        let key = crate::computing::vrf::VrfKey::from_seed(&[id; 32]);
+        let below = lottery::threshold(weight, all, 200_000);
+        let proof = lottery::win(&key, &lottery::input(&beacon(epoch), epoch), below)?;
+        Some(Lot { key: Hash(key.public().0), proof: proof.to_vec().into() })
+    }
+
+    /// Prizes go to those whose lot is below their threshold, by the power of two epochs ago, and to nobody else; a proof of
+    /// another epoch, key or node wins nothing; where nobody wins the prize stays in the pool.
+    #[test]
+    fn prizes_go_to_who_has_drawn_them() {
+        let table = table();
+        let work = |id| NodeUsage {
+            work_mut: 1000,
+            computed: Computed { pass: 1, ..Computed::default() },
+            ..usage(id, 0, 1, 0)
+        };
+        let rows: Vec<NodeUsage> = (1..=3).map(work).collect();
+        let prize = table.budget(table.emission().of_epoch(1), Component::Lottery).0;
+        let mut state = run(&table, 1, &rows, None);
+        assert!(has_reason(&state, 1, Component::Lottery, Reason::NothingServed), "no power yet");
+        let (mut wins, mut epochs_won) = (0, 0);
+        for epoch in 2..60 {
+            let [now, weight] = of(&state, 1).extra.lot_weights;
+            let weights = state.difficulty.iter().find(|(of, _)| *of == Component::Lottery).unwrap().1;
+            assert_eq!(weights.0, u128::from(now) * 3);
+            let rows: Vec<NodeUsage> = (1..=3)
+                .map(|id| {
+                    let mut row = work(id);
+                    // The third shows what the first has drawn, or what it drew in another epoch.
+                    row.extra.lot = match id {
+                        3 if epoch % 2 == 0 => lot(1, epoch, weight.into(), u128::from(weight) * 3),
+                        3 => lot(3, epoch + 1, weight.into(), u128::from(weight) * 3),
+                        _ => lot(id, epoch, weight.into(), u128::from(weight) * 3),
+                    };
+                    row
+                })
+                .collect();
+            state = run(&table, epoch, &rows, Some(&state));
+            let paid: Vec<u128> = (1..=3).map(|id| earned(&state, id, Component::Lottery)).collect();
+            let drawn = |id: u8| rows[usize::from(id) - 1].extra.lot.is_some() && weight > 0;
+            for id in 1..=2u8 {
+                assert_eq!(paid[usize::from(id) - 1] > 0, drawn(id), "epoch {epoch}, node {id}");
+                assert!(
+                    drawn(id) || weight == 0 || has_reason(&state, id, Component::Lottery, Reason::NotDrawn)
+                );
+            }
+            // Another's lot is as good a number as its own: what binds it to a node is the key that the facts know.
+            assert!(epoch % 2 == 0 || paid[2] == 0, "a lot of another epoch");
+            let sum: u128 = paid.iter().sum();
+            assert!(sum <= prize && (sum == 0 || sum + 3 >= prize), "{paid:?} of {prize}");
+            wins += u32::from(drawn(1)) + u32::from(drawn(2));
+            epochs_won += u32::from(sum > 0);
+        }
+        assert!(wins > 0 && epochs_won < 30, "{wins} {epochs_won}");
+        let early = settle(&Inputs {
+            rules: RULES_COMPUTING,
+            table: &table,
+            epoch: 60,
+            epoch_ms: EPOCH_MS,
+            beacon: beacon(60),
+            usage: &rows,
+            accounts: &state.accounts,
+            leaves: &state.leaves,
+            difficulty: &[],
+        });
+        assert_eq!(earned(&early, 1, Component::Lottery), 0, "rules before know no lottery");
+    }
+
+    /// A stake adds to what was worked for and to nothing else, by half of the most at the stake that says so, by less than
+    /// the most at any; the budget stays what it is; many nodes of one address share its stake.
+    #[test]
+    fn stakes_help_only_where_work_was_done() {
+        let table = table();
+        let rules = table.boost.unwrap();
+        let (kib_s, none) = (1024 * 1000, Amount(0));
+        let row = |id: u8, payout: u8, part: u128, stake: Amount| NodeUsage {
+            payout: Some(Address([payout; 20])),
+            extra: makai_raft::facts::accounts::UsageExtra { stake, ..Default::default() },
+            ..usage(id, part * kib_s * 1_000_000, 1, 0)
+        };
+        let storage = |outcome: &Outcome, id| earned(outcome, id, Component::Storage);
+        let plain = run(&table, 1, &[row(1, 1, 100, none), row(2, 2, 100, none)], None);
+        let budget = table.budget(table.emission().of_epoch(1), Component::Storage).0;
+        let half_at = Amount(storage(&plain, 1) * u128::from(rules.half_at_epochs));
+        let one = run(&table, 1, &[row(1, 1, 100, half_at), row(2, 2, 100, none)], None);
+        // 1 + 0.5 / 2 against 1.
+        assert!(storage(&one, 1).abs_diff(budget * 125 / 225) < 1000);
+        assert!(storage(&one, 1) + storage(&one, 2) <= budget);
+        let rich = Amount(u128::MAX / 4);
+        let most = run(&table, 1, &[row(1, 1, 100, rich), row(2, 2, 100, none)], None);
+        assert!(storage(&most, 1) <= budget * 3 / 5 && storage(&most, 1) > budget * 599 / 1000);
+        let idle = run(&table, 1, &[row(1, 1, 0, rich), row(2, 2, 100, none)], None);
+        assert_eq!((storage(&idle, 1), storage(&idle, 2)), (0, budget), "a stake without work");
+        let split =
+            run(&table, 1, &[row(1, 1, 50, half_at), row(3, 1, 50, half_at), row(2, 2, 100, none)], None);
+        let both = storage(&split, 1) + storage(&split, 3);
+        assert!(both.abs_diff(storage(&one, 1)) < 1000, "{both} {}", storage(&one, 1));
+    }
+
+    /// Whoever ran others' tasks again shares the verifiers' budget by the time it took; a task that all lost is told.
+    #[test]
+    fn verifiers_are_paid_by_what_they_ran_again() {
+        let table = table();
+        let extra = |verified_ms, forfeited_runs| makai_raft::facts::accounts::UsageExtra {
+            verified_ms,
+            forfeited_runs,
+            ..Default::default()
+        };
+        let rows = [
+            NodeUsage { extra: extra(3000, 0), ..usage(1, 0, 1, 0) },
+            NodeUsage { extra: extra(1000, 0), ..usage(2, 0, 1, 0) },
+            NodeUsage { extra: extra(0, 2), ..usage(3, 0, 1, 0) },
+        ];
+        let done = run(&table, 1, &rows, None);
+        let budget = table.budget(table.emission().of_epoch(1), Component::Verify).0;
+        assert_eq!(earned(&done, 1, Component::Verify), budget * 3 / 4);
+        assert_eq!(earned(&done, 2, Component::Verify), budget / 4);
+        assert!(has_reason(&done, 3, Component::Verify, Reason::NothingServed));
+        assert!(has_reason(&done, 3, Component::Lease, Reason::AllForfeit));
     }
 
     #[test]

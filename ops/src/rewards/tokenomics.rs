@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use makai_raft::facts::accounts::{Amount, Component, Emission, Hash};
+use makai_raft::facts::accounts::{Amount, Component, Emission, Hash, PledgeTerms};
 use serde::{Deserialize, Serialize};
 
 /// Version of the rules in [`super::settle`]; a change of any formula is a new one. Clusters keep those they began with:
-/// with 1, leases earn nothing; with 2, training and the score of computing count nothing, and nothing is forfeited.
-pub const RULES: u32 = 3;
+/// with 1, leases earn nothing; with 2, training and the score of computing count nothing, and nothing is forfeited; with 3,
+/// there is no lottery, who verifies earns nothing for it, and stakes do not weigh; with 4, stakes share no income, only
+/// cards run again what cards ran, and reads are no audits.
+pub const RULES: u32 = 5;
 /// The oldest rules that this release computes by.
 pub const RULES_OLDEST: u32 = 1;
 /// The first rules by which leases earn.
 pub const RULES_LEASES: u32 = 2;
 /// The first rules by which computing has a score of its own, training counts, and what was held back can be forfeited.
 pub const RULES_COMPUTING: u32 = 3;
+pub use makai_raft::facts::accounts::{RULES_LOTS, RULES_PLEDGES};
 
 /// Base units of one token.
 pub const UNITS_PER_TOKEN: u128 = 1_000_000_000_000_000_000;
@@ -51,6 +54,32 @@ pub struct Tokenomics {
     /// When what was held back goes back to the pool. Absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forfeit: Option<ForfeitRules>,
+    /// With which probability anybody wins the lottery of an epoch, in millionths. Absent: nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lottery_ppm: Option<u64>,
+    /// What stakes add. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boost: Option<BoostRules>,
+    /// What stakes are given of what tenants pay. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pledge: Option<PledgeRules>,
+}
+
+/// A stake shares the income by its amount and age: twice as much for the same once the ramp is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PledgeRules {
+    pub income_bp: u32,
+    pub ramp_days: u64,
+}
+
+/// Stakes help only relative to what was worked for, and ever less: `1 + most · x / (1 + x)`, where `x` is the stake in units
+/// of what the address earns without it in so many epochs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoostRules {
+    pub most_ppm: u64,
+    pub half_at_epochs: u64,
 }
 
 /// Slow, so that an unplugged disk costs nobody what it earned: all three must be reached.
@@ -150,6 +179,13 @@ impl Tokenomics {
             holdback_release_months: [15, 24],
             power_split_bp: Some([4000, 6000]),
             forfeit: Some(ForfeitRules { failed_days: 3, failures: 10, shards: 3 }),
+            lottery_ppm: Some(200_000),
+            // Half of all that it can add comes with a month of earnings.
+            boost: Some(BoostRules {
+                most_ppm: 500_000,
+                half_at_epochs: (MONTH_MS / epoch_ms.max(1)).max(1),
+            }),
+            pledge: Some(PledgeRules { income_bp: 1020, ramp_days: 360 }),
         })
     }
 
@@ -181,6 +217,15 @@ impl Tokenomics {
         if self.forfeit.is_some_and(|rules| rules.failed_days == 0 || rules.shards > FORFEIT_SHARDS_MAX) {
             return fault("forfeit: at least a day, and at most 16 shards");
         }
+        if self.lottery_ppm.is_some_and(|share| share > super::fixed::PPM / 2) {
+            return fault("lottery_ppm: at most 500000");
+        }
+        if self.boost.is_some_and(|boost| boost.most_ppm > super::fixed::PPM || boost.half_at_epochs == 0) {
+            return fault("boost: at most 1000000, half of it at one epoch or more");
+        }
+        if self.pledge.is_some_and(|pledge| pledge.income_bp > BASIS_POINTS || pledge.ramp_days == 0) {
+            return fault("pledge: at most 10000, and a ramp of at least a day");
+        }
         if self.holdback_pct.iter().any(|pct| *pct > 100) {
             return fault("holdback_pct holds more than 100");
         }
@@ -207,6 +252,15 @@ impl Tokenomics {
     #[must_use]
     pub fn hash(&self) -> Hash {
         Hash(*blake3::hash(self.canonical().as_bytes()).as_bytes())
+    }
+
+    /// What the genesis says of pledges.
+    #[must_use]
+    pub fn pledge_terms(&self) -> Option<PledgeTerms> {
+        self.pledge.map(|PledgeRules { income_bp, ramp_days }| PledgeTerms {
+            income_bp,
+            ramp_ms: ramp_days.saturating_mul(DAY_MS),
+        })
     }
 
     #[must_use]

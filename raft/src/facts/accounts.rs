@@ -10,6 +10,8 @@
 
 mod billing;
 mod computing;
+mod pledges;
+mod training;
 mod values;
 
 use bytes::Bytes;
@@ -20,9 +22,15 @@ use super::Timestamp;
 use super::tenant::TenantId;
 
 pub use billing::{
-    Balance, CHARGE_EVERY_MS, HOLD_MS, PRICE_MAX, Prices, REFERENCE_BYTES_MAX, SliceTime, UNITS_PER_CREDIT,
+    Balance, CHARGE_EVERY_MS, CORES_PER_CARD, HOLD_MS, PRICE_MAX, Prices, REFERENCE_BYTES_MAX, SliceTime,
+    UNITS_PER_CREDIT,
 };
-pub use computing::{AccountExtra, Computed};
+pub use computing::{
+    AccountExtra, Computed, LOT_KEY_WAITS, LOT_PROOF_BYTES, Lot, LotBinding, LotKey, PURPOSE_LOTS,
+    RULES_LOTS, RULES_PLEDGES, Stake, StakeOrder, UsageExtra,
+};
+pub use pledges::{Pledge, PledgeOrder, PledgeTerms};
+pub use training::{CHECKPOINTS_MAX, TRAINING_WHY_BYTES_MAX, Training, TrainingVerdict};
 pub use values::{Address, Amount, Hash, RecoverableSignature, TextError};
 
 /// Rows in one command.
@@ -79,8 +87,9 @@ impl Emission {
     }
 }
 
-/// What the accounts of a cluster begin with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What the accounts of a cluster begin with. Its encoding ends behind the last field that holds anything from `forfeits_all`
+/// on: so that what releases before began with keeps its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Genesis {
     /// Version of the rules by which rewards are computed.
     pub rules: u32,
@@ -99,6 +108,39 @@ pub struct Genesis {
     pub chain_id: u64,
     /// The contract that is signed for; on the embedded ledger derived from the cluster's id.
     pub ledger: Address,
+    /// Where nodes asked for one result differ, none of them earns anything for it: the literal rule.
+    #[serde(default)]
+    pub forfeits_all: bool,
+    /// What stakes are given of the income, as the table says; `None`: nothing.
+    #[serde(default)]
+    pub pledge: Option<PledgeTerms>,
+}
+
+impl Serialize for Genesis {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct as _;
+        const ALWAYS: usize = 9;
+        let has_pledge = self.pledge.is_some();
+        let has_forfeits = has_pledge || self.forfeits_all;
+        let mut genesis =
+            to.serialize_struct("Genesis", ALWAYS + usize::from(has_forfeits) + usize::from(has_pledge))?;
+        genesis.serialize_field("rules", &self.rules)?;
+        genesis.serialize_field("tokenomics", &self.tokenomics)?;
+        genesis.serialize_field("tokenomics_hash", &self.tokenomics_hash)?;
+        genesis.serialize_field("emission", &self.emission)?;
+        genesis.serialize_field("epoch_ms", &self.epoch_ms)?;
+        genesis.serialize_field("challenge_ms", &self.challenge_ms)?;
+        genesis.serialize_field("payout_cooldown_ms", &self.payout_cooldown_ms)?;
+        genesis.serialize_field("chain_id", &self.chain_id)?;
+        genesis.serialize_field("ledger", &self.ledger)?;
+        if has_forfeits {
+            genesis.serialize_field("forfeits_all", &self.forfeits_all)?;
+        }
+        if has_pledge {
+            genesis.serialize_field("pledge", &self.pledge)?;
+        }
+        genesis.end()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -335,15 +377,19 @@ pub struct NodeUsage {
     /// What verification of its computing found.
     #[serde(default)]
     pub computed: Computed,
+    /// What later rules count.
+    #[serde(default)]
+    pub extra: UsageExtra,
 }
 
 impl Serialize for NodeUsage {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct as _;
         const ALWAYS: usize = 17;
-        let has_computed = self.computed != Computed::default();
+        let has_extra = !self.extra.is_none();
+        let has_computed = has_extra || self.computed != Computed::default();
         let has_lease = has_computed || !self.lease.is_none();
-        let fields = ALWAYS + usize::from(has_lease) + usize::from(has_computed);
+        let fields = ALWAYS + usize::from(has_lease) + usize::from(has_computed) + usize::from(has_extra);
         let mut record = to.serialize_struct("NodeUsage", fields)?;
         record.serialize_field("node", &self.node)?;
         record.serialize_field("payout", &self.payout)?;
@@ -367,6 +413,9 @@ impl Serialize for NodeUsage {
         }
         if has_computed {
             record.serialize_field("computed", &self.computed)?;
+        }
+        if has_extra {
+            record.serialize_field("extra", &self.extra)?;
         }
         record.end()
     }
@@ -396,6 +445,7 @@ impl NodeUsage {
             evidence: Vec::new(),
             lease: SliceTime::default(),
             computed: Computed::default(),
+            extra: UsageExtra::default(),
         }
     }
 }
@@ -444,6 +494,10 @@ pub enum Reason {
     ComputedWrong,
     /// Suspended for days with failures on several shards: what was held back went back to the pool.
     Forfeited,
+    /// It has computing power, and has not drawn a prize this time.
+    NotDrawn,
+    /// Nodes asked for one result differed, and by this cluster's rule none of them earns it.
+    AllForfeit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -546,19 +600,37 @@ pub enum LedgerEvent {
         amount: Amount,
         cumulative: Amount,
     },
-    /// Epochs after `after_epoch` are signed for a contract, which pays from then on.
     /// A tenant paid in.
     Credited {
         tenant: TenantId,
         amount: Amount,
         reference: String,
     },
+    /// Epochs after `after_epoch` are signed for a contract, which pays from then on.
     Moved {
         chain_id: u64,
         ledger: Address,
         after_epoch: u64,
         threshold: u32,
         signatures: Vec<ClaimSignature>,
+    },
+    /// A node draws lots with this key from [`LOT_KEY_WAITS`] epochs later on.
+    LotsBound {
+        binding: LotBinding,
+        epoch: u64,
+    },
+    Staked {
+        order: StakeOrder,
+        effective_at: Timestamp,
+    },
+    /// What tenants paid in an epoch, net of what was given back, and what of it went to so many stakes. `hash`: BLAKE3 (key
+    /// derived from `makai income 1`) of each address and its share, ascending.
+    IncomeShared {
+        epoch: u64,
+        income: Amount,
+        shared: Amount,
+        pledges: u64,
+        hash: Hash,
     },
 }
 
@@ -647,6 +719,44 @@ pub enum AccountsCommand {
     },
     /// Charges what jobs used until now; ends those whose next minutes cannot be paid.
     Charge,
+    /// The key that a node draws lots with.
+    BindLots(LotBinding),
+    /// A node says that it has won in the open epoch; its last word counts.
+    Draw {
+        epoch: u64,
+        node: NodeId,
+        proof: Bytes,
+    },
+    /// What an address stakes, where claims are on the embedded ledger.
+    Stake(StakeOrder),
+    /// What a signer reads of stakes on the chain that claims are on; counts as far as more than half of the signers read
+    /// no less.
+    Stakes {
+        epoch: u64,
+        reporter: NodeId,
+        rows: Vec<(Address, Amount)>,
+    },
+    /// A node is going to train what a spec says.
+    AnnounceTraining {
+        node: NodeId,
+        spec: Hash,
+        checkpoints: u32,
+    },
+    /// Its next checkpoint hashes to this.
+    CommitCheckpoint {
+        node: NodeId,
+        spec: Hash,
+        at: u32,
+        hash: Hash,
+    },
+    /// A voter has trained a part of it again.
+    JudgeTraining {
+        node: NodeId,
+        spec: Hash,
+        verdict: TrainingVerdict,
+    },
+    /// An address pays for a tenant with what its stake was given of the income.
+    SpendPledge(PledgeOrder),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -685,6 +795,16 @@ pub enum AccountsQuery {
     GroupBytes,
     /// -> `Billing`: prices, and the balance of every tenant that pays in advance.
     Billing,
+    /// -> `LotKey`: what a node draws lots with.
+    LotKey { node: NodeId },
+    /// -> `Account`: of one node after an epoch.
+    Account { epoch: u64, node: NodeId },
+    /// -> `Stake`: of an address, on the embedded ledger.
+    Stake { payout: Address },
+    /// -> `Trainings`: by node and spec.
+    Trainings { after: Option<(NodeId, Hash)>, entries_max: u32 },
+    /// -> `Pledge`: what an address's stake was given of the income.
+    Pledge { payout: Address },
 }
 
 /// Where the accounts stand.
@@ -728,6 +848,11 @@ pub enum AccountsAnswer {
         /// Whether anything runs that is charged.
         has_open_bills: bool,
     },
+    LotKey(Option<LotKey>),
+    Account(Option<Box<NodeAccount>>),
+    Stake(Option<Stake>),
+    Trainings(Vec<Training>),
+    Pledge(Option<Pledge>),
 }
 
 /// A group's shards, each of the same length on every disk of it.

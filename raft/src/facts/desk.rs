@@ -1,11 +1,13 @@
-//! What a node that runs an attempt asks of a gateway, and what it hears: the contract between the agent and the desk.
+//! What a node that runs an attempt asks of a gateway, and what it hears: the contract between the agent and the desk; and what the
+//! leader tells it unasked.
 //!
 //! A node names what it wants by the attempt and a place in the job's specification, never by bucket or key.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::jobs::{AssignedTask, AttemptId, Statement};
+use super::jobs::{AssignedTask, AttemptId, JobId, JobSpec, ObjectPath, Statement};
+use super::tenant::TenantId;
 
 /// Bytes of one read or write.
 pub const PIECE_BYTES_MAX: u64 = 4 << 20;
@@ -16,6 +18,10 @@ pub enum Source {
     Image,
     /// By its place in the specification.
     Input(u32),
+    /// The objects that the task is for: listed in the order in which the job has them.
+    Each,
+    /// One of them, by its place among the task's.
+    EachAt(u32),
 }
 
 /// Where bytes go.
@@ -45,12 +51,15 @@ pub enum Request {
     Finish { statement: Statement, signature: Bytes, has_log: bool },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedObject {
     /// What follows the prefix; empty where a key was named.
     pub name: String,
     pub size: u64,
     pub version: u64,
+    /// Of those that a task is for: where it comes from.
+    #[serde(default)]
+    pub from: Option<ObjectPath>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,4 +86,39 @@ pub enum Fault {
     /// Try again, perhaps elsewhere.
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// Attempts of one job that were just assigned to a node: what it would hear if it asked, told so that it need not. Carried by a wake, in
+/// a list; a node that does not know of it looks, as at any wake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    pub job: JobId,
+    pub tenant: TenantId,
+    pub spec: JobSpec,
+    pub attempts: Vec<ToldAttempt>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToldAttempt {
+    pub index: u32,
+    pub attempt: u32,
+    /// Cards that it gets, or gets its share of.
+    #[serde(default)]
+    pub gpus: Vec<String>,
+}
+
+impl Told {
+    /// The same as an answer to who asks.
+    #[must_use]
+    pub fn assigned(self) -> Vec<AssignedTask> {
+        let Self { job, tenant, spec, attempts } = self;
+        let task = |ToldAttempt { index, attempt, gpus }| AssignedTask {
+            attempt: AttemptId { job, index, attempt },
+            tenant,
+            is_running: false,
+            spec: spec.clone(),
+            gpus,
+        };
+        attempts.into_iter().map(task).collect()
+    }
 }

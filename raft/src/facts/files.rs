@@ -6,13 +6,18 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::Timestamp;
 use super::command::{NewBlob, Refusal};
 use super::object::{Content, Extent, ResolvedExtent};
 
 /// UTF-8 bytes in a name, `/` left out: a file name's 255 bytes may take two digits each.
 pub const NAME_BYTES_MAX: usize = 1024;
+/// Directories in one answer about who has them alone.
+pub const LEASED_MAX: usize = 100;
 /// Operations in one command.
 pub const OPS_MAX: usize = 1000;
+/// Keys that one operation may move while someone follows the bucket's keys.
+pub const KEYS_TOLD_MAX: usize = 10_000;
 /// Bytes of a file's extended attributes, names included.
 pub const XATTR_BYTES_MAX: usize = 64 * 1024;
 pub const XATTR_NAME_BYTES_MAX: usize = 255;
@@ -380,6 +385,9 @@ pub enum Edit {
         offset: u64,
         length: u64,
     },
+    /// The session's programs have closed the file. In a bucket that keeps versions, what is there is one: the next edit, of
+    /// whatever session, leaves it as it is and begins another. Until then a session changes in place what it began.
+    Finish,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -454,6 +462,29 @@ pub enum FileQuery {
     },
     /// -> `Space`
     Space { bucket: BucketRef },
+    /// Whether the lease of a session is over by now, so that it is to be ended. -> `Expired`
+    Expired { bucket: BucketRef, now: Timestamp },
+    /// Directories that sessions other than `reader` (0: S3) have alone: what stands in them is not known here yet. At most
+    /// [`LEASED_MAX`]. -> `Leased`
+    Leased { bucket: BucketRef, reader: u64, at: LookedAt },
+}
+
+/// What a reader looks at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LookedAt {
+    /// A directory, and those that are some steps down from it.
+    Directory {
+        inode: u64,
+        names: Vec<Name>,
+    },
+    Key(String),
+    Everything,
+    /// Keys that begin with `prefix`, behind `after`, up to `until` or to the last.
+    Keys {
+        prefix: String,
+        after: String,
+        until: Option<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -485,6 +516,8 @@ pub enum FileAnswer {
         quota_bytes: Option<u64>,
         files: u64,
     },
+    Expired(bool),
+    Leased(Vec<u64>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -568,4 +601,9 @@ pub enum FileRefusal {
     /// A door has it recalled, and tries again.
     #[error("a mount has the directory alone")]
     Leased { bucket: BucketRef, directory: u64 },
+    /// EXDEV: programs then copy, file by file.
+    #[error(
+        "the directory has more keys than are moved at once where a bucket tells of each or keeps versions: move them one by one"
+    )]
+    TooManyKeys,
 }

@@ -9,12 +9,14 @@
 //! An attempt is one try at a task on one node, numbered from 1. It is *current* from its assignment until it ends, is lost
 //! or is cancelled; nothing that it reports later counts. So a task has one result however many machines worked on it.
 
+pub mod each;
 mod module;
 
 use bytes::Bytes;
 use makai_erasure::NodeId;
 use serde::{Deserialize, Serialize};
 
+pub use each::{Each, EachObject};
 pub use module::{ModuleArgument, ModuleBuffer, ModuleCode, ModuleFill, ModuleStep, ModuleWork};
 
 use super::Timestamp;
@@ -58,6 +60,12 @@ pub const GANG_TASKS_MAX: u32 = 256;
 pub const QUORUM_MAX: u32 = 5;
 /// Nodes asked beyond the quorum where results differ.
 pub const QUORUM_EXTRA: u32 = 2;
+/// A processor that runs a card's kernels again has so many times the time limit for it.
+pub const RERUN_SLOWER: u64 = 32;
+/// What a module may hold beside its buffers when a processor runs it again.
+const RERUN_MEMORY_BYTES: u64 = 64 << 20;
+/// Machines noted at once.
+pub const MACHINES_MAX: usize = 1000;
 /// Stands for a task's index in keys of inputs and prefixes of outputs.
 pub const INDEX_MARK: &str = "{index}";
 
@@ -262,6 +270,9 @@ pub struct JobSpec {
     /// node's result counts. Nodes that agreed often are mostly believed alone.
     #[serde(default)]
     pub quorum: u32,
+    /// Its tasks are for objects: `tasks` follows from how many there are.
+    #[serde(default)]
+    pub each: Option<Each>,
 }
 
 /// A text of the specification, as it is for one task.
@@ -284,6 +295,22 @@ pub fn output_key(output: &Output, index: u32, path: &str) -> ObjectPath {
 }
 
 impl JobSpec {
+    /// What a processor takes that runs a card's kernels again: their buffers lie in its memory. `None`: it is no module on a
+    /// card.
+    #[must_use]
+    pub fn on_processor(&self) -> Option<Resources> {
+        let (Work::Module(work), Some(_)) = (&self.work, &self.resources.gpu) else { return None };
+        let buffers = work.buffers.iter().fold(0u64, |sum, buffer| sum.saturating_add(buffer.bytes));
+        let memory = self.resources.memory_bytes.saturating_add(buffers).saturating_add(RERUN_MEMORY_BYTES);
+        Some(Resources { memory_bytes: memory, gpu: None, ..self.resources.clone() })
+    }
+
+    /// How long that may take it.
+    #[must_use]
+    pub fn time_on_processor_ms(&self) -> u64 {
+        self.time_limit_ms.saturating_mul(RERUN_SLOWER).min(TIME_LIMIT_MS_MAX)
+    }
+
     /// A share that must be kept more strictly than shares are is a whole card.
     pub fn settle_gpu(&mut self) {
         let level = self.work.share_level();
@@ -340,6 +367,7 @@ impl JobSpec {
         if self.after.iter().enumerate().any(|(at, job)| self.after[..at].contains(job)) {
             return Err("after: a job is named twice".into());
         }
+        self.check_each()?;
         within("priority", self.priority.into(), 0, PRIORITY_MAX.into())?;
         within("attempts_max", self.attempts_max.into(), 1, ATTEMPTS_MAX.into())?;
         within("backoff_ms", self.backoff_ms, 0, BACKOFF_MS_MAX)?;
@@ -360,6 +388,30 @@ impl JobSpec {
 }
 
 impl JobSpec {
+    fn check_each(&self) -> Result<(), String> {
+        let Some(each) = &self.each else { return Ok(()) };
+        each.check()?;
+        if matches!(self.work, Work::Module(_)) {
+            return Err(
+                "each: a module reads by its buffers; give it an array of indices, and `offset_per_task`"
+                    .into(),
+            );
+        }
+        let path = each.path.trim_end_matches('/');
+        if let Some(input) = self.inputs.iter().find(|input| input.path.trim_end_matches('/') == path) {
+            return Err(format!("each: an input is at {:?}, too; give one of them another path", input.path));
+        }
+        if each.objects > 0 && self.tasks != each.tasks() {
+            let (objects, per_task) = (each.objects, each.per_task);
+            return Err(format!(
+                "tasks is {}; {objects} objects, {per_task} a task, are {}",
+                self.tasks,
+                each.tasks()
+            ));
+        }
+        Ok(())
+    }
+
     /// A module reads and writes by its buffers alone.
     fn check_buffers(&self, work: &ModuleWork) -> Result<(), String> {
         let mut inputs: Vec<&str> = self.inputs.iter().map(|input| input.path.as_str()).collect();
@@ -736,8 +788,15 @@ pub struct Assignment {
 #[allow(clippy::large_enum_variant, reason = "moved a few times per request, never kept in numbers")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobsCommand {
-    /// -> `Submitted`. With a token that the tenant has used: the job of then.
-    Submit { tenant: TenantId, access_key_id: String, client_token: String, spec: JobSpec },
+    /// -> `Submitted`. With a token that the tenant has used: the job of then. `list`: of a job for objects, which they are.
+    Submit {
+        tenant: TenantId,
+        access_key_id: String,
+        client_token: String,
+        spec: JobSpec,
+        #[serde(default)]
+        list: Option<NewContent>,
+    },
     /// -> `Assigned`. Tasks that are not waiting any more are left out.
     Assign { assignments: Vec<Assignment> },
     /// The node runs these. Attempts that are not current are passed over.
@@ -751,6 +810,8 @@ pub enum JobsCommand {
     Cancel { tenant: Option<TenantId>, job: JobId, reason: String },
     /// Forgets jobs that ended before, and receipts given before; some at a time.
     Forget { before_ms: u64 },
+    /// What machines offer to jobs now.
+    NoteMachines { machines: Vec<Machine> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -772,8 +833,15 @@ pub enum JobsQuery {
     Jobs { tenant: TenantId, before: Option<JobId>, entries_max: u32 },
     /// -> `Tasks` that were tried or cancelled, from `from_index` on.
     Tasks { job: JobId, from_index: u32, entries_max: u32 },
-    /// -> `Queue`: what waits for a node, in order; some that wait for a later time included.
-    Queue { tasks_max: u32 },
+    /// -> `Queue`: what waits for a node, in order; some that wait for a later time included. `per_job`: of each job no more before
+    /// all others have had as many, 0: no bound; `after`: only what comes behind this job of this priority.
+    Queue {
+        tasks_max: u32,
+        #[serde(default)]
+        per_job: u32,
+        #[serde(default)]
+        after: Option<(u8, JobId)>,
+    },
     /// -> `Active`: every current attempt of the cluster.
     Active,
     /// -> `Assignments`: every current attempt of a node, with what it must do.
@@ -786,6 +854,10 @@ pub enum JobsQuery {
     Receipts { after: u64, entries_max: u32 },
     /// -> `Submitted`: the job that the tenant submitted with this token.
     Submitted { tenant: TenantId, client_token: String },
+    /// -> `Machines`: what each offered last.
+    Machines,
+    /// -> `Agreements`: how often in a row a node's results were those of others.
+    Agreements,
 }
 
 #[allow(clippy::large_enum_variant, reason = "moved a few times per request, never kept in numbers")]
@@ -800,6 +872,27 @@ pub enum JobsAnswer {
     Due(Vec<JobId>),
     Receipts(Vec<Receipt>),
     Submitted(Option<JobId>),
+    Machines(Vec<Machine>),
+    Agreements(Vec<(NodeId, u32)>),
+}
+
+/// What a machine offered to jobs last, whether or not it is up: so that a leader that has not heard it yet knows what could run
+/// on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    pub node: NodeId,
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    pub scratch_bytes: u64,
+    pub gpus: Vec<MachineGpu>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineGpu {
+    pub model: String,
+    pub memory_mib: u64,
+    pub level_max: u8,
+    pub has_shadow: bool,
 }
 
 /// Tasks of one job that wait, and what the scheduler must know of them.

@@ -20,6 +20,8 @@ use super::version::{VersionAnswer, VersionQuery, Versioning};
 pub const EXTENTS_PER_ANSWER_MAX: u32 = 1024;
 /// Entries in one listing answer.
 pub const ENTRIES_PER_ANSWER_MAX: u32 = 1000;
+/// Entries of an answer that may stay in memory.
+const SMALL_ENTRIES_MAX: usize = 256;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Query {
@@ -150,6 +152,45 @@ impl Query {
         }
     }
 
+    /// Whether it looks at a few records only, so that looking twice costs little.
+    #[must_use]
+    pub fn is_brief(&self) -> bool {
+        match self {
+            Self::Bucket { .. } => true,
+            Self::Object { extents_max, .. } => *extents_max <= 1,
+            Self::Version(VersionQuery::Object { extents_max, .. }) => *extents_max <= 1,
+            Self::Identity(query) => {
+                matches!(query, IdentityQuery::Key { .. } | IdentityQuery::BucketAccess { .. })
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether loops ask it again and again while nothing changes.
+    #[must_use]
+    pub fn is_repeated(&self) -> bool {
+        match self {
+            Self::ClusterMap { known_epoch: None } | Self::Buckets { tenant: None } => true,
+            Self::Accounts(query) => matches!(
+                query,
+                AccountsQuery::State
+                    | AccountsQuery::Epochs { entries_max: 1, .. }
+                    | AccountsQuery::Billing
+                    | AccountsQuery::LotKey { .. }
+            ),
+            Self::Jobs(query) => matches!(
+                query,
+                JobsQuery::Active
+                    | JobsQuery::Queue { .. }
+                    | JobsQuery::Receipts { .. }
+                    | JobsQuery::Agreements
+                    | JobsQuery::Assignments { .. }
+            ),
+            Self::Journal(JournalQuery::Followed { .. }) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the answer tells so little that one who waits is better off waiting on.
     #[must_use]
     pub fn is_answered_by_nothing(&self, answer: &Answer) -> bool {
@@ -188,6 +229,34 @@ pub enum Answer {
     Jobs(JobsAnswer),
     Journal(JournalAnswer),
     Audit(AuditAnswer),
+}
+
+impl Answer {
+    /// Whether it may stay in memory: nothing of it grows with what is stored, beyond a page.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        let length = match self {
+            Self::ClusterMap(map) => map.nodes.len() + map.disks.len() + map.groups.len(),
+            Self::Buckets(buckets) => buckets.len(),
+            Self::Accounts(answer) => match answer {
+                AccountsAnswer::State(_) | AccountsAnswer::LotKey(_) => 1,
+                AccountsAnswer::Epochs(epochs) => epochs.len(),
+                AccountsAnswer::Billing { balances, .. } => balances.len(),
+                _ => usize::MAX,
+            },
+            Self::Jobs(answer) => match answer {
+                JobsAnswer::Active(attempts) => attempts.len(),
+                JobsAnswer::Queue(jobs) => jobs.iter().map(|job| 1 + job.tasks.len()).sum(),
+                JobsAnswer::Receipts(receipts) => receipts.len(),
+                JobsAnswer::Agreements(agreements) => agreements.len(),
+                JobsAnswer::Assignments(assigned) => assigned.len(),
+                _ => usize::MAX,
+            },
+            Self::Journal(JournalAnswer::Followed(followed)) => followed.len(),
+            _ => usize::MAX,
+        };
+        length <= SMALL_ENTRIES_MAX
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

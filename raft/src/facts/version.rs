@@ -11,8 +11,8 @@ use makai_erasure::{BlobId, Scheme};
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use super::command::Precondition;
-use super::object::{Checksum, ObjectHead};
+use super::command::{NewBlob, Precondition};
+use super::object::{Checksum, Extent, ObjectHead};
 use super::tenant::TenantId;
 
 /// Hex digits of a version's id.
@@ -32,7 +32,7 @@ pub enum Versioning {
 }
 
 /// How a client names a version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum VersionId {
     /// The one made while the bucket was not versioned, or suspended.
     Null,
@@ -199,6 +199,9 @@ pub enum VersionCommand {
     /// What a lifecycle has decided of the storage classes of versions, at most [`EXPIRE_MAX`]: each only while it is
     /// there.
     Transition { bucket: String, versions: Vec<Transitioned> },
+    /// Has versions name a copy of their bytes instead, as far as they are there and name what was copied. `moves`: ranges of
+    /// blobs, sorted, and where each was copied to.
+    Move { bucket: String, versions: Vec<Move>, moves: Vec<(Extent, Extent)>, blobs: Vec<NewBlob> },
 }
 
 /// What else must hold of a version for its deletion to happen.
@@ -216,7 +219,9 @@ impl Likeness {
     }
 }
 
-/// Versions in one [`VersionCommand::Expire`] or [`VersionCommand::Transition`].
+/// Ranges of blobs that move at once.
+pub const MOVES_MAX: usize = 4096;
+/// Versions in one [`VersionCommand::Expire`], [`VersionCommand::Transition`] or [`VersionCommand::Move`].
 pub const EXPIRE_MAX: usize = 200;
 
 /// A version whose time is over.
@@ -271,6 +276,26 @@ pub enum VersionQuery {
     LifecycleBuckets { after: u64, entries_max: u32 },
     /// Versions of a page that lie in one of these blobs: -> `Naming`
     Naming { page: ListVersions, blobs: Vec<BlobId> },
+    /// Blobs after `after` of which a good part is dead: -> `Hollow`, by id.
+    Hollow { after: Option<BlobId>, entries_max: u32 },
+}
+
+/// A blob that versions name in part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HollowBlob {
+    pub id: BlobId,
+    pub tenant: TenantId,
+    pub plain_len: u64,
+    /// Bytes that versions name, as often as they do.
+    pub live: u64,
+}
+
+/// A version whose bytes move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    pub key: String,
+    /// The version's number, current or not.
+    pub number: u64,
 }
 
 /// A page of a bucket's versions.
@@ -313,6 +338,7 @@ pub enum VersionAnswer {
         /// Key and id of the page's last version, where more follow.
         next: Option<(String, VersionId)>,
     },
+    Hollow(Vec<HollowBlob>),
 }
 
 /// Why something could not be done with a version.

@@ -44,6 +44,11 @@ impl Barrier {
         outcome.await.map_err(|_| Trouble::Unavailable("the read barrier was given up".into()))?
     }
 
+    /// Whether nobody waits.
+    pub fn is_at_rest(&self) -> bool {
+        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_running
+    }
+
     fn next_round(&self) -> Option<Vec<oneshot::Sender<Outcome>>> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.is_running = !state.waiting.is_empty();

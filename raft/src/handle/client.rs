@@ -155,6 +155,36 @@ impl Metadata for MetaClient {
     }
 }
 
+/// The port [`Metadata`] for loops of a process with a voter: questions are answered here, without a word to others (see
+/// [`MetaNode`]), since loops look again soon, and what they propose is checked against the facts as they are then.
+pub struct Nearby {
+    voter: MetaNode,
+    facts: Arc<dyn Metadata>,
+}
+
+impl Nearby {
+    /// `facts`: where proposals go.
+    #[must_use]
+    pub fn new(voter: MetaNode, facts: Arc<dyn Metadata>) -> Self {
+        Self { voter, facts }
+    }
+}
+
+#[async_trait]
+impl Metadata for Nearby {
+    async fn propose(&self, command: Command) -> Result<Reply, MetaError> {
+        self.facts.propose(command).await
+    }
+
+    /// As this voter knows: not linearizable.
+    async fn query(&self, query: Query) -> Result<Answer, MetaError> {
+        match self.voter.query_here(query).await {
+            Ok(answer) => answer.map_err(MetaError::Refused),
+            Err(trouble) => Err(MetaError::Unavailable(trouble.to_string())),
+        }
+    }
+}
+
 /// Sends what has gathered while earlier requests were in flight.
 async fn group(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiting>) {
     let slots = Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX));

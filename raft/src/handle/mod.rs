@@ -9,11 +9,13 @@
 //! | file       | holds                                                            |
 //! |------------|------------------------------------------------------------------|
 //! | `node`     | [`MetaNode`]: one voter or learner                               |
-//! | `client`   | [`MetaClient`]: the facts from any node, through leader changes  |
+//! | `client`   | [`MetaClient`]: the facts from any node, through leader changes; [`Nearby`]: as the voter here knows |
+//! | `remembered` | [`Remembered`]: what loops ask again, once for each version of the facts |
 //! | `proposer` | what waits while a proposal is in flight becomes the next one    |
 //! | `barrier`  | one read index for all who wait for one                          |
 //! | `incoming` | a snapshot on its way in                                         |
 //! | `link`     | openraft's network on the port                                   |
+//! | `witness`  | what voters remember of each other: an old copy of one is noticed |
 //! | [`anew`]   | backups, and clusters that begin anew from them                  |
 //! | [`wire`]   | the messages                                                     |
 //!
@@ -27,7 +29,9 @@ mod incoming;
 mod link;
 mod node;
 mod proposer;
+mod remembered;
 pub mod wire;
+mod witness;
 
 #[cfg(test)]
 mod tests;
@@ -41,8 +45,9 @@ use makai_erasure::NodeId;
 use crate::facts::command::{Command, Refusal, Reply};
 use crate::facts::query::{Answer, Query};
 
-pub use client::{MetaClient, MetaClientConfig};
+pub use client::{MetaClient, MetaClientConfig, Nearby};
 pub use node::{MetaAdminError, MetaConfig, MetaFatal, MetaNode, MetaStartError, MetaStatus};
+pub use remembered::{Remembered, Version, VersionNow};
 
 /// Why the facts could not be changed or read.
 #[derive(Debug, Clone, thiserror::Error)]

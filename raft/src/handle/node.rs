@@ -1,7 +1,15 @@
 //! One voter or learner: it owns its log, its facts and its part in Raft.
 //!
+//! | file      | holds                                                       |
+//! |-----------|-------------------------------------------------------------|
+//! | `members` | who votes, and who leads                                    |
+//! | `marks`   | what voters remember of each other, asked and told          |
+//!
 //! Ways in from other crates are boxed: the body of an `async fn` is compiled anew in every crate that awaits it, and all of
 //! openraft with it.
+
+mod marks;
+mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,10 +22,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use makai_erasure::NodeId;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
-use openraft::{
-    ChangeMembers, Config, Instant as _, Precondition, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy,
-};
+use openraft::errors::{Fatal, LinearizableReadError, RaftError};
+use openraft::{Config, Instant as _, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
 use super::RaftPeers;
@@ -26,6 +32,7 @@ use super::incoming::Incoming;
 use super::link::Links;
 use super::proposer::{Proposer, Results, leader_key};
 use super::wire::{self, Kind, Trouble};
+use super::witness::{self, Memory};
 use crate::facts::GroupId;
 use crate::facts::command::{Envelope, Refusal};
 use crate::facts::query::{Answer, Query};
@@ -39,6 +46,8 @@ const IDENTITY_FILE: &str = "identity";
 const LOCK_FILE: &str = "lock";
 /// A follower further behind gets a snapshot. It must exceed what the log keeps between snapshots.
 const REPLICATION_LAG_ENTRIES_MAX: u64 = 1_000_000;
+/// A follower's fsync may take longer than a leader may be silent.
+const APPEND_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// Entries in one append; their bytes are bounded by the log's reader.
 const ENTRIES_PER_APPEND_MAX: u64 = 512;
 
@@ -153,6 +162,11 @@ pub struct MetaStatus {
     /// For the leader: the last index that each other node is known to have.
     pub matched: Vec<(u64, Option<u64>)>,
     pub log_bytes: u64,
+    /// Why this voter takes no part in agreement, if it does not: it has not heard enough others yet, or its directory is an
+    /// older copy.
+    pub held_back: Option<String>,
+    /// For the leader: voters whose directories are older copies. They take no part until they have been removed and added again.
+    pub rewound: Vec<u64>,
 }
 
 /// One voter or learner. Clones share it.
@@ -168,6 +182,12 @@ struct Inner {
     proposer: Proposer,
     barrier: Barrier,
     incoming: Incoming,
+    disk: Arc<dyn Disk>,
+    /// Whether this voter votes and acknowledges.
+    takes_part: AtomicBool,
+    memory: Mutex<Memory>,
+    /// Voters that have come less far than this node, leading, knows that they had.
+    rewound: Mutex<BTreeSet<u64>>,
     /// Held while the voters change: one change at a time.
     membership: tokio::sync::Mutex<()>,
     is_stopping: AtomicBool,
@@ -224,18 +244,27 @@ impl MetaNode {
             peers: peers.clone(),
             group: config.group,
             cluster_id: config.cluster_id.clone(),
-            append_timeout: Duration::from_millis(config.election_timeout_max_ms),
+            append_timeout: Duration::from_millis(config.election_timeout_max_ms).max(APPEND_TIMEOUT_MIN),
             transfers: Arc::new(AtomicU64::new(now())),
         };
         let storage = GroupStorage::new(log.clone(), config.group);
         let machine = RaftMachine::new(store.clone());
+        let memory = tokio::task::spawn_blocking({
+            let (disk, dir) = (disk.clone(), config.dir.clone());
+            move || witness::load(&*disk, &dir)
+        });
+        let memory = memory.await.map_err(|error| MetaStartError::Raft(error.to_string()))?;
         let raft = Raft::new(config.node_number, Arc::new(raft_config), links, storage, machine)
             .await
             .map_err(|fatal| MetaStartError::Raft(fatal.to_string()))?;
         let node = Self(Arc::new(Inner {
             proposer: Proposer::start(raft.clone(), now),
             barrier: Barrier::default(),
-            incoming: Incoming::new(disk, config.dir.join("store"), config.cluster_id.clone()),
+            incoming: Incoming::new(disk.clone(), config.dir.join("store"), config.cluster_id.clone()),
+            disk,
+            takes_part: AtomicBool::new(false),
+            memory: Mutex::new(memory),
+            rewound: Mutex::default(),
             membership: tokio::sync::Mutex::new(()),
             is_stopping: AtomicBool::new(false),
             keeper: Mutex::new(None),
@@ -246,6 +275,10 @@ impl MetaNode {
             store,
             peers,
         }));
+        let others = node.others().await.map_err(|fatal| MetaStartError::Raft(fatal.to_string()))?;
+        if others.is_empty() {
+            node.take_part();
+        }
         let keeper = tokio::spawn(keep(Arc::downgrade(&node.0)));
         *node.0.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
         Ok(node)
@@ -298,7 +331,21 @@ impl MetaNode {
         }
         let raft = &self.0.raft;
         let byte = kind as u8;
+        let is_agreement = matches!(
+            kind,
+            Kind::Append
+                | Kind::Vote
+                | Kind::PreVote
+                | Kind::TransferLeader
+                | Kind::SnapshotPiece
+                | Kind::SnapshotEnd
+        );
+        if is_agreement && !self.0.takes_part.load(Ordering::Acquire) {
+            return Err(Trouble::Unavailable("this voter first asks the others how far it had come".into()));
+        }
         match kind {
+            Kind::Known => wire::encode(byte, group, &self.known(wire::decode(body)?)),
+            Kind::Marks => wire::encode(byte, group, &self.take_marks(&wire::decode(body)?)),
             Kind::Append => {
                 let answer = raft.append_entries(wire::decode(body)?).await.map_err(unavailable)?;
                 wire::encode(byte, group, &answer)
@@ -351,15 +398,31 @@ impl MetaNode {
             let node = node.clone();
             async move { node.read_index().await }
         });
+        // Who asks alone looks while the others are asked: good where it turns out to hold all that they know of. Where many
+        // ask, changes come meanwhile, and most would look twice.
+        let may_glance = query.is_brief() && self.0.barrier.is_at_rest();
+        let glance = may_glance.then(|| {
+            let (store, query) = (self.0.store.clone(), query.clone());
+            tokio::task::spawn_blocking(move || store.query_as_of(&query))
+        });
         let ready = async {
             let index = barrier.await?;
+            if let Some(glance) = glance
+                && let Ok(Ok((answer, next))) = glance.await
+                && next > index
+            {
+                return Ok(Some(answer));
+            }
             let mut applied = self.0.store.watch_applied();
             applied.wait_for(|next| *next > index).await.map_err(|_| stopped())?;
-            Ok(())
+            Ok(None)
         };
-        tokio::time::timeout(timeout, ready)
+        let seen = tokio::time::timeout(timeout, ready)
             .await
             .map_err(|_| Trouble::Unavailable("no leader confirmed itself in time".into()))??;
+        if let Some(answer) = seen {
+            return Ok(answer);
+        }
         let Some(wait_ms) = query.wait_ms() else { return self.look(query).await };
         let until = super::timer() + timeout.min(Duration::from_millis(wait_ms.into()));
         loop {
@@ -370,6 +433,26 @@ impl MetaNode {
                 return Ok(answer);
             }
         }
+    }
+
+    /// Answers from this node's facts without a word to others. On the leader they hold every change answered before as far
+    /// as its lease says, which counts on clocks of equal pace; where it has run out, a majority is asked. Elsewhere they are
+    /// what has come so far.
+    pub(super) async fn query_here(&self, query: Query) -> Result<Result<Answer, Refusal>, Trouble> {
+        if !self.is_leader() {
+            return self.look(query).await;
+        }
+        let Ok(linearizer) = self.0.raft.get_read_linearizer(ReadPolicy::LeaseRead).await else {
+            return self.query(query).await;
+        };
+        let index = linearizer.read_log_id().index();
+        let timeout = Duration::from_millis(self.0.config.request_timeout_ms);
+        let mut applied = self.0.store.watch_applied();
+        let ready = tokio::time::timeout(timeout, applied.wait_for(|next| *next > index)).await;
+        ready
+            .map_err(|_| Trouble::Unavailable("changes are not applied in time".into()))?
+            .map_err(|_| stopped())?;
+        self.look(query).await
     }
 
     /// Answers from this node's facts as they are.
@@ -506,7 +589,13 @@ impl MetaNode {
                 .map(|(number, matched)| (number, matched.map(|log_id| log_id.index)))
                 .collect(),
             log_bytes: self.0.log.bytes(self.0.config.group).0,
+            held_back: self.held_back(),
+            rewound: self.lock(&self.0.rewound).iter().copied().collect(),
         }
+    }
+
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the status is so, looking whenever it may have changed. Never returns if the voter has stopped
@@ -530,151 +619,55 @@ impl MetaNode {
         }
     }
 
-    /// Adds a voter: it learns all there is, then votes. `number` must never have been another node's.
-    /// Takes as long as the catching up does. Does nothing where it already votes.
-    ///
-    /// # Errors
-    /// [`MetaAdminError`]
-    pub fn add_voter(&self, number: u64, node: NodeId) -> BoxFuture<'_, Result<(), MetaAdminError>> {
-        Box::pin(self.admit_voter(number, node))
-    }
-
-    async fn admit_voter(&self, number: u64, node: NodeId) -> Result<(), MetaAdminError> {
-        let _one_at_a_time = self.0.membership.lock().await;
-        let status = self.leading()?;
-        for &(known, key) in status.voters.iter().chain(&status.learners) {
-            if (known == number) != (key == node) {
-                let why = format!("number {known} is node {key}'s; a number is never given out again");
-                return Err(MetaAdminError::Invalid(why));
-            }
-        }
-        if status.voters.iter().any(|&(known, _)| known == number) {
-            return Ok(());
-        }
-        let learner = VoterNode { key: node };
-        self.as_confirmed_leader(|| self.0.raft.add_learner(number, learner, true)).await?;
-        let change = ChangeMembers::AddVoterIds(BTreeSet::from([number]));
-        self.change(change).await
-    }
-
-    /// Removes a voter or learner; its number is spent. Does nothing where it is none.
-    ///
-    /// # Errors
-    /// [`MetaAdminError`]
-    pub fn remove_voter(&self, number: u64) -> BoxFuture<'_, Result<(), MetaAdminError>> {
-        Box::pin(self.dismiss_voter(number))
-    }
-
-    async fn dismiss_voter(&self, number: u64) -> Result<(), MetaAdminError> {
-        let _one_at_a_time = self.0.membership.lock().await;
-        let status = self.leading()?;
-        if status.voters.iter().any(|&(known, _)| known == number) {
-            if status.voters.len() == 1 {
-                return Err(MetaAdminError::Invalid("the last voter cannot be removed".into()));
-            }
-            self.change(ChangeMembers::RemoveVoters(BTreeSet::from([number]))).await
-        } else if status.learners.iter().any(|&(known, _)| known == number) {
-            self.change(ChangeMembers::RemoveNodes(BTreeSet::from([number]))).await
-        } else {
-            Ok(())
-        }
-    }
-
-    fn leading(&self) -> Result<MetaStatus, MetaAdminError> {
-        let status = self.status();
-        if status.is_leader { Ok(status) } else { Err(MetaAdminError::NotLeader(status.leader)) }
-    }
-
-    /// Refused where another change came between.
-    async fn change(&self, change: ChangeMembers<u64, VoterNode>) -> Result<(), MetaAdminError> {
-        self.as_confirmed_leader(|| {
-            let last_membership_log_id = *self.metrics().membership_config.log_id();
-            let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
-            self.0.raft.change_membership_if(change.clone(), false, [precondition])
-        })
-        .await
-    }
-
-    /// A leader that no majority has confirmed yet turns changes away, naming nobody, and one whose last change of members is
-    /// not agreed yet turns the next away: tries again while it leads.
-    async fn as_confirmed_leader<F, T>(&self, attempt: impl Fn() -> F) -> Result<(), MetaAdminError>
-    where
-        F: Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
-    {
-        let until = super::stopwatch() + Duration::from_millis(self.0.config.request_timeout_ms);
-        loop {
-            let error = match attempt().await {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
-            let is_in_progress = is_in_progress(&error);
-            let error = admin_error(error);
-            let is_early = is_in_progress || error == MetaAdminError::NotLeader(None);
-            if !is_early || !self.is_leader() || super::stopwatch() >= until {
-                return Err(error);
-            }
-            tokio::time::sleep(UNCONFIRMED_PAUSE).await;
-        }
-    }
-
-    /// Hands the lead to another voter; to the one with the longest log if `to` is `None`. Returns when this
-    /// node has stopped leading.
-    ///
-    /// # Errors
-    /// [`MetaAdminError::NotLeader`], or `Unconfirmed` when the other does not take over in time.
-    pub fn transfer_leader(&self, to: Option<u64>) -> BoxFuture<'_, Result<(), MetaAdminError>> {
-        Box::pin(self.hand_over(to))
-    }
-
-    async fn hand_over(&self, to: Option<u64>) -> Result<(), MetaAdminError> {
-        let status = self.leading()?;
-        let is_voter = |number: &u64| status.voters.iter().any(|(known, _)| known == number);
-        let best = || {
-            let others =
-                status.matched.iter().filter(|(number, _)| *number != status.number && is_voter(number));
-            others.max_by_key(|(_, matched)| *matched).map(|(number, _)| *number)
-        };
-        let Some(to) = to.or_else(best).filter(|number| is_voter(number) && *number != status.number) else {
-            return Err(MetaAdminError::Invalid("there is no such other voter".into()));
-        };
-        let unconfirmed = |why: String| MetaAdminError::Unconfirmed(why);
-        self.0.raft.trigger().transfer_leader(to).await.map_err(|fatal| unconfirmed(fatal.to_string()))?;
-        let timeout = Duration::from_millis(self.0.config.election_timeout_max_ms * 2);
-        let moved =
-            |metrics: &RaftMetrics<Types>| metrics.current_leader.is_some_and(|leader| leader != metrics.id);
-        let waited = self.0.raft.wait(Some(timeout)).metrics(moved, "another leads").await;
-        waited.map(|_| ()).map_err(|error| unconfirmed(error.to_string()))
-    }
-
     /// Resolves when this voter can do nothing more, for a reason other than [`MetaNode::shutdown`].
     pub fn fatal(&self) -> BoxFuture<'_, MetaFatal> {
         Box::pin(self.await_fatal())
     }
 
     async fn await_fatal(&self) -> MetaFatal {
-        let mut metrics = self.0.raft.metrics();
+        // All metrics change with every message; these change seldom, and end with what reports them.
+        let mut seldom = self.0.raft.server_metrics();
         loop {
-            let running = metrics.borrow_and_update().running_state.clone();
+            seldom.borrow_and_update();
+            let running = self.0.raft.metrics().borrow_watched().running_state.clone();
             if self.0.is_stopping.load(Ordering::Acquire) {
                 std::future::pending::<()>().await;
             }
             if let Err(fatal) = running {
                 return MetaFatal(fatal.to_string());
             }
-            if metrics.changed().await.is_err() && !self.0.is_stopping.load(Ordering::Acquire) {
-                return MetaFatal("its core is gone".into());
+            if seldom.changed().await.is_ok() || self.0.is_stopping.load(Ordering::Acquire) {
+                continue;
             }
+            // Why it ended was told before it did.
+            return match &self.0.raft.metrics().borrow_watched().running_state {
+                Err(fatal) => MetaFatal(fatal.to_string()),
+                Ok(()) => MetaFatal("its core is gone".into()),
+            };
         }
     }
 
     /// Whether a majority answered this leader within the time after which another one could lead.
     fn has_quorum(&self) -> bool {
-        if self.status().voters.len() <= 1 {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.membership_config.membership().voter_ids().nth(1).is_none() {
             return true;
         }
-        let acked = self.metrics().last_quorum_acked;
         let within = Duration::from_millis(self.0.config.election_timeout_max_ms);
-        acked.is_some_and(|at| at.elapsed() < within)
+        metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < within)
+    }
+
+    /// A number that changes with the facts here: how far they are applied.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        *self.0.store.watch_applied().borrow()
+    }
+
+    /// [`MetaNode::version`], where this node leads, and a majority said so within the time after which another one could.
+    #[must_use]
+    pub fn version_as_leader(&self) -> Option<u64> {
+        (self.is_leader() && self.has_quorum()).then(|| self.version())
     }
 
     /// Whether somebody leads this voter, as far as it knows, and hears a majority where that is itself.
@@ -728,9 +721,11 @@ async fn keep(node: std::sync::Weak<Inner>) {
     let mut last_bytes = 0;
     let mut last_applied = None;
     let mut last_at = super::stopwatch();
+    let mut marks = marks::Keeping::default();
     loop {
         let Some(inner) = node.upgrade() else { return };
         let node = MetaNode(inner);
+        marks.step(&node).await;
         let bytes = node.0.log.bytes(node.0.config.group).1;
         let metrics = node.metrics();
         let is_due = bytes.saturating_sub(last_bytes) >= node.0.config.snapshot_log_bytes
@@ -750,8 +745,6 @@ async fn keep(node: std::sync::Weak<Inner>) {
     }
 }
 
-/// Between two attempts of a leader that waits to be confirmed.
-const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(10);
 const KEEPER_INTERVAL: Duration = Duration::from_millis(250);
 
 fn unavailable(error: impl std::fmt::Display) -> Trouble {
@@ -760,23 +753,6 @@ fn unavailable(error: impl std::fmt::Display) -> Trouble {
 
 fn stopped() -> Trouble {
     Trouble::Unavailable("this voter stops".into())
-}
-
-fn is_in_progress(error: &RaftError<Types, ClientWriteError<Types>>) -> bool {
-    use openraft::errors::ChangeMembershipError::InProgress;
-    matches!(error, RaftError::APIError(ClientWriteError::ChangeMembershipError(InProgress(_))))
-}
-
-fn admin_error(error: RaftError<Types, ClientWriteError<Types>>) -> MetaAdminError {
-    match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
-            MetaAdminError::NotLeader(forward.leader_node.map(|node| node.key))
-        }
-        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => {
-            MetaAdminError::Unconfirmed(error.to_string())
-        }
-        RaftError::APIError(refused) => MetaAdminError::Invalid(refused.to_string()),
-    }
 }
 
 fn raft_config(config: &MetaConfig) -> Result<Config, MetaStartError> {
@@ -792,6 +768,8 @@ fn raft_config(config: &MetaConfig) -> Result<Config, MetaStartError> {
         // The facts of a restarted leader are older than what it has answered: it must win an election first.
         enable_leader_restore: Some(false),
         enable_pre_vote: Some(true),
+        // Only once this voter takes part.
+        enable_elect: false,
         // Without it the heartbeats of a leader that hears nobody keep a connected majority from electing.
         quorum_loss_probe_interval: Some(config.election_timeout_max_ms * 2),
         ..Config::default()

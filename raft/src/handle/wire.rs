@@ -38,10 +38,14 @@ pub enum Kind {
     Propose = 7,
     Query = 8,
     ReadIndex = 9,
+    /// What is remembered of a voter.
+    Known = 10,
+    /// How far all voters have come.
+    Marks = 11,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
@@ -51,6 +55,8 @@ impl Kind {
         Self::Propose,
         Self::Query,
         Self::ReadIndex,
+        Self::Known,
+        Self::Marks,
     ];
 
     /// Whether only a voter may send it. Raft believes such messages.
@@ -102,6 +108,12 @@ pub(super) enum SnapshotAnswer {
     /// The sender leads no more.
     HigherVote(VoteOf<Types>),
     Refused(String),
+}
+
+/// The answer to any request of a node that cannot tell yet: ask again.
+#[must_use]
+pub fn not_yet(why: &str) -> Bytes {
+    encode(TROUBLE, GroupId(0), &Trouble::Unavailable(why.into())).unwrap_or_default()
 }
 
 pub(super) fn encode(kind: u8, group: GroupId, body: &impl Serialize) -> Result<Bytes, Trouble> {

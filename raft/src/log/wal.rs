@@ -296,14 +296,14 @@ impl Log {
     }
 
     /// `(last purged, last)`; the latter is the former where there are no entries.
-    pub(super) fn bounds(&self, group: GroupId) -> (Option<LogId>, Option<LogId>) {
+    pub(crate) fn bounds(&self, group: GroupId) -> (Option<LogId>, Option<LogId>) {
         let state = self.state();
         let Some(group) = state.groups.get(&group) else { return (None, None) };
         let last = group.slots.back().map(|slot| slot.log_id);
         (group.purged, last.or(group.purged))
     }
 
-    pub(super) fn vote(&self, group: GroupId) -> Option<Vote> {
+    pub(crate) fn vote(&self, group: GroupId) -> Option<Vote> {
         self.state().groups.get(&group)?.vote
     }
 

@@ -14,7 +14,7 @@ use makai_erasure::layout::BLOB_BYTES_MAX;
 use makai_erasure::{BlobId, PgId};
 use serde::{Deserialize, Serialize};
 
-use super::draft::{Draft, Outcome, expect, read, scan_records, shift};
+use super::draft::{Draft, Outcome, expect, keys_in, read, scan_records, shift};
 use super::kv::{KvError, View};
 use super::{applied, keys, page};
 use crate::facts::Timestamp;
@@ -23,6 +23,7 @@ use crate::facts::command::{BLOB_OPEN_MS_MAX, NewBlob, Refusal, Reply};
 use crate::facts::object::{Blob, Extent, HOLE};
 use crate::facts::query::Answer;
 use crate::facts::tenant::TenantId;
+use crate::facts::version::{HollowBlob, VersionAnswer};
 
 /// How far a writer's clock may be ahead of the leader's.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
@@ -48,9 +49,20 @@ struct Record {
     references: u64,
     /// When the last reference went.
     garbage_since: Option<Timestamp>,
+    /// Bytes that references name, as often as they do; `None`: an earlier release wrote it and did not count.
+    #[serde(default)]
+    live: Option<u64>,
 }
 
+/// A blob is worth emptying once this part of it, or more, is dead: to free a byte at most five are copied.
+const HOLLOW_PART: u64 = 6;
+
 impl Record {
+    fn is_hollow(&self) -> bool {
+        let dead = self.live.map_or(0, |live| self.plain_len.saturating_sub(live));
+        self.references > 0 && dead.saturating_mul(HOLLOW_PART) >= self.plain_len
+    }
+
     fn blob(self, id: BlobId) -> Blob {
         Blob {
             id,
@@ -73,6 +85,14 @@ struct Line {
     record: Record,
     added: u64,
     dropped: u64,
+    bytes_added: u64,
+    bytes_dropped: u64,
+}
+
+impl Line {
+    fn new(record: Record) -> Self {
+        Self { record, added: 0, dropped: 0, bytes_added: 0, bytes_dropped: 0 }
+    }
 }
 
 impl Ledger {
@@ -118,6 +138,7 @@ impl Ledger {
                 tenant: self.tenant,
                 references: 0,
                 garbage_since: None,
+                live: Some(0),
             };
             if !given.insert(new.id) {
                 return Err(invalid("it is given twice").into());
@@ -132,7 +153,7 @@ impl Ledger {
                     return Err(invalid("another blob of this id exists; draw a new id").into());
                 }
             } else {
-                self.lines.insert(new.id, Line { record, added: 0, dropped: 0 });
+                self.lines.insert(new.id, Line::new(record));
             }
         }
         Ok(())
@@ -157,6 +178,7 @@ impl Ledger {
                 return Err(invalid("it is empty or reaches beyond its blob").into());
             }
             line.added += 1;
+            line.bytes_added = line.bytes_added.saturating_add(extent.length);
         }
         Ok(())
     }
@@ -165,7 +187,10 @@ impl Ledger {
     pub fn drop(&mut self, draft: &Draft<'_>, extents: &[Extent]) -> Result<(), KvError> {
         for extent in extents.iter().filter(|extent| !extent.is_hole()) {
             match self.line(draft, &extent.blob)? {
-                Some(line) => line.dropped += 1,
+                Some(line) => {
+                    line.dropped += 1;
+                    line.bytes_dropped = line.bytes_dropped.saturating_add(extent.length);
+                }
                 None => return Err(KvError(format!("blob {} is referenced but unknown", extent.blob))),
             }
         }
@@ -174,14 +199,19 @@ impl Ledger {
 
     /// Writes what changed, blob by blob in the order of their ids.
     pub fn settle(self, draft: &mut Draft<'_>) -> Outcome<()> {
-        for (id, Line { mut record, added, dropped }) in self.lines {
+        for (id, Line { mut record, added, dropped, bytes_added, bytes_dropped }) in self.lines {
             if record.references == 0 && added == 0 && record.garbage_since.is_none() {
                 return Err(Refusal::Invalid(format!("blob {id} is given but not named")).into());
             }
-            if added == dropped {
+            let before = record.references;
+            if added == dropped && (before == 0 || bytes_added == bytes_dropped) {
                 continue;
             }
-            let before = record.references;
+            let was_hollow = record.is_hollow();
+            if let Some(live) = record.live {
+                // It only says what is worth emptying: no reason to stop, were it ever wrong.
+                record.live = Some(live.saturating_add(bytes_added).saturating_sub(bytes_dropped));
+            }
             record.references = shift(before, added, dropped, "references")?;
             if before == 0 {
                 if let Some(since) = record.garbage_since.take() {
@@ -197,6 +227,11 @@ impl Ledger {
                 record.sequence = 0;
                 record.garbage_since = Some(draft.now);
             }
+            match (was_hollow, record.is_hollow()) {
+                (false, true) => draft.write(keys::hollow(&id), &())?,
+                (true, false) => draft.delete(keys::hollow(&id)),
+                _ => {}
+            }
             draft.write(keys::blob(&id), &record)?;
         }
         Ok(())
@@ -206,7 +241,7 @@ impl Ledger {
     fn line(&mut self, view: &dyn View, id: &BlobId) -> Result<Option<&mut Line>, KvError> {
         if !self.lines.contains_key(id) {
             let Some(record) = read(view, &keys::blob(id))? else { return Ok(None) };
-            self.lines.insert(*id, Line { record, added: 0, dropped: 0 });
+            self.lines.insert(*id, Line::new(record));
         }
         Ok(self.lines.get_mut(id))
     }
@@ -239,6 +274,20 @@ pub fn of_group(view: &dyn View, pg: PgId, after_sequence: u64, entries_max: u32
     let Some(first) = after_sequence.checked_add(1) else { return Ok(Answer::Blobs(Vec::new())) };
     let from = keys::group_blob(pg, first);
     listed(view, &from, &keys::end_of(&keys::group_blobs(pg)), entries_max)
+}
+
+/// Blobs that are worth emptying.
+pub fn hollow(view: &dyn View, after: Option<&BlobId>, entries_max: u32) -> Outcome<Answer> {
+    let from = after.map_or_else(keys::hollows, |after| keys::after(&keys::hollow(after)));
+    let found = keys_in(view, &from, &keys::end_of(&keys::hollows()), page(entries_max))?;
+    let mut hollow = Vec::with_capacity(found.len());
+    for key in found {
+        let Some(id) = key.last_chunk().map(|id| BlobId(*id)) else { continue };
+        let record: Record = expect(view, &keys::blob(&id))?;
+        let (tenant, plain_len, live) = (record.tenant, record.plain_len, record.live.unwrap_or(0));
+        hollow.push(HollowBlob { id, tenant, plain_len, live });
+    }
+    Ok(Answer::Version(VersionAnswer::Hollow(hollow)))
 }
 
 pub fn states(view: &dyn View, ids: &[BlobId]) -> Outcome<Answer> {

@@ -102,6 +102,7 @@ pub fn delete(draft: &mut Draft<'_>, name: &str) -> Outcome<Reply> {
     let bucket = files::purge(draft, bucket)?;
     versions::forget_rules(draft, &bucket);
     journal::forget(draft, name)?;
+    files::forget_all_names(draft, bucket.id)?;
     draft.delete_all(&keys::documents(bucket.id))?;
     draft.delete(keys::tenant_bucket(bucket.tenant, name));
     draft.delete(keys::bucket(name));

@@ -7,9 +7,11 @@ use std::ops::ControlFlow;
 
 use super::buckets;
 use super::draft::{Draft, Outcome, read, scan_records};
+use super::files;
 use super::keys;
 use super::kv::View;
 use super::page;
+use crate::facts::bucket::Bucket;
 use crate::facts::command::{Command, Refusal, Reply};
 use crate::facts::identity::IdentityCommand;
 use crate::facts::journal::{
@@ -18,7 +20,7 @@ use crate::facts::journal::{
 };
 use crate::facts::object::ObjectHead;
 use crate::facts::query::Answer;
-use crate::facts::version::{VersionCommand, VersionId, VersionReply};
+use crate::facts::version::{VersionCommand, VersionId, VersionReply, Versioning};
 
 pub fn run(draft: &mut Draft<'_>, command: &JournalCommand) -> Outcome<Reply> {
     match command {
@@ -68,6 +70,11 @@ fn leave(draft: &mut Draft<'_>, name: &str, follower: &str) -> Outcome<Reply> {
 pub fn forget(draft: &mut Draft<'_>, name: &str) -> Outcome<()> {
     if let Some(record) = followed(draft, name)? {
         draft.delete_all(&keys::changes(record.bucket))?;
+        // A bucket with versions has another use for them.
+        let bucket = read::<Bucket>(draft, &keys::bucket(name))?;
+        if bucket.is_none_or(|bucket| bucket.versioning == Versioning::Unversioned) {
+            files::forget_all_names(draft, record.bucket)?;
+        }
         draft.delete(keys::followed(name));
     }
     Ok(())
@@ -126,6 +133,10 @@ pub fn note(draft: &mut Draft<'_>, command: &Command, reply: &Reply) -> Outcome<
         Command::PutObject { bucket, .. } => (bucket, object(Happening::Put)),
         Command::CopyObject { bucket, .. } => (bucket, object(Happening::Copied)),
         Command::CompleteUpload { bucket, .. } => (bucket, object(Happening::Completed)),
+        Command::DeleteObject { bucket, key, .. } => match reply {
+            Reply::Deleted { existed: true } => (bucket, Some(News::gone(Happening::Deleted, key, None))),
+            _ => return Ok(()),
+        },
         Command::Version(
             VersionCommand::Delete { bucket, key, version, .. }
             | VersionCommand::DeleteLike { bucket, key, version, .. },
@@ -151,7 +162,7 @@ pub fn note(draft: &mut Draft<'_>, command: &Command, reply: &Reply) -> Outcome<
         _ => return Ok(()),
     };
     match news {
-        Some(news) => write(draft, bucket, &news),
+        Some(news) => write(draft, bucket, &[news]),
         None => Ok(()),
     }
 }
@@ -165,31 +176,34 @@ pub fn note_expired(
     is_marker: bool,
 ) -> Outcome<()> {
     let happening = if is_marker { Happening::ExpiredByMarker } else { Happening::Expired };
-    write(draft, bucket, &News::gone(happening, key, version))
+    write(draft, bucket, &[News::gone(happening, key, version)])
 }
 
 /// As [`note`], of a version that got another storage class.
 pub fn note_transitioned(draft: &mut Draft<'_>, bucket: &str, head: &ObjectHead) -> Outcome<()> {
-    write(draft, bucket, &News::of(Happening::Transitioned, head))
+    write(draft, bucket, &[News::of(Happening::Transitioned, head)])
 }
 
-fn write(draft: &mut Draft<'_>, bucket: &str, news: &News<'_>) -> Outcome<()> {
+/// Writes down what happened, in order, where the bucket is followed: all of it or nothing.
+pub fn write(draft: &mut Draft<'_>, bucket: &str, news: &[News<'_>]) -> Outcome<()> {
     let Some(mut record) = followed(draft, bucket)? else { return Ok(()) };
     let done = record.followers.iter().map(|(_, done)| *done).min().unwrap_or(record.sequence);
-    if record.sequence.saturating_sub(done) >= WAITING_MAX {
-        return Err(Refusal::FollowersBehind.into());
+    for news in news {
+        if record.sequence.saturating_sub(done) >= WAITING_MAX {
+            return Err(Refusal::FollowersBehind.into());
+        }
+        record.sequence += 1;
+        let change = Change {
+            sequence: record.sequence,
+            at: draft.now,
+            happening: news.happening,
+            key: news.key.to_owned(),
+            version: news.version,
+            size: news.size,
+            etag: news.etag.to_owned(),
+        };
+        draft.write(keys::change(record.bucket, record.sequence), &change)?;
     }
-    record.sequence += 1;
-    let change = Change {
-        sequence: record.sequence,
-        at: draft.now,
-        happening: news.happening,
-        key: news.key.to_owned(),
-        version: news.version,
-        size: news.size,
-        etag: news.etag.to_owned(),
-    };
-    draft.write(keys::change(record.bucket, record.sequence), &change)?;
     draft.write(keys::followed(bucket), &record)?;
     Ok(())
 }

@@ -44,6 +44,7 @@ const BLOB: u8 = 0x50;
 const GROUP_BLOB: u8 = 0x51;
 const GROUP_SEQUENCE: u8 = 0x52;
 const GARBAGE: u8 = 0x53;
+const HOLLOW: u8 = 0x54;
 
 const UPLOAD: u8 = 0x60;
 const UPLOAD_ID: u8 = 0x61;
@@ -227,6 +228,12 @@ pub fn change(bucket: u64, sequence: u64) -> Vec<u8> {
     join(CHANGE, &[&bucket.to_be_bytes(), &sequence.to_be_bytes()])
 }
 
+/// The directory and the name of an entry's key.
+pub fn parts_of_entry(entry: &[u8]) -> (u64, &[u8]) {
+    let directory = entry.get(1..ENTRY_NAME_AT).and_then(|bytes| bytes.try_into().ok());
+    (directory.map_or(0, u64::from_be_bytes), entry.get(ENTRY_NAME_AT..).unwrap_or_default())
+}
+
 /// Bytes of an entry's key before its name.
 pub const ENTRY_NAME_AT: usize = 9;
 
@@ -326,6 +333,15 @@ pub fn group_sequence(pg: PgId) -> Vec<u8> {
 /// All blobs that became garbage from `since` on.
 pub fn garbage_from(since: Timestamp) -> Vec<u8> {
     join(GARBAGE, &[&since.0.to_be_bytes()])
+}
+
+pub fn hollows() -> Vec<u8> {
+    vec![HOLLOW]
+}
+
+/// A blob of which a good part is dead.
+pub fn hollow(id: &BlobId) -> Vec<u8> {
+    join(HOLLOW, &[&id.0])
 }
 
 pub fn garbage(since: Timestamp, id: &BlobId) -> Vec<u8> {

@@ -63,6 +63,7 @@
 //! | `32`  | bucket (8), document's name        | document                                               |
 //! | `33`  | bucket's name                      | who follows its changes, and how far each is           |
 //! | `34`  | bucket (8), sequence (8)           | a change that a follower has not done with yet         |
+//! | `35`  | root (8), inode (8)                | in a bucket with versions: sessions that write the file's version and have not finished it |
 //! | `40`  | directory (8), name                | an object: what is said of it, then its body; or, where the name ends in `/`, a directory |
 //! | `41`  | inode (8), end offset (8)          | a chunk: the offset where it begins, its extents       |
 //! | `42`  | bucket (8), key with `00` as `00 FF`, `00 00`, bits of the version number flipped (8) | a version that is not current, as under `40`, or a delete marker |
@@ -70,6 +71,7 @@
 //! | `44`  | bucket (8)                         | rules of its lifecycle                                 |
 //! | `45`  | inode (8), part number (2)         | from that part on, some of the parts a version was completed from |
 //! | `46`  | root (8), directory (8)            | the session that has the directory alone               |
+//! | `47`  | bucket (8), inode (8), key of an entry | nothing: a name of the file, kept while the bucket is followed or has versions |
 //! | `48`  | inode (8)                          | a file that mounts know: as an object's entry; its entries then hold `02` and its inode |
 //! | `49`  | directory (8)                      | its bucket's root, the directory above it, its name; of a root, its attributes |
 //! | `4A`  | root (8), session (8)              | a mount's session                                      |
@@ -83,6 +85,7 @@
 //! | `51`  | group (4), sequence (8)            | id of a blob that is referred to                       |
 //! | `52`  | group (4)                          | the last sequence given                                |
 //! | `53`  | time (8), blob id (16)             | id of a blob that nothing refers to since that time    |
+//! | `54`  | blob id (16)                       | nothing: a sixth or more of the blob's bytes is named by no version |
 //! | `60`  | bucket (8), key with `00` as `00 FF`, `00 00`, upload number (8) | upload                  |
 //! | `61`  | bucket (8), upload id              | the upload's number and key                            |
 //! | `62`  | upload number (8), part number (2) | part                                                   |
@@ -114,7 +117,7 @@ mod versions;
 mod files;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::Bound;
 

@@ -177,8 +177,10 @@ pub fn complete(draft: &mut Draft<'_>, asked: &Complete<'_>) -> Outcome<Reply> {
         return Err(Refusal::Invalid(why).into());
     }
     let mut ledger = Ledger::new(bucket.tenant);
-    ledger.add(draft, &extents)?;
-    let part_bytes_removed = remove_parts(draft, number, &mut held, &mut ledger)?;
+    // What the chosen parts refer to, the version refers to from now on: no blob's record changes by that.
+    let is_chosen =
+        |part: &Part| asked.parts.binary_search_by_key(&part.number, |(number, _)| *number).is_ok();
+    let part_bytes_removed = remove_parts(draft, number, &mut held, &mut ledger, is_chosen)?;
     forget_upload(draft, &bucket, &upload, number);
     let version = NewVersion {
         size,
@@ -231,7 +233,7 @@ pub fn abort(draft: &mut Draft<'_>, bucket: &str, key: &str, upload_id: &str) ->
     let upload: Upload = expect(draft, &keys::upload(bucket.id, key, number))?;
     let mut held = parts_of(draft, number)?;
     let mut ledger = Ledger::new(bucket.tenant);
-    let removed = remove_parts(draft, number, &mut held, &mut ledger)?;
+    let removed = remove_parts(draft, number, &mut held, &mut ledger, |_| false)?;
     ledger.settle(draft)?;
     forget_upload(draft, &bucket, &upload, number);
     let part_bytes = Flow { added: 0, removed };
@@ -243,18 +245,21 @@ fn parts_of(view: &dyn View, upload: u64) -> Result<Vec<PartRecord>, KvError> {
     all(view, &keys::parts(upload))
 }
 
-/// Drops all references of the parts; returns their bytes.
+/// Removes the parts, and drops the references of those that are not `kept_on`; returns the bytes of all.
 fn remove_parts(
     draft: &mut Draft<'_>,
     upload: u64,
     held: &mut Vec<PartRecord>,
     ledger: &mut Ledger,
+    kept_on: impl Fn(&Part) -> bool,
 ) -> Result<u64, KvError> {
     let mut bytes: u64 = 0;
     for part in held.drain(..) {
         bytes = bytes.saturating_add(part.part.size);
         let extents = content::remove(draft, part.inode, &part.body)?;
-        ledger.drop(draft, &extents)?;
+        if !kept_on(&part.part) {
+            ledger.drop(draft, &extents)?;
+        }
     }
     draft.delete_all(&keys::parts(upload))?;
     Ok(bytes)

@@ -32,7 +32,8 @@ use crate::log::types::{Entry, LogId, Replies, SnapshotMeta, StoredMembership};
 use crate::machine;
 use crate::machine::kv::{Edit, KvError, View};
 
-const FACTS: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("facts");
+pub(super) const FACTS: TableDefinition<'static, &'static [u8], &'static [u8]> =
+    TableDefinition::new("facts");
 /// Key `position`: a [`Position`] in MessagePack. Key `format`: [`FORMAT`].
 const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
 /// Grows when the layout of the two tables changes.
@@ -103,8 +104,8 @@ struct Shared {
 }
 
 /// The facts as they are.
-struct Current {
-    database: Arc<Database>,
+pub(super) struct Current {
+    pub(super) database: Arc<Database>,
     base: Arc<Base>,
     /// Over `base`.
     delta: Arc<Delta>,
@@ -190,7 +191,7 @@ impl MetaStore {
     }
 
     /// Reads or changes the facts as they are.
-    fn with_current<T>(&self, work: impl FnOnce(&mut Current) -> T) -> Result<T, KvError> {
+    pub(super) fn with_current<T>(&self, work: impl FnOnce(&mut Current) -> T) -> Result<T, KvError> {
         let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
         current.as_mut().map(work).ok_or_else(closed)
     }
@@ -220,6 +221,15 @@ impl MetaStore {
     /// The store failed or is closed.
     pub fn query(&self, query: &Query) -> Result<Result<Answer, Refusal>, KvError> {
         machine::query(&self.frozen()?, query)
+    }
+
+    /// As [`MetaStore::query`], with the index after the last entry that the answer knows of.
+    ///
+    /// # Errors
+    /// The store failed or is closed.
+    pub fn query_as_of(&self, query: &Query) -> Result<(Result<Answer, Refusal>, u64), KvError> {
+        let view = self.frozen()?;
+        Ok((machine::query(&view, query)?, next_index(&view.position)))
     }
 
     /// Applies consecutive entries, all or none, seen by views on return but not yet durable.

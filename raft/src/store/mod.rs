@@ -27,6 +27,8 @@ mod raft_machine;
 pub mod snapshot;
 
 #[cfg(test)]
+mod measured;
+#[cfg(test)]
 mod tests;
 
 pub use database::{Frozen, MetaStore, Position, StoreConfig, StoreError};

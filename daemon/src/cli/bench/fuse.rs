@@ -10,9 +10,9 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 use super::latency::Latencies;
-use super::process::Watch;
 use super::stopwatch;
 use crate::cli::print_json;
+use crate::process::Watch;
 
 const SMALL_BYTES: usize = 4096;
 const LARGE_PART_BYTES: usize = 1 << 20;

@@ -1,13 +1,13 @@
 //! `makai bench jobs`: how soon a job begins, how many short tasks go through, and how fast this machine runs modules.
 //!
 //! ```text
-//! here      kernels of three kinds, one thread: PTX instructions per second
+//! here      kernels of three kinds, one thread: PTX instructions per second, interpreted and compiled, against plain C
 //! cluster   one small job after another: submit ─> first line of its output, by the machines' clocks
 //!           one array of short tasks: submit ─> the last has ended
 //! ```
 
 use std::collections::HashMap;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -18,7 +18,7 @@ use makai_gateway::grpc::proto::jobs::v1::{
     Argument, Container, Extent, Job, JobSpec, LogsRequest, Module, ModuleBuffer, ModuleStep, ObjectPath,
     Phase, Resources, SubmitRequest, WaitRequest,
 };
-use makai_gpu_runtime::module::bench;
+use makai_gpu_runtime::module::{Engine, bench};
 use serde::Serialize;
 
 use super::latency::Latencies;
@@ -27,9 +27,6 @@ use crate::cli::job::client::Client;
 use crate::cli::print_json;
 use crate::cli::remote::Target;
 use crate::clock;
-
-/// A kernel is run again until this has passed.
-const KERNEL_TIME: Duration = Duration::from_millis(500);
 
 /// How soon jobs begin, how many go through, how fast modules run here
 ///
@@ -56,7 +53,10 @@ pub struct Args {
 struct Kernel {
     kernel: &'static str,
     instructions_per_run: u64,
-    ptx_mips: f64,
+    interpreted_mips: f64,
+    compiled_mips: f64,
+    /// Compiled, against one thread of an unoptimised C program; `None`: no C compiler is here.
+    of_plain_c: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,9 +86,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut report = Report { kernels: tokio::task::spawn_blocking(kernels).await??, ..Report::default() };
     if !args.target.json {
         for kernel in &report.kernels {
+            let plain = kernel.of_plain_c.map_or("no C compiler to compare with".into(), |times| {
+                format!("{times:.2} times the speed of plain C")
+            });
             println!(
-                "ptx {:<8} {:>8.0} million instructions/s in one thread",
-                kernel.kernel, kernel.ptx_mips
+                "ptx {:<8} {:>6.0} million instructions/s interpreted, {:>6.0} compiled; {plain}",
+                kernel.kernel, kernel.interpreted_mips, kernel.compiled_mips
             );
         }
     }
@@ -129,18 +132,38 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn kernels() -> anyhow::Result<Vec<Kernel>> {
+    let plain = plain_c()?;
     let mut measured = Vec::new();
     for kind in bench::Kind::ALL {
-        let begun = stopwatch();
-        let (mut instructions, mut runs) = (0, 0);
-        while begun.elapsed() < KERNEL_TIME {
-            instructions += bench::run(kind)?.instructions;
-            runs += 1;
-        }
-        let ptx_mips = instructions as f64 / begun.elapsed().as_secs_f64() / 1e6;
-        measured.push(Kernel { kernel: kind.name(), instructions_per_run: instructions / runs, ptx_mips });
+        let interpreted = bench::measure(kind, Engine::Interpreter)?;
+        let compiled = bench::measure(kind, Engine::Compiler)?;
+        measured.push(Kernel {
+            kernel: kind.name(),
+            instructions_per_run: compiled.instructions,
+            interpreted_mips: interpreted.mips(),
+            compiled_mips: compiled.mips(),
+            of_plain_c: plain.get(kind.name()).map(|ns| *ns as f64 / compiled.least_ns as f64),
+        });
     }
     Ok(measured)
+}
+
+/// Nanoseconds of the same work in C without optimisation; empty where there is no compiler.
+fn plain_c() -> anyhow::Result<HashMap<String, u64>> {
+    let folder = tempfile::tempdir().context("a folder to compile in")?;
+    let (source, program) = (folder.path().join("bench.c"), folder.path().join("bench"));
+    std::fs::write(&source, bench::PLAIN_C)?;
+    let built = Command::new("cc").arg("-O0").arg("-o").args([&program, &source]).arg("-lm").output();
+    if !built.is_ok_and(|built| built.status.success()) {
+        return Ok(HashMap::new());
+    }
+    let printed = Command::new(&program).output().context("run the plain program")?;
+    let lines = String::from_utf8_lossy(&printed.stdout).into_owned();
+    let numbers = lines.lines().filter_map(|line| {
+        let (name, ns) = line.split_once(' ')?;
+        Some((name.to_owned(), ns.parse().ok()?))
+    });
+    Ok(numbers.collect())
 }
 
 /// One thread that writes one number.

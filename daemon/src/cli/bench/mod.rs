@@ -7,7 +7,6 @@ pub mod codec;
 pub mod fuse;
 mod jobs;
 pub mod latency;
-pub mod process;
 pub mod raft;
 pub mod s3;
 pub mod scheduler;

@@ -19,13 +19,14 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::latency::Latencies;
-use super::{process, progress, stopwatch};
+use super::{progress, stopwatch};
 use crate::cli::print_json;
 use crate::clock;
 use crate::disks::LocalDisks;
 use crate::identity::NodeIdentity;
 use crate::members::Members;
 use crate::node::ControlPeers;
+use crate::process;
 use crate::state::KnownPeer;
 use crate::transport::{PeerHandler, Transport, TransportConfig};
 
@@ -73,6 +74,8 @@ struct Voter {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // As daemons do.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let dir =
         args.dir.clone().unwrap_or_else(|| PathBuf::from(format!("makai-bench-raft-{}", std::process::id())));
     std::fs::create_dir_all(&dir).with_context(|| format!("make {dir:?}"))?;

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
-use makai_config::{NodeConfig, Role};
+use makai_config::{DiskConfig, NodeConfig, Role};
 use serde::Serialize;
 
 use self::disks::Measured;
@@ -353,9 +353,11 @@ fn print(done: &Done) {
     let roles: Vec<&str> = done.roles.iter().map(|role| role.as_str()).collect();
     println!("roles      {}", roles.join(", "));
     for disk in &done.disks {
+        // What is left free by the configuration that is written is not offered.
+        let room = disk.free_bytes.saturating_sub(DiskConfig::default().reserve_bytes);
         let most = match disk.capacity_bytes_max {
-            0 => human_bytes(disk.free_bytes),
-            most => human_bytes(most.min(disk.free_bytes)),
+            0 => human_bytes(room),
+            most => human_bytes(most.min(room)),
         };
         print!("disk       {}: at most {most}", disk.path.display());
         match &disk.speed {

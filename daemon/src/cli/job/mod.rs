@@ -180,7 +180,7 @@ async fn submit(spec: SpecArgs, client_token: String, how: How, target: &Target)
         return submit_stages(client, stages, &client_token, how, target).await;
     }
     let spec = stages.remove(0).spec;
-    let is_array = spec.tasks > 1;
+    let is_array = spec.tasks > 1 || spec.each.is_some();
     let request = SubmitRequest { spec: Some(spec), client_token, dry_run, queue_anyway };
     let answer = client.ask(async |jobs| jobs.submit(request.clone()).await).await?;
     if dry_run {
@@ -188,8 +188,11 @@ async fn submit(spec: SpecArgs, client_token: String, how: How, target: &Target)
         return Ok(ExitCode::SUCCESS);
     }
     let id = answer.job_id;
+    if !answer.note.is_empty() && !target.json {
+        eprintln!("queued, but {}", answer.note);
+    }
     if !wait {
-        let submitted = json!({ "id": id, "existed": answer.existed });
+        let submitted = json!({ "id": id, "existed": answer.existed, "note": answer.note });
         if target.json {
             print_json(&submitted)?
         } else {
@@ -231,7 +234,12 @@ fn print_room(answer: &SubmitResponse, target: &Target) -> anyhow::Result<()> {
             "nodes": nodes, "tasks_at_once": tasks_at_once, "tasks_now": tasks_now, "enforcement": enforcement,
             "runtime_median_ms": runtime_median_ms, "runtime_p90_ms": runtime_p90_ms, "task_hour_micros": task_hour_micros,
             "cost_expected_micros": cost_expected_micros, "cost_max_micros": cost_max_micros,
+            "tasks": answer.tasks, "objects": answer.objects, "objects_per_task": answer.objects_per_task,
         }));
+    }
+    let SubmitResponse { tasks, objects, objects_per_task, .. } = *answer;
+    if objects > 0 {
+        println!("{objects} objects, {objects_per_task} a task: {tasks} tasks");
     }
     println!("{tasks_at_once} tasks at once, on {nodes} nodes; {tasks_now} of them now");
     if let Some(level) = enforcement {
@@ -295,6 +303,9 @@ async fn submit_stages(
         submitted.push(json!({ "id": answer.job_id, "name": name, "existed": answer.existed }));
         if !dry_run && !target.json {
             println!("{}  {name}", answer.job_id);
+            if !answer.note.is_empty() {
+                eprintln!("{name}: queued, but {}", answer.note);
+            }
         }
     }
     if dry_run {

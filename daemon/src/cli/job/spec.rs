@@ -2,7 +2,8 @@
 //!
 //! A file names what the flags name: `image = "s3://BUCKET/KEY"`, `command = [...]`, `[env]`, `inputs = [{from = "s3://...",
 //! path = "..."}]`, `outputs = [{path = "...", to = "s3://..."}]`, `cpu_millis`, `memory_bytes`, `gpu = {sm_millis = 250,
-//! memory_mib = 4096, enforcement = "shadow"}`, `max_price = "1.5"`, and so on; JSON alike. In place of an image it may name a module of kernels: see `module`. `[[stages]]`, each a job with a name of its own, go one
+//! memory_mib = 4096, enforcement = "shadow"}`, `max_price = "1.5"`, and so on; JSON alike. In place of `tasks`, `each = {from =
+//! "s3://BUCKET/PREFIX/", per_task = 10}`, or `each = {manifest = "s3://BUCKET/KEY"}`, makes tasks of objects. In place of an image it may name a module of kernels: see `module`. `[[stages]]`, each a job with a name of its own, go one
 //! after the other as their `after = ["NAME"]` say; what one publishes the next may have as input.
 
 mod module;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow, bail};
 use makai_gateway::grpc::proto::jobs::v1::job_spec::Work;
 use makai_gateway::grpc::proto::jobs::v1::{
-    Container, Enforcement, Gpu, Input, JobSpec, ObjectPath, Output, Resources,
+    Container, Each, Enforcement, Gpu, Input, JobSpec, ObjectPath, Output, Resources,
 };
 use makai_raft::facts::jobs::LEVELS;
 use serde::Deserialize;
@@ -51,6 +52,16 @@ pub struct SpecArgs {
     /// So many tasks, at least 1, told apart by {index} and MAKAI_TASK_INDEX
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     array: Option<u32>,
+    /// A task for each object below a prefix, s3://BUCKET/PREFIX/: a task finds its own below /in/each, and in the file
+    /// $MAKAI_OBJECT_LIST a line for each (where it is, a tab, its s3:// name); with --per-task 1, $MAKAI_OBJECT is the one
+    #[arg(long, value_name = "S3", conflicts_with_all = ["array", "each_of"])]
+    each: Option<String>,
+    /// As --each, of the objects that a text in the pool names, s3://BUCKET/KEY: a line for each, KEY or s3://BUCKET/KEY
+    #[arg(long, value_name = "S3", conflicts_with = "array")]
+    each_of: Option<String>,
+    /// Objects of one task; without it what takes about a minute, as tasks like these did
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    per_task: Option<u32>,
     /// 0 to 100, higher first
     #[arg(long)]
     priority: Option<u32>,
@@ -114,6 +125,7 @@ struct File {
     inputs: Vec<FileInput>,
     outputs: Vec<FileOutput>,
     tasks: u32,
+    each: Option<FileEach>,
     priority: Option<u32>,
     attempts_max: u32,
     backoff_ms: u64,
@@ -156,6 +168,19 @@ struct FileInput {
     offset: u64,
     #[serde(default)]
     offset_per_task: u64,
+}
+
+/// A task for each object: of a prefix, or of those that a manifest names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileEach {
+    /// `s3://BUCKET/PREFIX/`
+    from: String,
+    /// `s3://BUCKET/KEY`: a text with a line for each.
+    manifest: String,
+    per_task: u32,
+    /// Below `/in`; empty: `each`.
+    path: String,
 }
 
 /// Whole cards, or a share of one.
@@ -249,6 +274,16 @@ impl SpecArgs {
         file.memory_bytes = self.memory.unwrap_or(file.memory_bytes);
         file.scratch_bytes = self.scratch.unwrap_or(file.scratch_bytes);
         file.tasks = self.array.unwrap_or(file.tasks);
+        if self.each.is_some() || self.each_of.is_some() {
+            let each = file.each.get_or_insert_default();
+            each.from = self.each.take().unwrap_or_default();
+            each.manifest = self.each_of.take().unwrap_or_default();
+        }
+        if let Some(count) = self.per_task {
+            let each = file.each.as_mut();
+            each.context("--per-task goes with --each or --each-of, or with [each] in the file")?.per_task =
+                count;
+        }
         file.priority = self.priority.or(file.priority);
         file.attempts_max = self.attempts.unwrap_or(file.attempts_max);
         file.time_limit_secs = self.time_limit.unwrap_or(file.time_limit_secs);
@@ -388,8 +423,23 @@ impl File {
             gang: file.gang,
             price_max_micros,
             quorum: file.quorum,
+            each: file.each.map(FileEach::message).transpose()?,
             work: Some(work),
         })
+    }
+}
+
+impl FileEach {
+    fn message(self) -> anyhow::Result<Each> {
+        let FileEach { from, manifest, per_task, path } = self;
+        if from.is_empty() == manifest.is_empty() {
+            bail!(
+                "each: give either a prefix (from, --each) or an object that names them (manifest, --each-of)"
+            );
+        }
+        let is_manifest = !manifest.is_empty();
+        let from = Some(object(if is_manifest { &manifest } else { &from })?);
+        Ok(Each { from, manifest: is_manifest, per_task, path, ..Each::default() })
     }
 }
 
@@ -517,6 +567,21 @@ mod tests {
         );
         for wrong in ["cards = 1\nsm_millis = 1", "memory_mib = 1", "cards = 1\nenforcement = 'iron'"] {
             assert!(gpu(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tasks_for_objects_are_of_a_prefix_or_of_a_manifest() {
+        let each = |text: &str| {
+            let file = format!("image = 's3://i/k'\n[each]\n{text}\n");
+            let read = parse_file(&file, Path::new("job.toml")).unwrap();
+            read.spec(Path::new(".")).map(|spec| spec.each.unwrap())
+        };
+        let below = each("from = 's3://b/p/'\nper_task = 7").unwrap();
+        assert_eq!((below.manifest, below.per_task, below.from.unwrap().key), (false, 7, "p/".to_owned()));
+        assert!(each("manifest = 's3://b/list'").unwrap().manifest);
+        for wrong in ["", "from = 's3://b/'\nmanifest = 's3://b/k'", "from = 'b/p/'"] {
+            assert!(each(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -85,10 +85,10 @@ pub struct Args {
     /// Keep `flock` locks within this machine; otherwise all mounts see them, as locks on the whole file
     #[arg(long)]
     local_flock: bool,
-    /// Decide alone about names in directories that nobody else changes: making, renaming and removing files there does not
-    /// wait, and the pool is told within milliseconds, many names at once. Otherwise each name is durable when the call returns
+    /// Each name that is made, renamed or removed is durable when the call returns. Otherwise names in directories that nobody
+    /// else looks at are decided here, and the pool is told within milliseconds, many of them at once
     #[arg(long)]
-    alone: bool,
+    dirsync: bool,
     /// Gateways that do not answer for so long are an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -174,7 +174,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         unsent_bytes_max: args.unsent_mib.max(1) * MIB,
         cache_bytes_max: args.cache_mib * MIB,
         disk_cache,
-        decides_alone: args.alone && !args.read_only,
+        decides_alone: !args.dirsync && !args.read_only,
         now,
     };
     let (forgets, forgotten) = tokio::sync::mpsc::channel(FORGETS_MAX);

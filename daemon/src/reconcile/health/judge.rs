@@ -25,6 +25,8 @@ pub struct Judge {
 /// What is remembered of one node.
 #[derive(Debug, Default)]
 struct Record {
+    /// When it was first looked at: one that has just joined has not been silent since this node leads.
+    known_since: Option<Instant>,
     /// Since when it is heard without a break.
     heard_since: Option<Instant>,
     /// When it went down, of late.
@@ -65,9 +67,10 @@ impl Judge {
         let of = |node: &Node| {
             let last = heard.get(&node.id).copied();
             let is_heard = last.is_some_and(|at| now.duration_since(at) <= SILENCE_MAX);
-            let since = last.unwrap_or(leading_since).max(leading_since);
-            let is_silent = now.duration_since(since) > SILENCE_MAX;
             let record = self.records.entry(node.id).or_default();
+            let known_since = *record.known_since.get_or_insert(now);
+            let since = last.unwrap_or(known_since).max(leading_since);
+            let is_silent = now.duration_since(since) > SILENCE_MAX;
             if is_heard {
                 record.heard_since.get_or_insert(now);
             } else {
@@ -132,6 +135,17 @@ mod tests {
         assert_eq!(transitions(&heard, at(0), at(10)), [down, up]);
         assert_eq!(transitions(&heard, at(9), at(10)), [up]);
         assert_eq!(transitions(&HashMap::new(), at(9), at(11)), []);
+    }
+
+    /// One that joins is waited for as one that went, however long the leader has led.
+    #[test]
+    fn a_newcomer_has_time_for_its_first_heartbeat() {
+        let start = clock::instant();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let (mut judge, nodes, heard) = (Judge::default(), [node(1, true)], HashMap::new());
+        assert_eq!(judge.transitions(&nodes, &heard, start, at(100)), []);
+        assert_eq!(judge.transitions(&nodes, &heard, start, at(103)), []);
+        assert_eq!(judge.transitions(&nodes, &heard, start, at(104)), [(NodeId([1; 32]), false)]);
     }
 
     /// Seconds from its return until a node counts as up, when it goes for the nth time: a few restarts cost nothing, a

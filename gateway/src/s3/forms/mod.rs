@@ -33,8 +33,8 @@ use super::dates;
 use super::documents::read_xml;
 use super::errors::custom;
 use super::headers::object_tagging;
+use super::hosts::location;
 use super::operations::Operations;
-use super::service::location;
 
 /// How long after its date a signature is good, as S3 has it: its key changes by the day.
 const SIGNATURE_SECS_MAX: i64 = 7 * 24 * 60 * 60;
@@ -393,7 +393,7 @@ fn answer(fields: &Fields, place: &Place<'_>, version: Option<&str>) -> S3Result
         _ => StatusCode::NO_CONTENT,
     };
     if response.status() == StatusCode::CREATED {
-        let escape = super::service::escape;
+        let escape = super::failures::escape;
         let xml = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<PostResponse><Location>{}</Location><Bucket>{}</Bucket>\
              <Key>{}</Key><ETag>{}</ETag></PostResponse>",

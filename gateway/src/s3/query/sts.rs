@@ -128,6 +128,8 @@ struct Named {
     tenant: TenantId,
     tenant_name: String,
     name: String,
+    /// Its ARN, as policies name it.
+    arn: String,
     role: Role,
 }
 
@@ -141,17 +143,22 @@ impl Named {
         let rest = arn.strip_prefix("arn:aws:iam::").ok_or_else(refused)?;
         let (account, what) = rest.split_once(':').ok_or_else(refused)?;
         let name = what.strip_prefix("role/").map(name_of).ok_or_else(refused)?;
-        let tenant = TenantId(account.parse().map_err(|_| refused())?);
+        // Without an account, the caller's is meant.
+        let tenant = match (account, call.who.requester().account()) {
+            ("", Some(own)) => TenantId(own.id),
+            _ => TenantId(account.parse().map_err(|_| refused())?),
+        };
         let identity = &call.guard.identity;
         let directory = identity.directory(tenant).await;
         let directory = match directory {
             Err(crate::identity::IdentityError::UnknownTenant(_)) => return Err(refused()),
             other => other.map_err(|error| unidentified(&error))?,
         };
+        let arn = format!("arn:aws:iam::{tenant:012}:{what}", tenant = tenant.0);
         let (name, role) = directory.role(name).ok_or_else(refused)?;
         let role = role.clone();
         let tenant_name = identity.tenant_name(tenant).await.map_err(|error| unidentified(&error))?;
-        Ok(Self { tenant, tenant_name, name: name.to_owned(), role })
+        Ok(Self { tenant, tenant_name, name: name.to_owned(), arn, role })
     }
 
     fn account(&self) -> Account<'_> {
@@ -208,7 +215,7 @@ async fn assume(call: &Call<'_>, arn: &str) -> S3Result<String> {
         None | Some(Meant::No) => false,
         // Named itself, within its own account: nobody else need allow it.
         Some(Meant::Itself) if is_own => true,
-        Some(_) => call.who.may(ACTION, arn, &context),
+        Some(_) => call.who.may(ACTION, &role.arn, &context),
     };
     if !is_allowed {
         let who = requester.arn().unwrap_or_default();

@@ -10,7 +10,7 @@ use ring::{digest, hmac};
 
 use crate::identity::targets::Target;
 use crate::outbound::{Body, Outbound, whole};
-use crate::s3::service::element;
+use crate::s3::failures::element;
 
 /// What is read of an answer.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;

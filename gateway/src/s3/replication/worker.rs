@@ -29,10 +29,10 @@ use crate::objects::sealing::Sealing;
 use crate::objects::{ByteRange, Objects, ObjectsError};
 use crate::outbound::Outbound;
 use crate::s3::documents::read_xml;
+use crate::s3::failures::{element, escape};
 use crate::s3::following::{self, Acts, Following};
 use crate::s3::headers::{known_type, parse_tags};
 use crate::s3::lock;
-use crate::s3::service::{element, escape};
 
 /// Keys of one bucket carried at once.
 const KEYS_AT_ONCE: usize = 8;
@@ -56,9 +56,15 @@ struct Copying {
 }
 
 impl Replicator {
+    /// `here`: the facts as loops see them, for whether anything waits.
     #[must_use]
-    pub fn new(facts: Arc<dyn Metadata>, objects: Objects, outbound: Outbound) -> Self {
-        let following = Following::new(facts, objects.clone());
+    pub fn new(
+        facts: Arc<dyn Metadata>,
+        here: Arc<dyn Metadata>,
+        objects: Objects,
+        outbound: Outbound,
+    ) -> Self {
+        let following = Following::new(facts, here, objects.clone());
         Self { following, copying: Copying { objects, outbound, done: Mutex::default() } }
     }
 

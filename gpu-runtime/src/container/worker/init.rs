@@ -208,8 +208,15 @@ fn execute(setup: &Setup<'_>, work: &ModuleWork, card: Option<CudaContext>) -> !
     let (input, output) = (Path::new("/in"), Path::new("/out"));
     // The supervisor holds the time limit; this process ends with a signal like any command.
     let done = match card {
-        None => module::run(work, memory_bytes, input, output, &mut || false)
-            .map(|ran| format!("{} launches, {} instructions", ran.launches, ran.instructions)),
+        None => module::run(work, memory_bytes, input, output, &mut || false).map(|ran| {
+            for why in &ran.interpreted {
+                eprintln!("interpreted, as it is not compiled: {why}");
+            }
+            format!(
+                "{} launches, {} of compiled code, {} instructions",
+                ran.launches, ran.compiled, ran.instructions
+            )
+        }),
         Some(mut card) => on_card(setup, work, input, output, &mut card),
     };
     match done {

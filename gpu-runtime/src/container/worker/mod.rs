@@ -3,6 +3,7 @@
 //! | room        | holds                                                                      |
 //! |-------------|----------------------------------------------------------------------------|
 //! | `supervise` | the worker itself: image, limits, log, usage, outcome                       |
+//! | `spare`     | a worker that was started before its task, up to its task                   |
 //! | `init`      | the container's first process, and its command up to its first instruction  |
 //! | `mounts`    | what a task sees of the file system                                         |
 //! | `seccomp`   | the system call filter; its data is in `syscalls`                           |
@@ -18,6 +19,7 @@ mod init;
 mod mounts;
 mod probe;
 mod seccomp;
+mod spare;
 mod supervise;
 mod sys;
 mod syscalls;
@@ -66,7 +68,7 @@ impl Ids {
     }
 }
 
-/// The worker's command line, after the name that leads here: `run FOLDER`; `probe`, which prints JSON; or `shadow LIBRARY FOLDER`,
+/// The worker's command line, after the name that leads here: `run FOLDER`; `spare`, which waits for the folder; `probe`, which prints JSON; or `shadow LIBRARY FOLDER`,
 /// which tries whether the library for containers with shares works in front of the driver's.
 ///
 /// Must be called before this process starts a second thread.
@@ -76,11 +78,16 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     let done = match words.iter().map(AsRef::as_ref).collect::<Vec<&str>>().as_slice() {
         ["run", _] => supervise::run(&AttemptFolder::new(PathBuf::from(&arguments[1])))
             .map_err(|error| error.to_string()),
+        ["spare"] => match spare::wait() {
+            Ok(Some(folder)) => supervise::run(&folder).map_err(|error| error.to_string()),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        },
         ["probe"] => probe::print(),
         ["shadow", ..] if arguments.len() == 3 => {
             crate::card::shadow::check(&PathBuf::from(&arguments[1]), &PathBuf::from(&arguments[2]))
         }
-        _ => Err("a worker is started by the daemon: worker run FOLDER, worker probe, or worker shadow LIBRARY FOLDER".into()),
+        _ => Err("a worker is started by the daemon: worker run FOLDER, worker spare, worker probe, or worker shadow LIBRARY FOLDER".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

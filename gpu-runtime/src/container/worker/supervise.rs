@@ -454,11 +454,25 @@ impl Attempt<'_> {
         Ok(())
     }
 
+    /// Names both limits where it met both: the kernel's memory for processes counts as the task's, also for those it
+    /// refuses, so that one which forks without end may end by either.
     fn memory_message(&self) -> String {
         format!(
-            "it used more memory than its limit of {} bytes; raise limits.memory_bytes",
-            self.task.spec.limits.memory_bytes
+            "it used more memory than its limit of {} bytes; raise limits.memory_bytes{}",
+            self.task.spec.limits.memory_bytes,
+            self.refused_message()
         )
+    }
+
+    /// How often it was refused a process, where it was.
+    fn refused_message(&self) -> String {
+        match self.group.as_ref().map_or(0, Group::forks_refused) {
+            0 => String::new(),
+            refused => format!(
+                "; {refused} times it was refused a process over its limit of {}: raise limits.pids if it needs more",
+                self.task.spec.limits.pids
+            ),
+        }
     }
 
     fn weigh_output(&mut self, _now_ms: u64) -> Result<(), Failure> {
@@ -556,15 +570,7 @@ impl Attempt<'_> {
         if let Some(end) = self.end.take() {
             return end;
         }
-        let refused = self.group.as_ref().map_or(0, Group::forks_refused);
-        let hint = if refused > 0 {
-            let pids = self.task.spec.limits.pids;
-            format!(
-                "; {refused} times it was refused a process over its limit of {pids}: raise limits.pids if it needs more"
-            )
-        } else {
-            String::new()
-        };
+        let hint = self.refused_message();
         if let Some(failure) = &container.failure {
             return failure.clone();
         }

@@ -413,6 +413,8 @@ pub struct Code {
     pub uses_dynamic_shared: bool,
     /// Approximate operations, or ones whose result depends on an order: why another machine may differ.
     pub inexact: Vec<String>,
+    /// The first line where threads may talk through memory without a barrier: a volatile or ordered access.
+    pub talks: Option<u32>,
 }
 
 /// All of a module.
@@ -453,6 +455,7 @@ struct Resolver<'a> {
     addresses: BTreeMap<String, u64>,
     parameters: BTreeMap<&'a str, u32>,
     inexact: Vec<String>,
+    talks: Option<u32>,
     /// Of the instruction being resolved.
     now: &'a Instruction,
 }
@@ -514,6 +517,7 @@ impl<'a> Resolver<'a> {
             addresses,
             parameters,
             inexact: Vec::new(),
+            talks: None,
             now: &NOTHING,
         };
         let mut steps = Vec::with_capacity(kernel.instructions.len() + 1);
@@ -537,6 +541,7 @@ impl<'a> Resolver<'a> {
             local_bytes: local,
             uses_dynamic_shared,
             inexact: resolver.inexact,
+            talks: resolver.talks,
         })
     }
 
@@ -1019,8 +1024,15 @@ impl<'a> Resolver<'a> {
         }
     }
 
+    fn note_talk(&mut self) {
+        if ["volatile", "relaxed", "acquire", "release", "cv"].iter().any(|way| self.has(way)) {
+            self.talks.get_or_insert(self.now.line);
+        }
+    }
+
     fn load(&mut self) -> Result<Op, PtxError> {
         self.only(Self::MEMORY)?;
+        self.note_talk();
         let kind = self.kind()?;
         if self.has("param") {
             let Operand::Address { base, offset } = self.operand(1)? else {
@@ -1039,6 +1051,7 @@ impl<'a> Resolver<'a> {
 
     fn store(&mut self) -> Result<Op, PtxError> {
         self.only(Self::MEMORY)?;
+        self.note_talk();
         let kind = self.kind()?;
         let (at, base, offset) = self.address(0)?;
         let (a, count) = self.list(1, false, kind)?;

@@ -3,13 +3,14 @@
 //! What is run for every lane is always put into its caller, which knows operation and type: so each becomes a loop over
 //! lanes with one operation in it.
 //!
-//! Values are the bits of a slot: integers zero-extended, floats in their low bits. A NaN that comes out of arithmetic in
-//! single precision is the card's one NaN; in double precision it is the usual quiet one.
+//! Values are the bits of a slot: integers zero-extended, but where `cvt` made them of a signed type (a register may be wider than
+//! that, and is filled then), floats in their low bits. A NaN that comes out of arithmetic in single precision is the card's one
+//! NaN; in double precision it is the usual quiet one.
 
 use super::code::{Binary, Compare, Rounding, Type, Unary};
 
-const NAN_32: u32 = 0x7FFF_FFFF;
-const NAN_64: u64 = 0x7FF8_0000_0000_0000;
+pub const NAN_32: u32 = 0x7FFF_FFFF;
+pub const NAN_64: u64 = 0x7FF8_0000_0000_0000;
 
 /// The low bits that a type has.
 #[inline(always)]
@@ -337,6 +338,12 @@ pub fn compare(how: Compare, unordered: bool, kind: Type, a: u64, b: u64, flush:
     }
 }
 
+/// An integer as a register holds it that may be wider than its type: the sign of a signed one goes on.
+#[inline(always)]
+fn extended(value: u64, to: Type) -> u64 {
+    if to.is_signed() { signed(value, to.bits()) as u64 } else { value & mask(to.bits()) }
+}
+
 /// `cvt`.
 #[must_use]
 pub fn convert(
@@ -356,7 +363,7 @@ pub fn convert(
             Type::F32 => bits_32(value as f32, flush, saturate),
             Type::F64 => bits_64(value as f64),
             to if saturate => clamp(value, to),
-            to => value as u64 & mask(to.bits()),
+            to => extended(value as u64, to),
         };
     }
     let value = if from == Type::F32 { f64::from(f32_of(a, flush)) } else { f64::from_bits(a) };
@@ -394,7 +401,7 @@ fn clamp(value: i128, to: Type) -> u64 {
     } else {
         (0, (1i128 << bits) - 1)
     };
-    value.clamp(low, high) as u64 & mask(bits)
+    extended(value.clamp(low, high) as u64, to)
 }
 
 #[cfg(test)]
@@ -472,9 +479,9 @@ mod tests {
     fn conversions_follow_the_isa() {
         let to_int =
             |to, value: f32, rounding| convert(to, Type::F32, f(value), rounding, true, false, false);
-        assert_eq!(to_int(Type::S32, -2.7, Rounding::Zero), (-2i32) as u32 as u64);
+        assert_eq!(to_int(Type::S32, -2.7, Rounding::Zero), (-2i64) as u64);
         assert_eq!(to_int(Type::S32, 2.5, Rounding::Nearest), 2);
-        assert_eq!(to_int(Type::S32, -2.5, Rounding::Down), (-3i32) as u32 as u64);
+        assert_eq!(to_int(Type::S32, -2.5, Rounding::Down), (-3i64) as u64);
         assert_eq!(to_int(Type::S32, 1e20, Rounding::Zero), 0x7FFF_FFFF);
         assert_eq!(to_int(Type::U32, -1.0, Rounding::Zero), 0);
         assert_eq!(to_int(Type::S32, f32::NAN, Rounding::Zero), 0);

@@ -6,12 +6,14 @@
 //! | [`code`] | instructions resolved to slots and types; what is not supported     |
 //! | [`math`] | what one instruction computes, bit for bit                          |
 //! | [`run`]  | the executor: blocks of threads, barriers, memory, limits           |
+//! | [`native`] | kernels compiled for this processor, and which are not            |
 //!
 //! What always holds: no text, however made, panics or takes memory without a bound; an unsupported instruction is named
 //! with its line; a result is bit-equal to the card's unless [`code::Code::inexact`] says why it need not be.
 
 pub mod code;
 pub mod math;
+pub mod native;
 pub mod run;
 pub mod text;
 

@@ -13,6 +13,8 @@ use super::code::{
     Slot, Type, Unary, Vote,
 };
 use super::math;
+use super::native::call::{Broke, ENDED, Entry, Meter, Place as Room, Table};
+use super::native::span_from;
 use super::text::Space;
 
 /// What a card allows, and with it every kernel that would run on one.
@@ -24,10 +26,12 @@ pub const THREADS_MAX: u64 = 1 << 36;
 const BLOCK_STATE_BYTES_MAX: u64 = 256 << 20;
 /// How many instructions are run between two looks at the clock.
 const STEPS_PER_LOOK: u64 = 1 << 20;
-const WARP: usize = 32;
+pub(super) const WARP: usize = 32;
 
 /// A slot of a warp: one value for each lane.
-type Lanes = [u64; WARP];
+pub(super) type Lanes = [u64; WARP];
+/// Bytes from a lane's slot to its next.
+pub(super) const LANE_STRIDE: usize = size_of::<Lanes>();
 
 /// The shape of a launch and its arguments.
 #[derive(Debug, Clone)]
@@ -115,15 +119,31 @@ pub fn launch(
     buffers: &mut Buffers,
     is_over: &mut dyn FnMut(u64) -> bool,
 ) -> Result<u64, RunFault> {
+    launch_as(code, None, launch, buffers, is_over)
+}
+
+/// As [`launch`], with the kernel compiled where it is.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_as(
+    code: &Code,
+    native: Option<&Entry>,
+    launch: &Launch,
+    buffers: &mut Buffers,
+    is_over: &mut dyn FnMut(u64) -> bool,
+) -> Result<u64, RunFault> {
     check(code, launch)?;
     let threads = launch.block.iter().map(|side| *side as usize).product::<usize>();
     let warps = threads.div_ceil(WARP);
     let mut block = Block {
         code,
+        native: native.map(|entry| (entry, Table::of(buffers))),
         launch,
         buffers,
         is_over,
         threads,
+        frame_slots: code.frame.len() + 1,
         frames: frames(code, launch, warps),
         warps: vec![Warp::default(); warps],
         shared: vec![0; (code.shared_bytes + u64::from(launch.dynamic_shared_bytes)) as usize],
@@ -163,10 +183,12 @@ type Lanes32 = [u32; WARP];
 fn frames(code: &Code, launch: &Launch, warps: usize) -> Vec<Lanes> {
     let [width, height, _] = launch.block;
     let ([nx, ny, nz], [gx, gy, gz]) = (launch.block, launch.grid);
-    let mut frames = Vec::with_capacity(code.frame.len() * warps);
+    let mut frames = Vec::with_capacity((code.frame.len() + 1) * warps);
     for warp in 0..warps {
         let first = frames.len();
         frames.extend(code.frame.iter().map(|value| [*value; WARP]));
+        // Compiled threads leave their carry here while they wait.
+        frames.push([0; WARP]);
         let special = &mut frames[first + code.special_at..][..SPECIAL.len()];
         for lane in 0..WARP as u32 {
             let at = warp as u32 * WARP as u32 + lane;
@@ -201,10 +223,13 @@ const CTAID_AT: usize = 3;
 
 struct Block<'a> {
     code: &'a Code,
+    native: Option<(&'a Entry, Table)>,
     launch: &'a Launch,
     buffers: &'a mut Buffers,
     is_over: &'a mut dyn FnMut(u64) -> bool,
     threads: usize,
+    /// Slots of a warp: those of the code, and the carry.
+    frame_slots: usize,
     frames: Vec<Lanes>,
     warps: Vec<Warp>,
     shared: Vec<u8>,
@@ -291,7 +316,7 @@ impl Block<'_> {
     fn set_up(&mut self) {
         self.shared.fill(0);
         self.local.fill(0);
-        let (size, special_at) = (self.code.frame.len(), self.code.special_at);
+        let (size, special_at) = (self.frame_slots, self.code.special_at);
         for (number, warp) in self.warps.iter_mut().enumerate() {
             let threads = (self.threads - number * WARP).min(WARP) as u32;
             *warp = Warp { ready: u32::MAX >> (WARP as u32 - threads), ..Warp::default() };
@@ -316,14 +341,18 @@ impl Block<'_> {
 
     /// Runs a warp until none of its lanes can go on by itself.
     fn run_warp(&mut self, number: usize) -> Result<(), RunFault> {
-        let size = self.code.frame.len();
+        let size = self.frame_slots;
         // Taken out, so that memory and slots can be used at once.
         let mut frames = std::mem::take(&mut self.frames);
         let mut warp = std::mem::take(&mut self.warps[number]);
         let frame = &mut frames[number * size..(number + 1) * size];
         let halted = loop {
             if warp.ready != 0 {
-                if let Err(halt) = self.advance(number, &mut warp, frame) {
+                let ran = match self.native {
+                    None => self.advance(number, &mut warp, frame),
+                    Some(_) => self.advance_native(number, &mut warp, frame),
+                };
+                if let Err(halt) = ran {
                     break Some(halt);
                 }
             } else if !exchange(self.code, &mut warp, frame) {
@@ -454,6 +483,88 @@ impl Block<'_> {
         }
         lanes_of(here).for_each(|lane| warp.at[lane] = at);
         Ok(())
+    }
+
+    /// As [`Self::advance`], for compiled code: each lane goes as far as it can, one after the other.
+    fn advance_native(&mut self, number: usize, warp: &mut Warp, frame: &mut [Lanes]) -> Result<(), Halt> {
+        let Some((entry, table)) = &self.native else { return Ok(()) };
+        let first = warp.ready.trailing_zeros() as usize;
+        let resume = warp.at[first];
+        let is_next = |lane: &usize| warp.ready >> lane & 1 == 1 && warp.at[*lane] == resume;
+        let lanes = first..(first..WARP).take_while(is_next).last().map_or(first, |last| last + 1);
+        let local_bytes = self.code.local_bytes as usize;
+        let own = number * WARP * local_bytes..((number + 1) * WARP).min(self.threads) * local_bytes;
+        let mut place = Room {
+            frame,
+            shared: &mut self.shared,
+            local: &mut self.local[own],
+            local_bytes,
+            parameters: &self.launch.parameters,
+        };
+        let mut meter = Meter { spent: self.steps, budget: self.look_at };
+        let is_over = &mut *self.is_over;
+        let mut more = |steps: u64| if is_over(steps) { 0 } else { steps + STEPS_PER_LOOK };
+        let ran = entry.run(
+            self.code,
+            &mut place,
+            self.buffers,
+            table,
+            &mut meter,
+            resume,
+            lanes.clone(),
+            &mut more,
+        );
+        (self.steps, self.look_at) = (meter.spent, meter.budget);
+        let came = match ran {
+            Ok(came) => came,
+            Err(Broke::Stopped) => return Err(Halt::Over),
+            Err(Broke::Fault { lane, at, address }) => {
+                let (at, what) = self.what_is_wrong(number * WARP + lane, at, address);
+                return Err(Halt::Lane { lane, at, what });
+            }
+        };
+        for lane in lanes {
+            let set = 1 << lane;
+            warp.ready &= !set;
+            if i64::from(came[lane]) == ENDED {
+                continue;
+            }
+            let at = came[lane] >> 2;
+            match self.code.steps[at as usize].op {
+                Op::WarpBarrier { mask } | Op::Shuffle { mask, .. } | Op::Vote { mask, .. } => {
+                    let named = frame[mask as usize][lane] as u32;
+                    if named & set == 0 {
+                        let what = "it is not among the lanes that it names".to_owned();
+                        return Err(Halt::Lane { lane, at, what });
+                    }
+                    (warp.named[lane], warp.at[lane]) = (named, at);
+                    warp.at_exchange |= set;
+                }
+                _ => {
+                    warp.at[lane] = at + 1;
+                    warp.at_barrier |= set;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which step is wrong, and what with it, of those that compiled code held against their memory together and refused.
+    fn what_is_wrong(&mut self, thread: usize, first: u32, address: u64) -> (u32, String) {
+        for (at, away) in span_from(self.code, first) {
+            let (doing, space, kind, count) = match self.code.steps[at as usize].op {
+                Op::Load { at, kind, count, .. } => ("reads", at, kind, count),
+                Op::Store { at, kind, count, .. } => ("writes", at, kind, count),
+                Op::Atomic { at, kind, .. } | Op::Swap { at, kind, .. } => ("changes", at, kind, 1),
+                _ => continue,
+            };
+            let bytes = (kind.bits() / 8).max(1) as usize;
+            let address = address.wrapping_add(away as u64);
+            if let Err(fault) = self.memory(thread, space, address, bytes, bytes * usize::from(count)) {
+                return (at, format!("it {doing} {fault}"));
+            }
+        }
+        (first, "it trapped".to_owned())
     }
 
     /// Reads or writes memory, lane by lane where their addresses have no plain form together.
@@ -1033,8 +1144,10 @@ fn from_bytes(bytes: &[u8], kind: Type) -> u64 {
     }
 }
 
-fn atomic(op: Atom, kind: Type, old: u64, a: u64) -> u64 {
+pub(super) fn atomic(op: Atom, kind: Type, old: u64, a: u64) -> u64 {
     let plain = |op| math::binary(op, kind, old, a, false, false);
+    // A slot may hold more than its type, where that is signed.
+    let a = a & math::mask(kind.bits());
     match op {
         Atom::Add => plain(Binary::Add),
         Atom::Min => plain(Binary::Min),

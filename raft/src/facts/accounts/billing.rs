@@ -21,6 +21,9 @@ pub const PRICE_MAX: u64 = 1_000_000_000;
 /// Bytes of a reference of a payment.
 pub const REFERENCE_BYTES_MAX: usize = 128;
 
+/// What a whole card counts beside a core.
+pub const CORES_PER_CARD: u64 = 32;
+
 const GIB: u128 = 1 << 30;
 const HOUR_MS: u128 = 60 * 60 * 1000;
 const MONTH_MS: u128 = 30 * 24 * HOUR_MS;
@@ -112,6 +115,12 @@ impl SliceTime {
     #[must_use]
     pub fn is_none(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Time of cores, a whole card as [`CORES_PER_CARD`] of them.
+    #[must_use]
+    pub fn in_cores_ms(&self) -> u64 {
+        self.cpu_core_ms.saturating_add(self.gpu_card_ms.saturating_mul(CORES_PER_CARD))
     }
 
     #[must_use]

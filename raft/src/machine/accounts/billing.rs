@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use makai_erasure::NodeId;
 use serde::{Deserialize, Serialize};
 
-use super::{invalid, keys, ledger, standing, stop};
+use super::{invalid, keys, ledger, pledges, standing, stop};
 use crate::facts::Timestamp;
 use crate::facts::accounts::{
     AccountsRefusal, AccountsReply, Amount, Balance, Computed, HOLD_MS, LedgerEvent, NodeUsage, PRICE_MAX,
@@ -59,6 +59,26 @@ struct Leased {
     attempts: u32,
     #[serde(default)]
     computed: Computed,
+    /// By later rules: what it verified, and the runs that all lost.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    verified: (u64, u32),
+}
+
+fn is_nothing(verified: &(u64, u32)) -> bool {
+    *verified == (0, 0)
+}
+
+impl Leased {
+    /// Nothing yet.
+    fn of(node: NodeId) -> Self {
+        Self {
+            node,
+            slices: SliceTime::default(),
+            attempts: 0,
+            computed: Computed::default(),
+            verified: (0, 0),
+        }
+    }
 }
 
 /// How an attempt ended, for whoever pays.
@@ -114,7 +134,7 @@ pub fn credit(
     amount: Amount,
     reference: &str,
 ) -> Outcome<AccountsReply> {
-    super::genesis(draft)?;
+    let genesis = super::genesis(draft)?;
     tenants::get(draft, tenant)?;
     if reference.is_empty() || reference.len() > REFERENCE_BYTES_MAX {
         return Err(invalid(format!("a payment has a reference of 1 to {REFERENCE_BYTES_MAX} bytes")));
@@ -133,6 +153,7 @@ pub fn credit(
     draft.write(place, &amount)?;
     balance.credited = balance.credited.plus(amount);
     let due = balance.owed.min(amount);
+    pledges::received(draft, &genesis, due)?;
     balance.owed = balance.owed.minus(due);
     balance.spent = balance.spent.plus(due);
     balance.amount = balance.amount.plus(amount.minus(due));
@@ -220,8 +241,14 @@ pub fn may_admit(view: &dyn View, job: &Job, attempts: u64) -> Outcome<bool> {
 }
 
 /// Sets the first minutes of an attempt aside and opens its bill. `false`: they cannot be paid, it must wait.
-pub fn admit(draft: &mut Draft<'_>, job: &Job, index: u32, node: NodeId) -> Outcome<bool> {
-    let (tenant, resources) = (job.tenant, job.spec.resources.clone());
+pub fn admit(
+    draft: &mut Draft<'_>,
+    job: &Job,
+    index: u32,
+    node: NodeId,
+    resources: Resources,
+) -> Outcome<bool> {
+    let tenant = job.tenant;
     let mut held = Amount(0);
     if let Some(mut balance) = balance(draft, tenant)? {
         held = hold_of(&prices(draft)?, &resources, job.spec.time_limit_ms);
@@ -336,13 +363,37 @@ pub fn credit_node(
     computed: Computed,
 ) -> Result<(), KvError> {
     let place = keys::leased(&node);
-    let none = Leased { node, slices: SliceTime::default(), attempts: 0, computed: Computed::default() };
-    let mut sum: Leased = read(draft, &place)?.unwrap_or(none);
+    let mut sum: Leased = read(draft, &place)?.unwrap_or_else(|| Leased::of(node));
     if let Some(slices) = slices {
         sum.slices = sum.slices.plus(slices);
         sum.attempts = sum.attempts.saturating_add(1);
     }
     sum.computed = sum.computed.plus(computed);
+    draft.write(place, &sum)
+}
+
+/// What is counted for a node: attempts, right and wrong answers, what it verified, what all lost.
+#[cfg(test)]
+pub fn counted(view: &dyn View, node: NodeId) -> (u32, u32, u32, u64, u32) {
+    let leased: Option<Leased> = read(view, &keys::leased(&node)).unwrap();
+    leased.map_or((0, 0, 0, 0, 0), |leased| {
+        let Computed { pass, fail, .. } = leased.computed;
+        (leased.attempts, pass, fail, leased.verified.0, leased.verified.1)
+    })
+}
+
+/// Counts what a node ran again for others, and runs that all who were asked lost.
+pub fn credit_verifier(
+    draft: &mut Draft<'_>,
+    node: NodeId,
+    slices: &SliceTime,
+    forfeited: u32,
+) -> Result<(), KvError> {
+    let place = keys::leased(&node);
+    let mut sum: Leased = read(draft, &place)?.unwrap_or_else(|| Leased::of(node));
+    let (verified_ms, lost) = sum.verified;
+    let ms = if forfeited > 0 { 0 } else { slices.in_cores_ms() };
+    sum.verified = (verified_ms.saturating_add(ms), lost.saturating_add(forfeited));
     draft.write(place, &sum)
 }
 
@@ -405,6 +456,7 @@ pub fn seal(
             record.jobs_ok = record.jobs_ok.saturating_add(leased.attempts);
             record.jobs_disputed = record.jobs_disputed.saturating_add(leased.computed.fail);
             record.computed = record.computed.plus(leased.computed);
+            (record.extra.verified_ms, record.extra.forfeited_runs) = leased.verified;
         }
         draft.delete(keys::leased(&leased.node));
     }

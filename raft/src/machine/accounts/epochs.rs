@@ -67,8 +67,7 @@ fn begin(draft: &mut Draft<'_>, standing: &mut Standing) -> Outcome<()> {
 
 pub fn seal(draft: &mut Draft<'_>, number: u64) -> Outcome<AccountsReply> {
     let genesis = genesis(draft)?;
-    let mut standing = standing(draft)?;
-    if number != standing.open {
+    if number != standing(draft)?.open {
         return refused(AccountsRefusal::EpochClosed(number));
     }
     let mut epoch = get(draft, number)?;
@@ -77,6 +76,8 @@ pub fn seal(draft: &mut Draft<'_>, number: u64) -> Outcome<AccountsReply> {
         return refused(AccountsRefusal::NotDue { epoch: number, ends_at });
     }
     let (node_count, usage_hash) = meters::seal(draft, number)?;
+    // After that, which may have noted something on the ledger itself.
+    let mut standing = standing(draft)?;
     let event = LedgerEvent::EpochSealed { epoch: number, usage_hash, node_count };
     let head = ledger::append(draft, &mut standing, &event)?;
     epoch.state = EpochState::Sealed;

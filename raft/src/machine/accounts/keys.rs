@@ -2,7 +2,7 @@
 
 use makai_erasure::{NodeId, PgId};
 
-use crate::facts::accounts::Address;
+use crate::facts::accounts::{Address, Hash};
 use crate::facts::jobs::JobId;
 use crate::facts::tenant::TenantId;
 
@@ -28,6 +28,11 @@ const BILL: u8 = 0x93;
 const JOBS_USE: u8 = 0x94;
 const LEASED: u8 = 0x95;
 const JOB_COST: u8 = 0x96;
+const LOT_KEY: u8 = 0x97;
+const STAKE: u8 = 0x98;
+const TRAINING: u8 = 0x99;
+const PLEDGE: u8 = 0x9A;
+const PLEDGE_POOL: u8 = 0x9B;
 
 /// What a job came to so far.
 pub fn job_cost(job: JobId) -> Vec<u8> {
@@ -65,6 +70,8 @@ pub fn usage(epoch: u64, node: &NodeId) -> Vec<u8> {
 pub enum ReportKind {
     Served = 0,
     Audits = 1,
+    Lots = 2,
+    Stakes = 3,
 }
 
 pub fn all_reports(epoch: u64) -> Vec<u8> {
@@ -121,6 +128,38 @@ pub fn payouts() -> Vec<u8> {
 
 pub fn payout(node: &NodeId) -> Vec<u8> {
     join(PAYOUT, &[&node.0])
+}
+
+pub fn lot_key(node: &NodeId) -> Vec<u8> {
+    join(LOT_KEY, &[&node.0])
+}
+
+pub fn stake(payout: &Address) -> Vec<u8> {
+    join(STAKE, &[&payout.0])
+}
+
+pub fn stakes() -> Vec<u8> {
+    vec![STAKE]
+}
+
+pub fn pledge(payout: &Address) -> Vec<u8> {
+    join(PLEDGE, &[&payout.0])
+}
+
+pub fn pledge_pool() -> Vec<u8> {
+    vec![PLEDGE_POOL]
+}
+
+pub fn trainings() -> Vec<u8> {
+    vec![TRAINING]
+}
+
+pub fn trainings_of(node: &NodeId) -> Vec<u8> {
+    join(TRAINING, &[&node.0])
+}
+
+pub fn training(node: &NodeId, spec: &Hash) -> Vec<u8> {
+    join(TRAINING, &[&node.0, &spec.0])
 }
 
 pub fn signers() -> Vec<u8> {

@@ -11,11 +11,11 @@ use makai_erasure::{DiskId, NodeId, PgId};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, ReportKind};
-use super::{DONE, billing, invalid, refused, standing};
+use super::{DONE, billing, invalid, pledges, refused, stakes, standing};
 use crate::facts::Timestamp;
 use crate::facts::accounts::{
-    AccountsRefusal, AccountsReply, AuditRow, EVIDENCE_MAX, Hash, NodeUsage, Payout, ROWS_MAX, ServedRow,
-    TenantRow,
+    AccountsRefusal, AccountsReply, AuditRow, EVIDENCE_MAX, Hash, Lot, NodeUsage, Payout, ROWS_MAX,
+    ServedRow, TenantRow,
 };
 use crate::facts::cluster::{Disk, Group, Node, Role, Standing};
 use crate::facts::tenant::TenantId;
@@ -74,7 +74,7 @@ fn count(draft: &mut Draft<'_>, pg: PgId, plain_len: u64, has_come: bool) -> Res
     draft.write(place, &meter)
 }
 
-fn open_epoch(view: &dyn View, epoch: u64) -> Outcome<()> {
+pub(super) fn open_epoch(view: &dyn View, epoch: u64) -> Outcome<()> {
     match standing(view)?.open {
         0 => refused(AccountsRefusal::NotOpen),
         open if open == epoch => Ok(()),
@@ -149,6 +149,8 @@ pub fn seal(draft: &mut Draft<'_>, epoch: u64) -> Outcome<(u64, Hash)> {
     credit_storage(draft, &mut usage)?;
     let tenants = credit_reports(draft, epoch, &mut usage)?;
     let tenants = billing::seal(draft, &mut usage, tenants)?;
+    stakes::seal(draft, epoch, &mut usage)?;
+    pledges::seal(draft, epoch, &tenants)?;
     let mut hasher = blake3::Hasher::new_derive_key("makai usage 1");
     for record in usage.values() {
         let place = keys::usage(epoch, &record.node);
@@ -223,6 +225,10 @@ fn credit_reports(
             let room = EVIDENCE_MAX.saturating_sub(record.evidence.len());
             record.evidence.extend(row.evidence.into_iter().take(room));
         }
+    }
+    for (node, lot) in all::<(NodeId, Lot)>(draft, &keys::reports(epoch, ReportKind::Lots))? {
+        let Some(record) = usage.get_mut(&node) else { continue };
+        record.extra.lot = Some(lot);
     }
     Ok(tenants)
 }

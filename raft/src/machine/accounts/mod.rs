@@ -7,6 +7,10 @@
 //! | `epochs`  | opening, sealing, results, signatures, disputes, forgetting            |
 //! | `claims`  | signers, payout addresses, claims                                      |
 //! | `billing` | what tenants pay in advance, and are charged                           |
+//! | `lots`    | keys that lots are drawn with, and who says that it has won            |
+//! | `stakes`  | what addresses put behind their nodes' work                            |
+//! | `pledges` | what stakes are given of the income                                   |
+//! | `trainings` | what nodes train, and what voters find of it                         |
 //! | `moving`  | from the embedded ledger to a contract                                 |
 //! | `ledger`  | the hash chain                                                         |
 //! | `reading` | answers                                                                |
@@ -16,7 +20,7 @@
 //! | `80`  |                                         | genesis                                             |
 //! | `81`  | epoch (8)                               | epoch                                               |
 //! | `82`  | epoch (8), node (32)                    | usage, once the epoch is sealed                     |
-//! | `83`  | epoch (8), 0 served or 1 audits, node (32), part (4) | report of a gateway or auditor         |
+//! | `83`  | epoch (8), kind (1), node (32), part (4)   | what was reported: 0 served, 1 audits, 2 lots, 3 stakes |
 //! | `84`  | epoch (8), attempt (4), node (32)       | account after the epoch                             |
 //! | `85`  | epoch (8), attempt (4), address (20)    | what the address may claim                          |
 //! | `86`  | group (4)                               | bytes in each slot of it, and their integral        |
@@ -34,6 +38,12 @@
 //! | `93`  | job (8), index (4)                      | what a current attempt has cost                     |
 //! | `94`  | tenant (8)                              | what its jobs used in the open epoch                |
 //! | `95`  | node (32)                               | what it did for jobs in the open epoch              |
+//! | `96`  | job (8)                                 | what it came to so far                              |
+//! | `97`  | node (32)                               | what it draws lots with                             |
+//! | `98`  | address (20)                            | what it stakes                                      |
+//! | `99`  | node (32), spec (32)                    | a training                                          |
+//! | `9A`  | address (20)                            | what its stake was given of the income              |
+//! | `9B`  |                                         | income that later sealings reckon with              |
 //!
 //! Always: an epoch's inputs never change once it is sealed; a result counts only with the signatures of more than half
 //! of the signers; totals never fall and never exceed the emission; what is paid never exceeds the total; every change
@@ -44,15 +54,21 @@ mod claims;
 mod epochs;
 mod keys;
 mod ledger;
+mod lots;
 mod meters;
 mod moving;
+mod pledges;
 mod reading;
+mod stakes;
+mod trainings;
 
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Outcome, Stop, read};
-use super::kv::View;
-use crate::facts::accounts::{AccountsCommand, AccountsRefusal, AccountsReply, Amount, Genesis, LedgerHead};
+use super::kv::{KvError, View};
+use crate::facts::accounts::{
+    AccountsCommand, AccountsRefusal, AccountsReply, Amount, Genesis, LedgerHead, RULES_LOTS, RULES_PLEDGES,
+};
 use crate::facts::command::{Refusal, Reply};
 
 pub use self::claims::{
@@ -62,7 +78,9 @@ pub use self::epochs::KEPT_EPOCHS;
 pub use self::ledger::entry_hash;
 pub use self::meters::{blob_came, blob_went};
 pub use self::moving::move_digest;
+pub use self::pledges::pledge_digest;
 pub use self::reading::answer;
+pub use self::stakes::stake_digest;
 
 /// Where the accounts stand, in one small record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +120,38 @@ fn genesis(view: &dyn View) -> Outcome<Genesis> {
     read(view, &keys::genesis())?.ok_or_else(|| stop(AccountsRefusal::NotOpen))
 }
 
+/// Refuses what rules before [`RULES_LOTS`] do not know.
+fn need_late_rules(view: &dyn View) -> Outcome<Genesis> {
+    let genesis = genesis(view)?;
+    if genesis.rules < RULES_LOTS {
+        let rules = genesis.rules;
+        return Err(invalid(format!(
+            "this cluster's accounts follow rules {rules}, which know no such thing"
+        )));
+    }
+    Ok(genesis)
+}
+
+/// How results that differ are paid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuorumRules {
+    /// Whoever ran a task again is counted as a verifier.
+    pub has_verifiers: bool,
+    /// A processor may run again what a card ran.
+    pub has_reruns: bool,
+    pub forfeits_all: bool,
+}
+
+/// By the rules of the genesis; before the accounts open, by the first.
+pub fn quorum_rules(view: &dyn View) -> Result<QuorumRules, KvError> {
+    let genesis: Option<Genesis> = read(view, &keys::genesis())?;
+    Ok(genesis.map_or_else(QuorumRules::default, |genesis| QuorumRules {
+        has_verifiers: genesis.rules >= RULES_LOTS,
+        has_reruns: genesis.rules >= RULES_PLEDGES,
+        forfeits_all: genesis.forfeits_all,
+    }))
+}
+
 fn standing(view: &dyn View) -> Outcome<Standing> {
     Ok(read(view, &keys::standing())?.unwrap_or_default())
 }
@@ -134,6 +184,16 @@ pub fn run(draft: &mut Draft<'_>, command: &AccountsCommand) -> Outcome<Reply> {
             billing::charge_all(draft)?;
             DONE
         }
+        C::BindLots(binding) => lots::bind(draft, binding)?,
+        C::Stake(order) => stakes::order(draft, order)?,
+        C::Stakes { epoch, reporter, rows } => stakes::report(draft, *epoch, reporter, rows)?,
+        C::AnnounceTraining { node, spec, checkpoints } => {
+            trainings::announce(draft, node, spec, *checkpoints)?
+        }
+        C::CommitCheckpoint { node, spec, at, hash } => trainings::commit(draft, node, spec, *at, hash)?,
+        C::JudgeTraining { node, spec, verdict } => trainings::judge(draft, node, spec, verdict)?,
+        C::SpendPledge(order) => pledges::spend(draft, order)?,
+        C::Draw { epoch, node, proof } => lots::draw(draft, *epoch, node, proof)?,
         C::PruneLeaves { epoch } => epochs::prune_leaves(draft, *epoch)?,
         C::Move { chain_id, ledger, signature } => moving::vote(draft, *chain_id, *ledger, signature)?,
     };

@@ -8,6 +8,7 @@ use super::keys;
 use super::{billing, claims, genesis, meters, standing};
 use crate::facts::accounts::{
     AccountsAnswer, AccountsQuery, AccountsState, Amount, Epoch, Genesis, GroupBytes, LedgerEntry,
+    NodeAccount,
 };
 use crate::facts::command::Refusal;
 use crate::facts::query::Answer;
@@ -66,6 +67,18 @@ pub fn answer(view: &dyn View, query: &AccountsQuery) -> Outcome<Answer> {
             balances: billing::balances(view)?,
             has_open_bills: billing::has_open_bills(view)?,
         },
+        Q::LotKey { node } => A::LotKey(read(view, &keys::lot_key(node))?),
+        Q::Stake { payout } => A::Stake(read(view, &keys::stake(payout))?),
+        Q::Pledge { payout } => A::Pledge(read(view, &keys::pledge(payout))?),
+        Q::Trainings { after, entries_max } => {
+            let from = after.map(|(node, spec)| facts::after(&keys::training(&node, &spec)));
+            A::Trainings(page_below(view, &keys::trainings(), from, *entries_max)?)
+        }
+        Q::Account { epoch, node } => {
+            let attempt = attempt_of(view, *epoch)?;
+            let found: Option<NodeAccount> = read(view, &keys::account(*epoch, attempt, node))?;
+            A::Account(found.map(Box::new))
+        }
         Q::GroupBytes => {
             let mut groups = Vec::new();
             for (pg, meter) in meters::group_meters(view)? {

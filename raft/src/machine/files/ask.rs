@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::node::{self, Found};
 use super::tree::{Child, Dir};
-use super::{attributes, bucket_of, locks, sessions};
+use super::{attributes, bucket_of, leases, locks, sessions};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::Refusal;
 use crate::facts::files::{
@@ -44,6 +44,12 @@ pub fn answer(view: &dyn View, query: &FileQuery) -> Outcome<Answer> {
         }
         FileQuery::Events { bucket, session, after, entries_max, wait_ms: _ } => {
             sessions::events(view, &bucket_of(view, bucket)?, *session, *after, *entries_max)?
+        }
+        FileQuery::Expired { bucket, now } => {
+            FileAnswer::Expired(sessions::is_any_over(view, bucket_of(view, bucket)?.root, *now)?)
+        }
+        FileQuery::Leased { bucket, reader, at } => {
+            FileAnswer::Leased(leases::held_by_others(view, &bucket_of(view, bucket)?, *reader, at)?)
         }
         FileQuery::Space { bucket } => {
             let bucket = bucket_of(view, bucket)?;

@@ -26,10 +26,14 @@ impl Work<'_, '_> {
             let why = format!("{} changes at once; at most {EDITS_MAX}", edits.len());
             return Err(FileRefusal::Invalid(why).into());
         }
+        if matches!(edits, [Edit::Finish]) {
+            return self.finish_file(file);
+        }
         let mut file = self.open_content(file)?;
         if if_data_version.is_some_and(|version| version != file.meta.version) {
             return Err(FileRefusal::Stale.into());
         }
+        self.begin_version(&mut file)?;
         file.meta.version = self.draft.next(Counter::Version)?;
         let mut offset = file.meta.size;
         for edit in edits {
@@ -45,13 +49,24 @@ impl Work<'_, '_> {
         file.meta.modified_at = Timestamp(at.to_millis());
         file.store(self.draft)?;
         self.note(FileEvent::Inode(file.meta.inode))?;
+        self.tell_edited(file.meta.inode)?;
         Ok(FileDone { stat: Some(node::stat(&file.meta)), offset, ..FileDone::default() })
+    }
+
+    /// The session has done with what it wrote before.
+    fn finish_file(&mut self, file: &FileRef) -> Outcome<FileDone> {
+        let mut file = self.find(file)?.file()?;
+        if self.finish_version(&mut file)? {
+            file.store(self.draft)?;
+        }
+        Ok(FileDone { stat: Some(node::stat(&file.meta)), offset: file.meta.size, ..FileDone::default() })
     }
 
     fn edit_once(&mut self, file: &mut File, edit: &Edit) -> Outcome<()> {
         let size = file.meta.size;
         match edit {
             Edit::Replace(whole) => return self.replace_content(file, whole),
+            Edit::Finish => return self.finish_version(file).map(drop),
             Edit::Write { offset, extents } => self.write_at(file, *offset, extents.clone())?,
             Edit::Append(extents) => self.write_at(file, size, extents.clone())?,
             Edit::Truncate(0) => self.clear(file)?,

@@ -2,7 +2,9 @@
 
 use crate::machine::keys::join;
 
+const WRITERS: u8 = 0x35;
 const LEASE: u8 = 0x46;
+const FILE_NAME: u8 = 0x47;
 const NODE: u8 = 0x48;
 const DIRECTORY: u8 = 0x49;
 const SESSION: u8 = 0x4A;
@@ -18,6 +20,15 @@ pub fn node(inode: u64) -> Vec<u8> {
 
 pub fn directory(inode: u64) -> Vec<u8> {
     join(DIRECTORY, &[&inode.to_be_bytes()])
+}
+
+/// Sessions that write a file's version and have not finished it.
+pub fn writers(root: u64, inode: u64) -> Vec<u8> {
+    join(WRITERS, &[&root.to_be_bytes(), &inode.to_be_bytes()])
+}
+
+pub fn all_writers(root: u64) -> Vec<u8> {
+    join(WRITERS, &[&root.to_be_bytes()])
 }
 
 pub fn sessions(root: u64) -> Vec<u8> {
@@ -50,6 +61,26 @@ pub fn all_locks(root: u64) -> Vec<u8> {
 
 pub fn locks(root: u64, inode: u64) -> Vec<u8> {
     join(LOCKS, &[&root.to_be_bytes(), &inode.to_be_bytes()])
+}
+
+/// Names that are kept of a file.
+pub fn names(bucket: u64, inode: u64) -> Vec<u8> {
+    join(FILE_NAME, &[&bucket.to_be_bytes(), &inode.to_be_bytes()])
+}
+
+/// Of all files of a bucket.
+pub fn all_names(bucket: u64) -> Vec<u8> {
+    join(FILE_NAME, &[&bucket.to_be_bytes()])
+}
+
+/// `entry`: the whole key of the entry that links to the file.
+pub fn name(bucket: u64, inode: u64, entry: &[u8]) -> Vec<u8> {
+    join(FILE_NAME, &[&bucket.to_be_bytes(), &inode.to_be_bytes(), entry])
+}
+
+/// The entry of a key that [`name`] made.
+pub fn named_entry(name: &[u8]) -> Vec<u8> {
+    name.get(1 + 16..).unwrap_or_default().to_vec()
 }
 
 /// The last sequence given; the events follow it.

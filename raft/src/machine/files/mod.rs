@@ -18,6 +18,8 @@
 //! | `sessions` | mounts: leases, granted inodes, events, orphans                        |
 //! | `leases`   | directories that one mount has alone                                   |
 //! | `locks`    | advisory locks                                                         |
+//! | `kept`     | what a bucket with versions keeps of what they change                  |
+//! | `told`     | what those are told who follow the bucket's keys                       |
 //! | `ask`      | queries                                                                |
 //!
 //! Always: an inode has a node once a mount has changed it, and keeps it until its last name and holder are gone; a
@@ -29,18 +31,22 @@ pub mod keys;
 mod ask;
 mod attributes;
 mod edits;
+mod kept;
 mod leases;
 mod locks;
 mod names;
 mod node;
 mod sessions;
 mod splice;
+mod told;
 mod tree;
 mod work;
 
+use self::told::Told;
 use self::work::Work;
 use super::buckets::{self, Change};
 use super::draft::{Draft, Outcome, Stop, read};
+use super::journal::{self, News};
 use super::kv::View;
 use super::names::Place;
 use crate::facts::bucket::Bucket;
@@ -48,11 +54,11 @@ use crate::facts::command::{NewBlob, Refusal, Reply};
 use crate::facts::files::{
     BucketRef, FileCommand, FileDone, FileEvent, FileOp, FileRefusal, FileReply, Name, OPS_MAX,
 };
-use crate::facts::version::Versioning;
 
 pub use self::ask::answer;
 pub use self::node::{as_version, linked, load, lose_name};
 pub use self::sessions::purge;
+pub use self::told::forget_all_names;
 pub use self::tree::{forget_directory, place_directory, touch_root};
 
 fn bucket_of(view: &dyn View, named: &BucketRef) -> Outcome<Bucket> {
@@ -91,14 +97,6 @@ pub fn run(draft: &mut Draft<'_>, command: &FileCommand) -> Outcome<Reply> {
     Ok(Reply::File(reply))
 }
 
-/// Versions and object lock are S3's: a mount changes nothing of a bucket that has them.
-fn check_mountable(bucket: &Bucket) -> Outcome<()> {
-    if bucket.versioning == Versioning::Unversioned {
-        return Ok(());
-    }
-    Err(FileRefusal::NotSupported("mounts change no bucket that is or was versioned".to_owned()).into())
-}
-
 /// Each operation leaves all of its changes or none; what it may not do is its own result. Ends early at content that is
 /// inline and is not replaced, and at a directory that another session has alone.
 fn apply(
@@ -114,7 +112,6 @@ fn apply(
         return Err(Refusal::Invalid(why).into());
     }
     let bucket = bucket_of(draft, named)?;
-    check_mountable(&bucket)?;
     let root = bucket.root;
     sessions::check(draft, root, session)?;
     if request != 0
@@ -123,18 +120,24 @@ fn apply(
         return Ok(Reply::File(FileReply::Applied(results)));
     }
     let start = draft.mark();
-    let asked = Request { named, session, ops, blobs, is_brief };
+    let is_followed = told::is_followed(draft, &named.name)?;
+    let asked = Request { named, session, ops, blobs, is_brief, is_followed };
     // Use is counted once for all operations; only where the quota does not take them all, after each.
-    let (mut results, change) = carry_out(draft, &asked, Counted::Together)?;
+    let Done { mut results, change, mut told } = carry_out(draft, &asked, Counted::Together)?;
     if change != Change::default() {
         match buckets::account(draft, bucket, change) {
             Ok(()) => {}
             Err(Stop::Refused(_)) => {
                 draft.undo_to(start);
-                (results, _) = carry_out(draft, &asked, Counted::Each)?;
+                Done { results, told, .. } = carry_out(draft, &asked, Counted::Each)?;
             }
             Err(broken) => return Err(broken),
         }
+    }
+    let told = told::without_outdated(told);
+    if !told.is_empty() {
+        let news: Vec<News<'_>> = told.iter().map(Told::news).collect();
+        journal::write(draft, &named.name, &news)?;
     }
     // A request of which nothing was done for a lease's sake comes again as it was.
     let is_refused_whole = matches!(&results[..], [Err(Refusal::File(FileRefusal::Leased { .. }))]);
@@ -151,6 +154,15 @@ struct Request<'r> {
     ops: &'r [FileOp],
     blobs: &'r [NewBlob],
     is_brief: bool,
+    is_followed: bool,
+}
+
+/// What came of it.
+struct Done {
+    results: Vec<Result<FileDone, Refusal>>,
+    /// How use changes that is not counted yet.
+    change: Change,
+    told: Vec<Told>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -159,12 +171,8 @@ enum Counted {
     Together,
 }
 
-/// Carries operations out; how use changes that is not counted yet.
-fn carry_out(
-    draft: &mut Draft<'_>,
-    request: &Request<'_>,
-    counted: Counted,
-) -> Outcome<(Vec<Result<FileDone, Refusal>>, Change)> {
+fn carry_out(draft: &mut Draft<'_>, request: &Request<'_>, counted: Counted) -> Outcome<Done> {
+    let mut told = Vec::new();
     let mut results = Vec::with_capacity(request.ops.len());
     let mut total = Change::default();
     let mut bucket = bucket_of(draft, request.named)?;
@@ -173,8 +181,11 @@ fn carry_out(
         if counted == Counted::Each {
             bucket = bucket_of(draft, request.named)?;
         }
-        let mut work = Work::new(draft, bucket.clone(), request.session, request.blobs);
-        let outcome = work.run(op).and_then(|done| match counted {
+        let mut work = Work::new(draft, bucket.clone(), request.session, request.blobs, request.is_followed);
+        let done = work.run(op);
+        let mut news = std::mem::take(&mut work.told);
+        news.iter_mut().for_each(|told| told.take_marker(|key| work.marker_of(key)));
+        let outcome = done.and_then(|done| match counted {
             Counted::Each => work.finish().map(|()| (done, Change::default())),
             Counted::Together => work.settle().map(|change| (done, change)),
         });
@@ -184,6 +195,7 @@ fn carry_out(
                     done.directories = Vec::new();
                 }
                 total.add(change);
+                told.extend(news);
                 results.push(Ok(done));
             }
             Err(Stop::Refused(refusal)) => {
@@ -199,7 +211,7 @@ fn carry_out(
             Err(broken) => return Err(broken),
         }
     }
-    Ok((results, total))
+    Ok(Done { results, change: total, told })
 }
 
 /// Tells mounts what S3 puts at `place`.

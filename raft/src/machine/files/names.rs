@@ -110,8 +110,10 @@ impl Work<'_, '_> {
         self.draft.write(store_keys::entry(parent.inode, &name), &record)?;
         tree::place_directory(self.draft, self.bucket.root, inode, parent.inode, &name)?;
         let marker = node::marker(self.draft)?;
-        self.draft.put(store_keys::entry(inode, b""), marker);
-        Ok(())
+        let entry = store_keys::entry(inode, b"");
+        self.draft.put(entry.clone(), marker);
+        self.enter_entry(&entry)?;
+        self.tell_put(&entry)
     }
 
     fn make_file(&mut self, make: &Make, parent: &Dir, inode: u64) -> Outcome<()> {
@@ -160,9 +162,12 @@ impl Work<'_, '_> {
         } else {
             content::check_content(0, &Content::Empty)?;
         }
+        self.begin_first_version(&mut file, make.kind == FileKind::File && whole.size == 0)?;
         file.store(self.draft)?;
-        self.draft.put(parent.entry_key(&make.name, false), node::link_record(inode));
-        Ok(())
+        let entry = parent.entry_key(&make.name, false);
+        self.draft.put(entry.clone(), node::link_record(inode));
+        self.enter_entry(&entry)?;
+        self.tell_put(&entry)
     }
 
     pub fn link(&mut self, file: &FileRef, parent: u64, name: &Name) -> Outcome<FileDone> {
@@ -173,6 +178,7 @@ impl Work<'_, '_> {
             return Err(FileRefusal::Exists.into());
         }
         self.check_new_name(&parent, name, false)?;
+        let place = file;
         let mut file = match self.find(file)? {
             Found::File(file) => file,
             Found::Directory(_) => {
@@ -180,7 +186,9 @@ impl Work<'_, '_> {
             }
         };
         let now = self.now;
-        let attributes = file.adopt(self.draft, self.bucket.root)?;
+        file.adopt(self.draft, self.bucket.root)?;
+        self.keep_place(place)?;
+        let attributes = file.attributes()?;
         match attributes.links {
             0 => return Err(FileRefusal::NotFound.into()),
             LINKS_MAX.. => return Err(FileRefusal::TooManyLinks.into()),
@@ -188,12 +196,15 @@ impl Work<'_, '_> {
         }
         attributes.changed_at = now;
         file.store(self.draft)?;
-        self.draft.put(parent.entry_key(name, false), node::link_record(file.meta.inode));
+        let entry = parent.entry_key(name, false);
+        self.draft.put(entry.clone(), node::link_record(file.meta.inode));
+        self.enter_entry(&entry)?;
+        self.tell_put(&entry)?;
         parent.added(self.draft, false)?;
         self.change.objects.added += 1;
         self.note_entry(parent.inode, name)?;
         self.note(FileEvent::Inode(file.meta.inode))?;
-        let stat = Some(node::stat(&file.meta));
+        let stat = self.stat_of(file.meta.inode)?;
         Ok(FileDone { stat, directories: vec![parent.stat()], ..FileDone::default() })
     }
 
@@ -205,6 +216,8 @@ impl Work<'_, '_> {
             Some(Child::Directory(_)) => return Err(FileRefusal::IsDirectory.into()),
             None => return Err(FileRefusal::NotFound.into()),
         };
+        self.tell_gone(&entry)?;
+        self.leave_entry(&entry)?;
         let inode = self.drop_entry(entry, &record, is_held)?;
         self.removed_from(&mut parent, false)?;
         self.note_entry(parent.inode, name)?;
@@ -220,6 +233,7 @@ impl Work<'_, '_> {
             Some(Child::File { .. }) => return Err(FileRefusal::NotDirectory.into()),
             None => return Err(FileRefusal::NotFound.into()),
         };
+        self.tell_gone(&store_keys::entry(directory.inode, b""))?;
         self.drop_directory(&directory)?;
         self.draft.delete(parent.entry_key(name, true));
         self.removed_from(&mut parent, true)?;
@@ -232,7 +246,9 @@ impl Work<'_, '_> {
         self.check_lease(directory.inode)?;
         self.draft.delete(keys::lease(self.bucket.root, directory.inode));
         if directory.check_empty(self.draft)? {
-            self.draft.delete(store_keys::entry(directory.inode, b""));
+            let own = store_keys::entry(directory.inode, b"");
+            self.leave_entry(&own)?;
+            self.draft.delete(own);
             self.change.objects.removed += 1;
         }
         tree::forget_directory(self.draft, directory.inode)?;
@@ -268,6 +284,12 @@ impl Work<'_, '_> {
         {
             return Err(FileRefusal::Invalid("a directory cannot be moved below itself".to_owned()).into());
         }
+        let from_key = entry_of(&from).to_vec();
+        let mut before = self.keys_at(&from_key)?;
+        if let Some(Child::Directory(replaced)) = &to {
+            before.extend(self.keys_at(&store_keys::entry(replaced.inode, b""))?);
+        }
+        let moved = self.objects_of(&from)?;
         match (&from, &to) {
             (Child::Directory(_), Some(Child::File { .. })) => return Err(FileRefusal::NotDirectory.into()),
             (Child::File { .. }, Some(Child::Directory(_))) => return Err(FileRefusal::IsDirectory.into()),
@@ -277,14 +299,22 @@ impl Work<'_, '_> {
                 if is_one {
                     return self.renamed(&from, from_parent, to_parent);
                 }
+                self.yield_entry(other)?;
                 self.drop_entry(other.clone(), others, is_replaced_held)?;
             }
             (_, None) => self.check_new_name(&to_dir, to_name, matches!(from, Child::Directory(_)))?,
         }
         let is_directory = matches!(from, Child::Directory(_));
-        let from_key = entry_of(&from).to_vec();
+        for entry in &moved {
+            self.leave_entry(entry)?;
+        }
         self.put_at(&from, &to_dir, to_name)?;
         self.draft.delete(from_key);
+        let to_key = to_dir.entry_key(to_name, is_directory);
+        for entry in came(moved, &to_key) {
+            self.enter_entry(&entry)?;
+        }
+        self.tell_moved(before, &[&to_key])?;
         if to.is_none() {
             // Read anew: the record of a directory changes with its entries.
             self.open_directory(to_parent)?.added(self.draft, is_directory)?;
@@ -324,10 +354,23 @@ impl Work<'_, '_> {
                 }
             }
         }
+        let mut before = self.keys_at(entry_of(&from))?;
+        before.extend(self.keys_at(entry_of(&to))?);
+        let (moved, other) = (self.objects_of(&from)?, self.objects_of(&to)?);
+        let are_files = !is_directory(&from) && !is_directory(&to);
+        for entry in moved.iter().chain(&other) {
+            if are_files { self.yield_entry(entry)? } else { self.leave_entry(entry)? }
+        }
         self.draft.delete(entry_of(&from).to_vec());
         self.draft.delete(entry_of(&to).to_vec());
         self.put_at(&from, &to_dir, to_name)?;
         self.put_at(&to, &from_dir, from_name)?;
+        let there = to_dir.entry_key(to_name, is_directory(&from));
+        let here = from_dir.entry_key(from_name, is_directory(&to));
+        for entry in came(moved, &there).into_iter().chain(came(other, &here)) {
+            self.enter_entry(&entry)?;
+        }
+        self.tell_moved(before, &[&there, &here])?;
         for (parent, came, went) in [(to_dir.inode, &from, &to), (from_dir.inode, &to, &from)] {
             let mut parent = self.open_directory(parent)?;
             parent.added(self.draft, is_directory(came))?;
@@ -368,6 +411,15 @@ impl Work<'_, '_> {
         Ok(())
     }
 
+    /// Entries whose keys become others when something moves, where each leaves a version.
+    fn objects_of(&self, child: &Child) -> Outcome<Vec<Vec<u8>>> {
+        match child {
+            Child::Directory(directory) => self.objects_below(directory.inode),
+            Child::File { entry, .. } if self.keeps() => Ok(vec![entry.clone()]),
+            Child::File { .. } => Ok(Vec::new()),
+        }
+    }
+
     /// What a rename answers.
     fn renamed(&self, moved: &Child, from_parent: u64, to_parent: u64) -> Outcome<FileDone> {
         let stat = match moved {
@@ -398,6 +450,12 @@ impl Work<'_, '_> {
         self.draft.write(keys::xattr(inode, name), value)?;
         Ok(())
     }
+}
+
+/// Where the objects stand that moved: a file at its new entry, those below a directory where they stood.
+fn came(moved: Vec<Vec<u8>>, to: &[u8]) -> Vec<Vec<u8>> {
+    let is_directory = store_keys::parts_of_entry(to).1.ends_with(b"/");
+    if is_directory || moved.is_empty() { moved } else { vec![to.to_vec()] }
 }
 
 fn entry_of(child: &Child) -> &[u8] {

@@ -2,6 +2,7 @@
 
 use super::keys;
 use super::sessions::{self, Orphan};
+use super::told;
 use super::tree::Dir;
 use crate::facts::bucket::Bucket;
 use crate::facts::files::{
@@ -193,15 +194,20 @@ pub fn lose_name(
     drop_name(draft, bucket, 0, false, file, ledger)
 }
 
-/// What a version is kept as that S3 replaces: without what mounts keep of it. `None`: other names have the file still,
-/// and no version is kept of it.
-pub fn as_version(draft: &mut Draft<'_>, meta: &Meta) -> Result<Option<Meta>, KvError> {
+/// What a version is kept as that S3 replaces: without what mounts keep of it. `None`: other names have the file still, or
+/// a mount may hold it, so that a copy is to be kept.
+pub fn as_version(draft: &mut Draft<'_>, bucket: &Bucket, meta: &Meta) -> Result<Option<Meta>, KvError> {
+    if bucket.mounts > 0 {
+        return Ok(None);
+    }
     let Some(attributes) = &meta.file else { return Ok(Some(meta.clone())) };
     if attributes.links > 1 {
         return Ok(None);
     }
     draft.delete_all(&keys::xattrs(meta.inode))?;
+    told::forget_names(draft, bucket.id, meta.inode)?;
     draft.delete(keys::locks(attributes.root, meta.inode));
+    draft.delete(keys::writers(attributes.root, meta.inode));
     draft.delete(keys::node(meta.inode));
     Ok(Some(Meta { file: None, ..meta.clone() }))
 }
@@ -226,6 +232,9 @@ pub fn drop_name(
         sessions::note(draft, bucket, origin, FileEvent::Inode(inode))?;
         return Ok(0);
     }
+    if file.meta.file.is_some() {
+        told::forget_names(draft, bucket.id, inode)?;
+    }
     let holders = sessions::holders(draft, bucket, origin, is_held)?;
     if holders.is_empty() {
         return free(draft, &file, ledger);
@@ -247,6 +256,7 @@ pub fn free(draft: &mut Draft<'_>, file: &File, ledger: &mut Ledger) -> Result<u
     if let Some(attributes) = &file.meta.file {
         draft.delete_all(&keys::xattrs(file.meta.inode))?;
         draft.delete(keys::locks(attributes.root, file.meta.inode));
+        draft.delete(keys::writers(attributes.root, file.meta.inode));
         draft.delete(keys::node(file.meta.inode));
     }
     Ok(file.meta.charged_bytes())

@@ -272,6 +272,11 @@ fn expired(draft: &mut Draft<'_>, bucket: Bucket) -> Outcome<Bucket> {
     buckets::get(draft, &bucket.name)
 }
 
+/// Whether [`expire`] at `now` would end any.
+pub fn is_any_over(view: &dyn View, root: u64, now: Timestamp) -> Result<bool, KvError> {
+    Ok(all(view, root)?.iter().any(|(_, record)| record.is_over(now)))
+}
+
 fn all(view: &dyn View, root: u64) -> Result<Vec<(u64, Session)>, KvError> {
     let from = keys::sessions(root);
     let mut sessions = Vec::new();
@@ -283,8 +288,8 @@ fn all(view: &dyn View, root: u64) -> Result<Vec<(u64, Session)>, KvError> {
 }
 
 /// Until when a session's leases of directories stand.
-pub fn leased_until(draft: &Draft<'_>, root: u64, session: u64) -> Result<Option<Timestamp>, KvError> {
-    let record: Option<Session> = read(draft, &keys::session(root, session))?;
+pub fn leased_until(view: &dyn View, root: u64, session: u64) -> Result<Option<Timestamp>, KvError> {
+    let record: Option<Session> = read(view, &keys::session(root, session))?;
     Ok(record.and_then(|record| record.leased_until))
 }
 
@@ -397,5 +402,6 @@ pub fn purge(draft: &mut Draft<'_>, bucket: Bucket) -> Outcome<Bucket> {
     draft.delete_all(&keys::xattrs(bucket.root))?;
     draft.delete_all(&keys::events(bucket.root))?;
     draft.delete_all(&keys::all_locks(bucket.root))?;
+    draft.delete_all(&keys::all_writers(bucket.root))?;
     buckets::get(draft, &bucket.name)
 }

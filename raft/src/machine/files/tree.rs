@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{keys, node};
 use crate::facts::bucket::Bucket;
 use crate::facts::files::{DirectoryAttributes, FileKind, FileRefusal, FileTime, NAME_BYTES_MAX, Name, Stat};
-use crate::machine::draft::{Draft, Outcome, expect, read, shift};
+use crate::machine::draft::{Draft, Outcome, corrupt, expect, read, shift};
 use crate::machine::keys as store_keys;
 use crate::machine::kv::{KvError, View};
 use crate::machine::names::Directory;
@@ -29,6 +29,27 @@ pub fn place_directory(
     name: &[u8],
 ) -> Result<(), KvError> {
     draft.write(keys::directory(inode), &Above { root, parent, name: name.to_vec() })
+}
+
+/// The keys' common beginning below a directory: the names above it and its own, each with its `/`.
+pub fn path_of(view: &dyn View, root: u64, directory: u64) -> Result<Vec<u8>, KvError> {
+    let mut names = Vec::new();
+    let mut at = directory;
+    while at != root {
+        let above: Above = expect(view, &keys::directory(at))?;
+        names.push(above.name);
+        at = above.parent;
+        if names.len() > DEPTH_MAX {
+            return Err(corrupt("a directory below itself", &keys::directory(directory)));
+        }
+    }
+    names.reverse();
+    Ok(names.concat())
+}
+
+/// Whether a directory stands in the bucket.
+pub fn is_placed(view: &dyn View, root: u64, directory: u64) -> Result<bool, KvError> {
+    Ok(directory == root || view.get(&keys::directory(directory))?.is_some())
 }
 
 pub fn forget_directory(draft: &mut Draft<'_>, inode: u64) -> Result<(), KvError> {

@@ -1,7 +1,10 @@
 //! One operation under way: what it refers to and how use changes, settled together when it ends.
 
+use std::collections::BTreeMap;
+
 use super::node::{self, File};
 use super::sessions;
+use super::told::Told;
 use super::tree::{Child, Dir};
 use crate::facts::bucket::Bucket;
 use crate::facts::command::NewBlob;
@@ -9,9 +12,11 @@ use crate::facts::files::{
     FileDone, FileEvent, FileKind, FileOp, FileRef, FileRefusal, FileTime, Name, Stat,
 };
 use crate::facts::object::Extent;
+use crate::facts::version::VersionId;
 use crate::machine::blobs::Ledger;
 use crate::machine::buckets::{self, Change};
 use crate::machine::draft::{Draft, Outcome};
+use crate::machine::keys as store_keys;
 use crate::machine::kv::KvError;
 
 pub struct Work<'a, 'd> {
@@ -21,15 +26,27 @@ pub struct Work<'a, 'd> {
     pub now: FileTime,
     pub ledger: Ledger,
     pub change: Change,
+    /// Whether anyone follows the bucket's keys, and what is to be told of them.
+    pub is_followed: bool,
+    pub told: Vec<Told>,
+    /// Markers that took the place of keys.
+    pub markers: BTreeMap<String, VersionId>,
     /// Blobs that may be unknown yet.
     blobs: &'a [NewBlob],
 }
 
 impl<'a, 'd> Work<'a, 'd> {
-    pub fn new(draft: &'a mut Draft<'d>, bucket: Bucket, session: u64, blobs: &'a [NewBlob]) -> Self {
+    pub fn new(
+        draft: &'a mut Draft<'d>,
+        bucket: Bucket,
+        session: u64,
+        blobs: &'a [NewBlob],
+        is_followed: bool,
+    ) -> Self {
         let now = FileTime::from_millis(draft.now.0);
         let ledger = Ledger::new(bucket.tenant);
-        Self { draft, bucket, session, now, ledger, change: Change::default(), blobs }
+        let (change, told, markers) = (Change::default(), Vec::new(), BTreeMap::new());
+        Self { draft, bucket, session, now, ledger, change, is_followed, told, markers, blobs }
     }
 
     pub fn run(&mut self, op: &FileOp) -> Outcome<FileDone> {
@@ -90,9 +107,10 @@ impl<'a, 'd> Work<'a, 'd> {
 
     /// A file that is no directory, as a node.
     pub fn open_file(&mut self, file: &FileRef) -> Outcome<File> {
-        let mut file = self.find(file)?.file()?;
-        file.adopt(self.draft, self.bucket.root)?;
-        Ok(file)
+        let mut found = self.find(file)?.file()?;
+        found.adopt(self.draft, self.bucket.root)?;
+        self.keep_place(file)?;
+        Ok(found)
     }
 
     /// As [`Self::open_file`], of one that has content to change.
@@ -131,6 +149,9 @@ impl<'a, 'd> Work<'a, 'd> {
     pub fn removed_from(&mut self, directory: &mut Dir, is_directory: bool) -> Outcome<()> {
         if directory.removed(self.draft, is_directory)? {
             self.change.objects.added += 1;
+            let own = store_keys::entry(directory.inode, b"");
+            self.enter_entry(&own)?;
+            self.tell_put(&own)?;
         }
         Ok(())
     }

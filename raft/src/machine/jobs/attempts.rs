@@ -6,6 +6,7 @@ use bytes::Bytes;
 use makai_erasure::NodeId;
 
 use super::super::accounts::billing::{self, Ended};
+use super::super::accounts::quorum_rules;
 use super::super::draft::{Draft, Outcome, all, expect, read, shift};
 use super::super::keys::Counter;
 use super::super::kv::{KvError, View};
@@ -16,8 +17,8 @@ use crate::facts::Timestamp;
 use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
 use crate::facts::jobs::{
     Assignment, AttemptId, BACKOFF_MS_MAX, End, GPUS_MAX, HISTORY_MAX, Job, JobId, JobPhase, JobState,
-    JobsReply, LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, PastUse, Receipt, Statement,
-    TEXT_BYTES_MAX, Task, TaskPhase, Twin, Usage, Verdict, log_bucket, log_key,
+    JobsReply, LOSSES_MAX, NewOutput, OUTPUT_OBJECTS_MAX, PastAttempt, PastUse, Receipt, Resources,
+    Statement, TEXT_BYTES_MAX, Task, TaskPhase, Twin, Usage, Verdict, log_bucket, log_key,
 };
 use crate::facts::object::ObjectHeaders;
 
@@ -79,6 +80,7 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         if !is_waiting || quorum::is_barred(draft, *id, *index, *node)? {
             continue;
         }
+        let (resources, time_limit_ms) = held_by(draft, job, assignment)?;
         // Its first minutes are set aside of what its tenant paid in; where that is too little it waits.
         if job.spec.is_gang {
             if !gangs.contains(id) {
@@ -87,7 +89,7 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         } else if !billing::is_within_price(draft, job, 1)? {
             too_dear.insert(*id);
             continue;
-        } else if !billing::admit(draft, job, *index, *node)? {
+        } else if !billing::admit(draft, job, *index, *node, resources.clone())? {
             continue;
         }
         let mut task = if draft.get(&queued)?.is_some() {
@@ -117,8 +119,8 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
             attempt: task.attempt,
             is_running: false,
             assigned_at: draft.now,
-            time_limit_ms: job.spec.time_limit_ms,
-            resources: job.spec.resources.clone(),
+            time_limit_ms,
+            resources,
             tenant: job.tenant.0,
             priority: job.spec.priority,
             gpus: gpus.clone(),
@@ -136,6 +138,19 @@ pub fn assign(draft: &mut Draft<'_>, assignments: &[Assignment]) -> Outcome<Repl
         }
     }
     Ok(Reply::Jobs(JobsReply::Assigned(assigned)))
+}
+
+/// What an attempt holds of its node, and for how long at most: what the job asks for; but a processor's, where it is given no
+/// card and runs again what another node's card ran.
+fn held_by(draft: &Draft<'_>, job: &Job, assignment: &Assignment) -> Result<(Resources, u64), KvError> {
+    let Assignment { job: id, index, gpus, .. } = assignment;
+    if let Some(on_processor) = job.spec.on_processor().filter(|_| gpus.is_empty() && job.spec.quorum > 1)
+        && quorum_rules(draft)?.has_reruns
+        && !quorum::voters(draft, *id, *index)?.is_empty()
+    {
+        return Ok((on_processor, job.spec.time_on_processor_ms()));
+    }
+    Ok((job.spec.resources.clone(), job.spec.time_limit_ms))
 }
 
 /// Assignments as they are to be made: tasks of a gang one after the other, as those that were never tried go in order.
@@ -183,7 +198,7 @@ fn admit_gangs(
             continue;
         }
         for (index, node) in tasks {
-            billing::admit(draft, job, index, node)?;
+            billing::admit(draft, job, index, node, job.spec.resources.clone())?;
         }
         admitted.insert(id);
     }
@@ -249,7 +264,8 @@ pub fn finish(
         true => quorum::take(draft, &job, statement)?,
         false => Decision::Accepted,
     };
-    for NewOutput { to, new } in outputs.iter().filter(|_| decision == Decision::Accepted) {
+    let is_published = matches!(decision, Decision::Accepted | Decision::Forfeited);
+    for NewOutput { to, new } in outputs.iter().filter(|_| is_published) {
         let (headers, any) = (ObjectHeaders::default(), Precondition::default());
         objects::put(draft, &to.bucket, &to.key, &headers, new, &any)?;
     }
@@ -264,11 +280,12 @@ pub fn finish(
         objects::put(draft, &bucket, &log_key(*attempt), &headers, log, &any)?;
         task.log = Some((attempt.attempt, log.size));
     }
+    let held: Option<Active> = read(draft, &keys::active_task(node, attempt.job, attempt.index))?;
     let receipt = Receipt {
         sequence: draft.next(Counter::Receipt)?,
         at: draft.now,
         tenant: job.tenant,
-        resources: job.spec.resources.clone(),
+        resources: held.map_or_else(|| job.spec.resources.clone(), |held| held.resources),
         assigned_at: task
             .twin
             .filter(|twin| twin.attempt == attempt.attempt)
@@ -286,7 +303,11 @@ pub fn finish(
             let why = "nodes came to different outputs, and no majority to one".to_owned();
             end_attempt(draft, &job, &mut state, task, End::Refused { why }, used)?;
         }
-        Decision::Accepted => {
+        Decision::Accepted | Decision::Forfeited => {
+            if decision == Decision::Forfeited {
+                // The customer has its result and pays for it; its node is not paid.
+                billing::ended(draft, attempt.job, attempt.index, Ended::Undecided)?;
+            }
             if !twins::settle(draft, &job, &mut task, attempt.attempt, end, used)? {
                 end_attempt(draft, &job, &mut state, task, end.clone(), used)?;
             }

@@ -16,6 +16,7 @@
 //! | `7A`  | tenant (8)                                | how many of its jobs are not over                 |
 //! | `7B`  | job (8)                                   | how many jobs it waits for                        |
 //! | `7C`  | job (8), job (8)                          | nothing: the second waits for the first           |
+//! | `7D`  | node (32)                                 | what the machine offered last                     |
 //! | `7E`  | job (8), index (4)                        | results that wait for others to agree             |
 //! | `7F`  | node (32)                                 | how often in a row it agreed with others          |
 
@@ -135,12 +136,29 @@ pub fn follower(of: JobId, job: JobId) -> Vec<u8> {
     join(0x7C, &[&of.0.to_be_bytes(), &job.0.to_be_bytes()])
 }
 
+pub fn machines() -> Vec<u8> {
+    vec![0x7D]
+}
+
+pub fn machine(node: &NodeId) -> Vec<u8> {
+    join(0x7D, &[&node.0])
+}
+
 pub fn votes_of(job: JobId) -> Vec<u8> {
     join(0x7E, &[&job.0.to_be_bytes()])
 }
 
 pub fn votes(job: JobId, index: u32) -> Vec<u8> {
     join(0x7E, &[&job.0.to_be_bytes(), &index.to_be_bytes()])
+}
+
+pub fn all_agreements() -> Vec<u8> {
+    vec![0x7F]
+}
+
+/// The node at the end of a key.
+pub fn parse_node(key: &[u8]) -> Option<NodeId> {
+    key.get(1..33).and_then(|id| <[u8; 32]>::try_from(id).ok()).map(NodeId)
 }
 
 pub fn agreements(node: &NodeId) -> Vec<u8> {

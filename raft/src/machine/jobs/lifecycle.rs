@@ -7,11 +7,13 @@ use super::super::kv::{KvError, View as _};
 use super::super::{buckets, objects, tenants};
 use super::{Waiting, find, keys, settle_job, twins};
 use crate::facts::Timestamp;
-use crate::facts::command::{Precondition, Refusal, Reply};
+use crate::facts::command::{NewContent, Precondition, Refusal, Reply};
+use crate::facts::jobs::each::list_key;
 use crate::facts::jobs::{
     AttemptId, Job, JobId, JobPhase, JobSpec, JobState, JobsReply, OPEN_JOBS_MAX, Receipt, SPEC_BYTES_MAX,
     TEXT_BYTES_MAX, Task, TaskCounts, TaskPhase, log_bucket, log_key,
 };
+use crate::facts::object::ObjectHeaders;
 use crate::facts::tenant::TenantId;
 
 /// Jobs that one command forgets at most, and tasks of them; a larger job goes in pieces.
@@ -25,6 +27,7 @@ pub fn submit(
     access_key_id: &str,
     client_token: &str,
     spec: &JobSpec,
+    list: Option<&NewContent>,
 ) -> Outcome<Reply> {
     tenants::get(draft, tenant)?;
     if client_token.len() > TEXT_BYTES_MAX || access_key_id.len() > TEXT_BYTES_MAX {
@@ -36,6 +39,10 @@ pub fn submit(
         return Ok(Reply::Jobs(JobsReply::Submitted { job, existed: true }));
     }
     spec.check().map_err(Refusal::Invalid)?;
+    let is_listed = spec.each.as_ref().is_some_and(|each| each.objects > 0);
+    if is_listed != list.is_some() || is_listed != spec.each.is_some() {
+        return Err(Refusal::Invalid("each: the objects are not listed".into()).into());
+    }
     if encode(spec)?.len() > SPEC_BYTES_MAX {
         return Err(
             Refusal::Invalid(format!(
@@ -75,6 +82,10 @@ pub fn submit(
         reason: String::new(),
         cost: 0,
     };
+    if let Some(list) = list {
+        let (headers, any) = (ObjectHeaders::default(), Precondition::default());
+        objects::put(draft, &log_bucket(tenant), &list_key(id), &headers, list, &any)?;
+    }
     draft.write(keys::job(id), &job)?;
     draft.write(keys::state(id), &state)?;
     draft.write(keys::tenant_job(tenant, id), &())?;
@@ -244,6 +255,9 @@ pub fn forget(draft: &mut Draft<'_>, before_ms: u64) -> Outcome<Reply> {
             return Ok(Reply::Jobs(JobsReply::Forgotten(forgotten + 1)));
         }
         draft.delete_all(&keys::votes_of(id))?;
+        if job.spec.each.is_some() {
+            objects::delete(draft, &log_bucket(job.tenant), &list_key(id), &Precondition::default())?;
+        }
         draft.delete(keys::job(id));
         draft.delete(keys::state(id));
         billing::forget(draft, id);

@@ -35,7 +35,7 @@ use super::draft::{Draft, Outcome, expect, read};
 use super::kv::{KvError, View};
 use crate::facts::Timestamp;
 use crate::facts::command::{Refusal, Reply};
-use crate::facts::jobs::{Job, JobId, JobState, JobsCommand, Resources};
+use crate::facts::jobs::{GPUS_MAX, Job, JobId, JobState, JobsCommand, MACHINES_MAX, Machine, Resources};
 
 pub use queries::answer;
 
@@ -64,8 +64,8 @@ struct Active {
 
 pub fn run(draft: &mut Draft<'_>, command: &JobsCommand) -> Outcome<Reply> {
     match command {
-        JobsCommand::Submit { tenant, access_key_id, client_token, spec } => {
-            lifecycle::submit(draft, *tenant, access_key_id, client_token, spec)
+        JobsCommand::Submit { tenant, access_key_id, client_token, spec, list } => {
+            lifecycle::submit(draft, *tenant, access_key_id, client_token, spec, list.as_ref())
         }
         JobsCommand::Assign { assignments } => attempts::assign(draft, assignments),
         JobsCommand::Start { node, attempts } => attempts::start(draft, *node, attempts),
@@ -75,7 +75,19 @@ pub fn run(draft: &mut Draft<'_>, command: &JobsCommand) -> Outcome<Reply> {
         JobsCommand::Lose { attempts } => attempts::lose(draft, attempts),
         JobsCommand::Cancel { tenant, job, reason } => lifecycle::cancel(draft, *tenant, *job, reason),
         JobsCommand::Forget { before_ms } => lifecycle::forget(draft, *before_ms),
+        JobsCommand::NoteMachines { machines } => note_machines(draft, machines),
     }
+}
+
+fn note_machines(draft: &mut Draft<'_>, machines: &[Machine]) -> Outcome<Reply> {
+    if machines.len() > MACHINES_MAX || machines.iter().any(|machine| machine.gpus.len() > GPUS_MAX) {
+        let why = format!("at most {MACHINES_MAX} machines are noted at once, of {GPUS_MAX} cards each");
+        return Err(Refusal::Invalid(why).into());
+    }
+    for machine in machines {
+        draft.write(keys::machine(&machine.node), machine)?;
+    }
+    Ok(Reply::Done)
 }
 
 /// Why a job that has a maximum price goes no further.

@@ -13,7 +13,7 @@ use super::{Active, Waiting, find, keys, quorum};
 use crate::facts::Timestamp;
 use crate::facts::command::Refusal;
 use crate::facts::jobs::{
-    ActiveAttempt, AssignedTask, AttemptId, Job, JobId, JobState, JobsAnswer, JobsQuery, QueuedJob,
+    ActiveAttempt, AssignedTask, AttemptId, Job, JobId, JobState, JobsAnswer, JobsQuery, Machine, QueuedJob,
     QueuedTask, Receipt,
 };
 use crate::facts::tenant::TenantId;
@@ -47,8 +47,9 @@ pub fn answer(view: &dyn View, query: &JobsQuery) -> Outcome<JobsAnswer> {
             let (from, to) = (keys::task(*job, *from_index), end_of(&keys::tasks(*job)));
             Ok(JobsAnswer::Tasks(take(view, &from, &to, page(*entries_max))?))
         }
-        JobsQuery::Queue { tasks_max } => {
-            Ok(JobsAnswer::Queue(queue(view, (*tasks_max as usize).min(QUEUE_TASKS_MAX))?))
+        JobsQuery::Queue { tasks_max, per_job, after } => {
+            let most = (*tasks_max as usize).min(QUEUE_TASKS_MAX);
+            Ok(JobsAnswer::Queue(queue(view, most, *per_job as usize, *after)?))
         }
         JobsQuery::Active => {
             let all = keys::active();
@@ -81,6 +82,22 @@ pub fn answer(view: &dyn View, query: &JobsQuery) -> Outcome<JobsAnswer> {
         }
         JobsQuery::Submitted { tenant, client_token } => {
             Ok(JobsAnswer::Submitted(read(view, &keys::token(*tenant, client_token))?))
+        }
+        JobsQuery::Machines => {
+            let (from, mut machines) = (keys::machines(), Vec::new());
+            scan_records(view, &from, &end_of(&from), &mut |_, machine: Machine| {
+                machines.push(machine);
+                ControlFlow::Continue(())
+            })?;
+            Ok(JobsAnswer::Machines(machines))
+        }
+        JobsQuery::Agreements => {
+            let (from, mut streaks) = (keys::all_agreements(), Vec::new());
+            scan_records(view, &from, &end_of(&from), &mut |key, streak: u32| {
+                streaks.extend(keys::parse_node(key).map(|node| (node, streak)));
+                ControlFlow::Continue(())
+            })?;
+            Ok(JobsAnswer::Agreements(streaks))
         }
     }
 }
@@ -183,67 +200,106 @@ fn assigned(view: &dyn View, entry: &ActiveAttempt) -> Outcome<AssignedTask> {
     })
 }
 
-/// What waits, by priority, then by age; tasks never tried behind those that wait again.
-fn queue(view: &dyn View, max: usize) -> Outcome<Vec<QueuedJob>> {
+/// What waits, by priority, then by age; tasks never tried behind those that wait again. A large job does not hide those behind it:
+/// of each, `per_job` tasks are taken at first, and more of the first ones where there is room then.
+fn queue(
+    view: &dyn View,
+    max: usize,
+    per_job: usize,
+    after_job: Option<(u8, JobId)>,
+) -> Outcome<Vec<QueuedJob>> {
     let mut jobs: Vec<QueuedJob> = Vec::new();
     let mut left = max;
-    // Of a tenant whose balance is used up: it must not stand before others.
-    let mut unpaid: Option<JobId> = None;
+    // Jobs of which not all is taken: where the next of their tasks is.
+    let mut cut: Vec<(usize, Place)> = Vec::new();
     let (mut from, to) = (keys::queue(), end_of(&keys::queue()));
+    if let Some((priority, job)) = after_job {
+        from = end_of(&keys::queue_of(priority, job));
+    }
     while left > 0 {
-        let mut entries = Vec::new();
-        scan_records(view, &from, &to, &mut |key, waiting: Waiting| {
-            entries.push((key.to_vec(), waiting));
-            if entries.len() < left { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        let Some((last, _)) = entries.last() else { break };
-        from = after(last);
-        for (key, waiting) in entries {
-            let Some((id, index)) = keys::parse_queued(&key) else { continue };
-            if left == 0 {
-                break;
-            }
-            if unpaid == Some(id) {
-                continue;
-            }
-            if jobs.last().is_none_or(|queued| queued.job != id) {
-                let job: Job = expect(view, &keys::job(id))?;
-                if billing::waits(view, &job)? {
-                    unpaid = Some(id);
-                    continue;
-                }
-                let gang_tasks = if job.spec.is_gang {
-                    expect::<JobState>(view, &keys::state(id))?.counts.pending
-                } else {
-                    0
-                };
-                jobs.push(QueuedJob { gang_tasks, ..describe(job) });
-            }
-            let Some(queued) = jobs.last_mut() else { break };
-            if index == keys::FRESH {
-                let state: JobState = expect(view, &keys::state(id))?;
-                let job: Job = expect(view, &keys::job(id))?;
-                let fresh = (state.next_index..job.spec.tasks).take(left);
-                let before = queued.tasks.len();
-                queued.tasks.extend(fresh.map(|index| QueuedTask {
-                    index,
-                    not_before: Timestamp(0),
-                    last_node: None,
-                    barred: Vec::new(),
-                }));
-                left -= queued.tasks.len() - before;
-            } else {
-                queued.tasks.push(QueuedTask {
-                    index,
-                    not_before: waiting.not_before,
-                    last_node: waiting.last_node,
-                    barred: quorum::voters(view, id, index)?,
-                });
-                left -= 1;
-            }
+        let Some(first) = keys_in(view, &from, &to, 1)?.pop() else { break };
+        let Some((id, _)) = keys::parse_queued(&first) else { break };
+        let job: Job = expect(view, &keys::job(id))?;
+        let all = keys::queue_of(job.spec.priority, id);
+        from = end_of(&all);
+        // Of a tenant whose balance is used up: it must not stand before others.
+        if billing::waits(view, &job)? {
+            continue;
         }
+        let state: JobState = expect(view, &keys::state(id))?;
+        // A gang is of use as a whole alone.
+        let gang_tasks = if job.spec.is_gang { state.counts.pending } else { 0 };
+        let most = if per_job == 0 { left } else { per_job.max(gang_tasks as usize).min(left) };
+        let mut queued = QueuedJob { gang_tasks, ..describe(job) };
+        let place = Place { key: all, fresh: state.next_index };
+        if let Some(rest) = take_tasks(view, &mut queued, place, most)? {
+            cut.push((jobs.len(), rest));
+        }
+        left -= queued.tasks.len();
+        jobs.push(queued);
+    }
+    for (at, place) in cut {
+        if left == 0 {
+            break;
+        }
+        let before = jobs[at].tasks.len();
+        take_tasks(view, &mut jobs[at], place, left)?;
+        left -= jobs[at].tasks.len() - before;
     }
     Ok(jobs)
+}
+
+/// How far the tasks of a job are taken.
+struct Place {
+    key: Vec<u8>,
+    /// The next of those that were never tried.
+    fresh: u32,
+}
+
+/// Takes up to `most` further tasks of a job; answers where the others are.
+fn take_tasks(
+    view: &dyn View,
+    queued: &mut QueuedJob,
+    mut place: Place,
+    most: usize,
+) -> Outcome<Option<Place>> {
+    let to = end_of(&keys::queue_of(queued.priority, queued.job));
+    let enough = queued.tasks.len() + most;
+    let mut entries = Vec::new();
+    scan_records(view, &place.key, &to, &mut |key, waiting: Waiting| {
+        entries.push((key.to_vec(), waiting));
+        if entries.len() <= most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    for (key, waiting) in entries {
+        if queued.tasks.len() == enough {
+            return Ok(Some(place));
+        }
+        let Some((id, index)) = keys::parse_queued(&key) else { continue };
+        if index != keys::FRESH {
+            queued.tasks.push(QueuedTask {
+                index,
+                not_before: waiting.not_before,
+                last_node: waiting.last_node,
+                barred: quorum::voters(view, id, index)?,
+            });
+            place.key = after(&key);
+            continue;
+        }
+        let tasks: u32 = expect::<Job>(view, &keys::job(id))?.spec.tasks;
+        let fresh = (place.fresh..tasks).take(enough - queued.tasks.len());
+        queued.tasks.extend(fresh.map(|index| QueuedTask {
+            index,
+            not_before: Timestamp(0),
+            last_node: None,
+            barred: Vec::new(),
+        }));
+        place.key = key;
+        place.fresh = queued.tasks.last().map_or(place.fresh, |task| task.index + 1);
+        if place.fresh < tasks {
+            return Ok(Some(place));
+        }
+    }
+    Ok(None)
 }
 
 fn describe(job: Job) -> QueuedJob {

@@ -10,13 +10,16 @@
 //! agreed times; one disagreement ends that. So two runs a task become 1.1 after ten agreements and 1.02 after fifty.
 //! Source: BOINC, *Adaptive replication*.
 //!
+//! Where the cluster's rule is that all lose, a task whose nodes differed earns nobody anything: the majority's outputs are
+//! published all the same, and only who was wrong is blamed.
+//!
 //! Always: no two votes of one task are of one owner; only outputs of an accepted result are published, and those of the
 //! attempt that made the majority; a vote earns nothing before its task is decided.
 
 use makai_erasure::NodeId;
 use serde::{Deserialize, Serialize};
 
-use super::super::accounts::billing;
+use super::super::accounts::{billing, quorum_rules};
 use super::super::draft::{Draft, read};
 use super::super::keys as facts;
 use super::super::kv::{KvError, View};
@@ -46,6 +49,8 @@ pub enum Decision {
     Accepted,
     /// Another node is asked.
     Waits,
+    /// It is the task's, and nobody earns it: nodes differed, and the cluster has all of them lose then.
+    Forfeited,
     /// So many differ that none is believed.
     Undecided,
 }
@@ -134,14 +139,27 @@ pub fn take(draft: &mut Draft<'_>, job: &Job, statement: &Statement) -> Result<D
     let slices = billing::slices_until_now(draft, job.id, attempt.index)?;
     votes.push(Vote { node, attempt: attempt.attempt, result: result_of(statement), slices });
     let results: Vec<[u8; 32]> = votes.iter().map(|vote| vote.result).collect();
-    let decision = decide(&results, job.spec.quorum);
+    let mut decision = decide(&results, job.spec.quorum);
     match decision {
         Decision::Waits => draft.write(place, &votes)?,
-        Decision::Undecided => draft.delete(place),
+        Decision::Undecided | Decision::Forfeited => draft.delete(place),
         Decision::Accepted => {
             draft.delete(place);
             let accepted = result_of(statement);
-            for vote in votes {
+            let rules = quorum_rules(draft)?;
+            let all_lose = rules.forfeits_all && results.iter().any(|result| *result != accepted);
+            if all_lose {
+                decision = Decision::Forfeited;
+            }
+            for (at, vote) in votes.into_iter().enumerate() {
+                if all_lose {
+                    billing::credit_verifier(draft, vote.node, &vote.slices, 1)?;
+                    if vote.result == accepted {
+                        continue;
+                    }
+                } else if rules.has_verifiers && at > 0 && vote.result == accepted {
+                    billing::credit_verifier(draft, vote.node, &vote.slices, 0)?;
+                }
                 let is_right = vote.result == accepted;
                 let computed = Computed { pass: is_right.into(), fail: (!is_right).into(), train_mut: 0 };
                 // What the newest held is credited with the end of its attempt.

@@ -17,6 +17,7 @@ use crate::facts::jobs::{
 use crate::facts::query::{Answer, Query};
 use crate::facts::tenant::TenantId;
 
+mod each;
 mod quorum;
 
 const TENANT: TenantId = TenantId(1);
@@ -57,7 +58,13 @@ impl World {
 
     fn submit(&mut self, token: &str, spec: JobSpec) -> Result<(JobId, bool), Refusal> {
         let (access_key_id, client_token) = ("KEY".to_owned(), token.to_owned());
-        match self.jobs(JobsCommand::Submit { tenant: TENANT, access_key_id, client_token, spec })? {
+        match self.jobs(JobsCommand::Submit {
+            tenant: TENANT,
+            access_key_id,
+            client_token,
+            spec,
+            list: None,
+        })? {
             Reply::Jobs(JobsReply::Submitted { job, existed }) => Ok((job, existed)),
             other => panic!("{other:?}"),
         }
@@ -112,7 +119,9 @@ impl World {
     }
 
     fn queue(&self) -> Vec<(u64, u32)> {
-        let JobsAnswer::Queue(jobs) = self.ask(JobsQuery::Queue { tasks_max: 10_000 }).unwrap() else {
+        let JobsAnswer::Queue(jobs) =
+            self.ask(JobsQuery::Queue { tasks_max: 10_000, per_job: 0, after: None }).unwrap()
+        else {
             panic!("a queue")
         };
         jobs.iter().flat_map(|job| job.tasks.iter().map(|task| (job.job.0, task.index))).collect()
@@ -121,6 +130,11 @@ impl World {
     fn active(&self) -> Vec<(u8, AttemptId)> {
         let JobsAnswer::Active(active) = self.ask(JobsQuery::Active).unwrap() else { panic!("attempts") };
         active.iter().map(|active| (active.node.0[0], active.attempt)).collect()
+    }
+
+    /// What is counted for a node in the open epoch: attempts, right and wrong answers, what it verified, what all lost.
+    fn leased(&self, node: NodeId) -> (u32, u32, u32, u64, u32) {
+        super::super::accounts::billing::counted(&self.kv, node)
     }
 
     /// How many keys each record of jobs has, the counters left out.
@@ -157,6 +171,7 @@ fn spec(tasks: u32) -> JobSpec {
         is_gang: false,
         price_max: 0,
         quorum: 0,
+        each: None,
     }
 }
 
@@ -219,7 +234,9 @@ fn failures_wait_longer_each_time_and_end_the_task() {
     for expected_pause in [1000, 2000] {
         let attempt = world.assign(job, 0, 1).unwrap();
         world.finish(attempt, 1, End::Exited { code: 3 }).unwrap();
-        let JobsAnswer::Queue(queue) = world.ask(JobsQuery::Queue { tasks_max: 9 }).unwrap() else {
+        let JobsAnswer::Queue(queue) =
+            world.ask(JobsQuery::Queue { tasks_max: 9, per_job: 0, after: None }).unwrap()
+        else {
             panic!("a queue")
         };
         assert_eq!(queue[0].tasks[0].not_before.0 - world.now, expected_pause);
@@ -267,6 +284,39 @@ fn what_is_over_is_forgotten_whole() {
     let mut left = world.records();
     left.remove(&0x7A);
     assert_eq!(left, empty);
+}
+
+/// A large job does not hide those behind it; where there is room, it is taken whole; what was looked at last is gone on from.
+#[test]
+fn every_job_of_the_queue_is_looked_at() {
+    let mut world = World::new();
+    for (priority, tasks) in [(50, 1000), (50, 3), (90, 1), (50, 1000)] {
+        world.submit("", JobSpec { priority, ..spec(tasks) }).unwrap();
+    }
+    // One of the first job waits again.
+    let attempt = world.assign(JobId(1), 0, 1).unwrap();
+    world.finish(attempt, 1, End::Failed { why: String::new() }).unwrap();
+    let look = |world: &World, tasks_max, per_job, after| match world
+        .ask(JobsQuery::Queue { tasks_max, per_job, after })
+        .unwrap()
+    {
+        JobsAnswer::Queue(jobs) => {
+            jobs.iter().map(|job| (job.job.0, job.tasks.iter().map(|task| task.index).collect())).collect()
+        }
+        other => panic!("{other:?}"),
+    };
+    let seen: Vec<(u64, Vec<u32>)> = look(&world, 20, 4, None);
+    let many = |from, to| (from..to).collect::<Vec<u32>>();
+    // One, four, three and four; eight more of the first that has more.
+    assert_eq!(seen, [(3, vec![0]), (1, many(0, 12)), (2, many(0, 3)), (4, many(0, 4))]);
+    let seen: Vec<(u64, Vec<u32>)> = look(&world, 20, 4, Some((50, JobId(1))));
+    assert_eq!(seen, [(2, many(0, 3)), (4, many(0, 17))]);
+    let seen: Vec<(u64, Vec<u32>)> = look(&world, 3, 0, None);
+    assert_eq!(seen, [(3, vec![0]), (1, many(0, 2))]);
+    let seen: Vec<(u64, Vec<u32>)> = look(&world, 5000, 1, None);
+    assert_eq!(seen, [(3, vec![0]), (1, many(0, 1000)), (2, many(0, 3)), (4, many(0, 1000))]);
+    let seen: Vec<(u64, Vec<u32>)> = look(&world, 20, 4, Some((50, JobId(4))));
+    assert_eq!(seen, []);
 }
 
 #[test]

@@ -28,18 +28,18 @@ impl Keys {
         NodeId(self.identity.public_key().as_ref().try_into().unwrap())
     }
 
-    fn address(&self) -> Address {
+    pub(super) fn address(&self) -> Address {
         address_of(self.claim.verifying_key())
     }
 
-    fn sign(&self, digest: &Hash) -> RecoverableSignature {
+    pub(super) fn sign(&self, digest: &Hash) -> RecoverableSignature {
         let (signature, id) = self.claim.sign_prehash_recoverable(&digest.0);
         let mut bytes = [27 + id.to_byte(); 65];
         bytes[..64].copy_from_slice(&signature.to_bytes());
         RecoverableSignature(bytes)
     }
 
-    fn sign_as_node(&self, purpose: &str, message: &[u8]) -> Bytes {
+    pub(super) fn sign_as_node(&self, purpose: &str, message: &[u8]) -> Bytes {
         Bytes::copy_from_slice(self.identity.sign(&node_message(purpose, message)).as_ref())
     }
 
@@ -53,7 +53,7 @@ impl Keys {
         }
     }
 
-    fn binding(&self, payout: &Self, serial: u64) -> PayoutBinding {
+    pub(super) fn binding(&self, payout: &Self, serial: u64) -> PayoutBinding {
         let (node, address) = (self.id(), payout.address());
         PayoutBinding {
             node,
@@ -69,7 +69,7 @@ impl Keys {
     }
 }
 
-fn genesis(challenge_ms: u64) -> Genesis {
+pub(super) fn genesis(challenge_ms: u64) -> Genesis {
     let tokenomics = "{}".to_owned();
     Genesis {
         rules: 1,
@@ -81,11 +81,17 @@ fn genesis(challenge_ms: u64) -> Genesis {
         payout_cooldown_ms: 60_000,
         chain_id: 0,
         ledger: Address([9; 20]),
+        forfeits_all: false,
+        pledge: None,
     }
 }
 
 /// Three voters with their keys known, and accounts open.
 pub(super) fn opened(challenge_ms: u64) -> (World, Vec<Keys>) {
+    opened_by(genesis(challenge_ms))
+}
+
+pub(super) fn opened_by(genesis: Genesis) -> (World, Vec<Keys>) {
     let mut world = World::new();
     let voters: Vec<Keys> = (1..=3).map(Keys::new).collect();
     for voter in &voters {
@@ -116,7 +122,7 @@ pub(super) fn opened(challenge_ms: u64) -> (World, Vec<Keys>) {
         };
         world.run(Command::JoinNode { node, disks: vec![], token: Some((token_id, [1; 32])) }).unwrap();
     }
-    act(&mut world, AccountsCommand::Open { genesis: genesis(challenge_ms) }).unwrap();
+    act(&mut world, AccountsCommand::Open { genesis }).unwrap();
     for voter in &voters {
         act(&mut world, AccountsCommand::AddSigner(voter.signer())).unwrap();
     }
@@ -196,7 +202,7 @@ fn sign(world: &mut World, voter: &Keys, result: &EpochResult) -> Result<Account
 }
 
 /// Seals, proposes and signs an epoch that ends with these leaves.
-fn close(world: &mut World, voters: &[Keys], epoch: u64, leaves: &[Leaf]) -> EpochResult {
+pub(super) fn close(world: &mut World, voters: &[Keys], epoch: u64, leaves: &[Leaf]) -> EpochResult {
     seal(world, epoch);
     let result = result(epoch, 1, leaves);
     act(world, AccountsCommand::Result(result.clone())).unwrap();
@@ -374,6 +380,51 @@ fn what_is_owed_is_paid_once_and_only_with_a_proof() {
     let paid = act(&mut world, claim(1, leaves[1], vec![sibling(&leaves[0])]));
     assert_eq!(paid, Ok(AccountsReply::Paid(Amount(50))));
     assert_eq!(state(&world).claimed_total, Amount(390));
+}
+
+/// Whoever leads dies after any step, and the next one does all of it again, while what the first one sent arrives late and
+/// twice: one seal, one result, one payment, the same chain.
+#[test]
+fn a_leader_that_dies_at_any_step_costs_nothing() {
+    let steps = |voters: &[Keys]| {
+        let leaves = vec![leaf(1, 300)];
+        let done = result(1, 1, &leaves);
+        let sign = |voter: &Keys| AccountsCommand::Sign {
+            epoch: 1,
+            attempt: 1,
+            signature: voter.statement(&done.digest),
+        };
+        vec![
+            AccountsCommand::Seal { epoch: 1 },
+            AccountsCommand::Stage { epoch: 1, attempt: 1, accounts: vec![], leaves: leaves.clone() },
+            AccountsCommand::Result(done.clone()),
+            sign(&voters[0]),
+            sign(&voters[1]),
+            AccountsCommand::Claim { epoch: 1, leaf: leaves[0], proof: vec![] },
+        ]
+    };
+    let play = |cut: usize| {
+        let (mut world, voters) = opened(0);
+        world.now.0 += EPOCH_MS;
+        let steps = steps(&voters);
+        let mut paid = 0;
+        let (before, late) = steps.split_at(cut);
+        // The next leader begins at the beginning; the last step of the first one comes in the midst of it.
+        let again = steps.iter().flat_map(|step| before.last().into_iter().chain([step, step]));
+        for step in before.iter().chain(again).chain(late) {
+            if let Ok(AccountsReply::Paid(amount)) = act(&mut world, step.clone()) {
+                paid += amount.0;
+            }
+        }
+        let state = state(&world);
+        let kinds: Vec<u64> = ledger(&world).iter().map(|entry| entry.height).collect();
+        (paid, state.signed, state.open, state.signed_total, state.claimed_total, kinds)
+    };
+    let expected = play(0);
+    assert_eq!((expected.0, expected.1, expected.2), (300, 1, 2));
+    for cut in 1..=6 {
+        assert_eq!(play(cut), expected, "dead after step {cut}");
+    }
 }
 
 /// A quorum that signs a small total over large leaves: payments stop exactly at the total.

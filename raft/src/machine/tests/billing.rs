@@ -61,10 +61,12 @@ fn submit_with(
         is_gang: false,
         price_max: 0,
         quorum: 0,
+        each: None,
     };
     change(&mut spec);
     let (access_key_id, client_token) = ("KEY".to_owned(), String::new());
-    match jobs(world, JobsCommand::Submit { tenant: TENANT, access_key_id, client_token, spec })? {
+    match jobs(world, JobsCommand::Submit { tenant: TENANT, access_key_id, client_token, spec, list: None })?
+    {
         Reply::Jobs(JobsReply::Submitted { job, .. }) => Ok(job),
         other => panic!("{other:?}"),
     }
@@ -93,7 +95,7 @@ fn phase(world: &World, job: JobId) -> JobPhase {
 }
 
 fn queue(world: &World) -> usize {
-    match world.ask(Query::Jobs(JobsQuery::Queue { tasks_max: 100 })).unwrap() {
+    match world.ask(Query::Jobs(JobsQuery::Queue { tasks_max: 100, per_job: 0, after: None })).unwrap() {
         Answer::Jobs(JobsAnswer::Queue(jobs)) => jobs.iter().map(|job| job.tasks.len()).sum(),
         other => panic!("{other:?}"),
     }

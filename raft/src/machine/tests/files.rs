@@ -8,6 +8,7 @@ use proptest::sample::{Index, select};
 
 use super::*;
 use crate::facts::files::*;
+use crate::facts::journal::{Happening, JournalAnswer, JournalCommand, JournalQuery};
 use crate::facts::query::{ListObjects, Listed};
 
 /// What a byte of a file is: of a blob, or of a hole.
@@ -430,6 +431,9 @@ struct Both {
     blobs: u64,
     /// Inodes of the machine that have no name any more.
     orphans: BTreeMap<usize, u64>,
+    /// Size and ETag of each key, as who follows the bucket has been told; and how far that is.
+    told: BTreeMap<String, (u64, String)>,
+    told_until: u64,
 }
 
 impl Both {
@@ -446,7 +450,10 @@ impl Both {
             root: bucket.root,
             blobs: 0,
             orphans: BTreeMap::new(),
+            told: BTreeMap::new(),
+            told_until: 0,
         };
+        both.follow(true);
         both.open(ONE);
         both.open(TWO);
         both
@@ -462,6 +469,32 @@ impl Both {
         };
         self.world.run(Command::File(command)).expect("a session opens");
         self.model.sessions.insert(session);
+    }
+
+    fn follow(&mut self, is_on: bool) {
+        let (bucket, follower) = (self.bucket.name.clone(), "watch".to_owned());
+        let follow = JournalCommand::Follow { bucket, follower, is_on };
+        self.world.run(Command::Journal(follow)).expect("the bucket exists");
+    }
+
+    /// Replays what was told since the last time.
+    fn listen(&mut self) {
+        let query =
+            JournalQuery::Changes { bucket: self.bucket.id, after: self.told_until, entries_max: 1000 };
+        let Ok(Answer::Journal(JournalAnswer::Changes(changes))) = self.world.ask(Query::Journal(query))
+        else {
+            panic!("the journal answers")
+        };
+        for change in changes {
+            self.told_until = change.sequence;
+            match change.happening {
+                Happening::Put | Happening::Copied => {
+                    self.told.insert(change.key, (change.size, change.etag));
+                }
+                Happening::Deleted => _ = self.told.remove(&change.key).expect("it was told of before"),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     fn new_bytes(&mut self, (count, length, gap): Pieces) -> (Vec<Extent>, Vec<Byte>, NewBlob) {
@@ -748,6 +781,15 @@ impl Both {
         // S3 sees exactly the model's keys, with their sizes.
         let list = ListObjects { bucket: "aaa".to_owned(), entries_max: 1000, ..ListObjects::default() };
         let Ok(Answer::Objects { entries, .. }) = self.world.ask(Query::Objects(list)) else { panic!() };
+        let told: Vec<_> = self.told.iter().map(|(key, (size, etag))| (&key[..], *size, &etag[..])).collect();
+        let there: Vec<_> = entries
+            .iter()
+            .map(|entry| match entry {
+                Listed::Object(head) => (&head.key[..], head.size, &head.etag[..]),
+                Listed::CommonPrefix(_) => panic!("no delimiter was given"),
+            })
+            .collect();
+        prop_assert_eq!(told, there);
         let listed: Vec<(String, usize)> = entries
             .into_iter()
             .map(|entry| match entry {
@@ -845,7 +887,7 @@ fn bytes_of(extents: &[Extent]) -> Vec<Byte> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// Whatever mounts and S3 do, both see one tree; every count agrees with a recount; no blob is lost or left over;
+    /// Whatever mounts and S3 do, both see one tree; who follows the bucket is told of every change; every count agrees with a recount; no blob is lost or left over;
     /// and once all keys are deleted and no session is left, nothing of them stays.
     #[test]
     fn mounts_and_s3_see_one_tree(ops in vec(op(), 1..50)) {
@@ -853,6 +895,7 @@ proptest! {
         for (is_second, op) in &ops {
             both.world.now.0 += 1;
             both.step(*is_second, op)?;
+            both.listen();
             both.compare()?;
         }
         for session in [ONE, TWO] {
@@ -863,10 +906,11 @@ proptest! {
             prop_assert!(both.world.run(delete("aaa", &key)).is_ok());
         }
         // The last event's number and the root's times stay with the bucket.
-        for first in [0x40, 0x41, 0x48, 0x4A, 0x4B, 0x4C, 0x4E, 0x4F, 0x51] {
+        for first in [0x35, 0x40, 0x41, 0x47, 0x48, 0x4A, 0x4B, 0x4C, 0x4E, 0x4F, 0x51, 0x54] {
             prop_assert!(both.world.keys_under(first).is_empty(), "{:?}", both.world.keys_under(first));
         }
         prop_assert_eq!(both.world.keys_under(0x49).len(), 1);
+        both.follow(false);
         let deleted = both.world.run(Command::DeleteBucket { name: "aaa".into() });
         prop_assert_eq!(deleted, Ok(Reply::Done));
         prop_assert!(both.world.keys_under(0x49).is_empty() && both.world.keys_under(0x4D).is_empty());

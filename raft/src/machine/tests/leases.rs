@@ -204,3 +204,69 @@ fn what_was_made_before_has_its_own_times_and_is_made_once() {
     let stat = mounts.one(ONE, FileOp::Make(make)).unwrap().stat.unwrap();
     assert_eq!(stat.created_at, FileTime::from_millis(mounts.world.now.0), "a wrong clock is not believed");
 }
+
+#[test]
+fn readers_hear_what_others_have_alone_where_they_look() {
+    let mut mounts = Mounts::new();
+    let made = mounts.one(ONE, FileOp::Make(mounts.make(mounts.root, "d", FileKind::Directory))).unwrap();
+    let d = made.stat.unwrap().inode;
+    let held = |mounts: &Mounts, reader, at: &LookedAt| {
+        let query = FileQuery::Leased { bucket: mounts.bucket.clone(), reader, at: at.clone() };
+        match mounts.world.ask(Query::File(query)) {
+            Ok(Answer::File(FileAnswer::Leased(held))) => held,
+            other => panic!("{other:?}"),
+        }
+    };
+    let below_root = LookedAt::Directory { inode: mounts.root, names: vec![name("d"), name("new")] };
+    let itself = LookedAt::Directory { inode: d, names: Vec::new() };
+    // What a key lacks may have been made by who has the directory.
+    let key = LookedAt::Key("d/new/file".to_owned());
+    for at in [&below_root, &itself, &key, &LookedAt::Everything] {
+        assert_eq!(
+            [0, TWO, ONE].map(|reader| held(&mounts, reader, at)),
+            [vec![d], vec![d], vec![]],
+            "{at:?}"
+        );
+    }
+    let root = LookedAt::Directory { inode: mounts.root, names: Vec::new() };
+    for at in [root, LookedAt::Key("f".to_owned()), LookedAt::Key("e/f".to_owned())] {
+        assert!(held(&mounts, 0, &at).is_empty(), "{at:?}");
+    }
+    let keys = |prefix: &str, after: &str, until: Option<&str>| LookedAt::Keys {
+        prefix: prefix.to_owned(),
+        after: after.to_owned(),
+        until: until.map(str::to_owned),
+    };
+    for at in [
+        keys("", "", None),
+        keys("d/", "", None),
+        keys("d/new/", "d/new/file", Some("d/new/g")),
+        keys("d", "c", Some("d/")),
+        keys("", "d/zzz", Some("e")),
+    ] {
+        assert_eq!(held(&mounts, 0, &at), [d], "{at:?}");
+    }
+    for at in [keys("e", "", None), keys("", "", Some("c")), keys("", "d0", None), keys("d-", "", None)] {
+        assert!(held(&mounts, 0, &at).is_empty(), "{at:?}");
+    }
+    mounts.world.now.0 += DIRECTORY_LEASE_MS;
+    mounts.world.run(put("aaa", "beside", empty())).unwrap();
+    assert!(held(&mounts, 0, &LookedAt::Everything).is_empty(), "a silent holder is not waited for");
+}
+
+#[test]
+fn sessions_that_are_over_are_known_before_they_are_ended() {
+    let mut mounts = Mounts::new();
+    let is_any_over = |mounts: &Mounts| {
+        let query = FileQuery::Expired { bucket: mounts.bucket.clone(), now: mounts.world.now };
+        mounts.world.ask(Query::File(query))
+    };
+    let answer = |is_over| Ok::<_, Refusal>(Answer::File(FileAnswer::Expired(is_over)));
+    mounts.world.now.0 += LEASE_MS;
+    assert_eq!(is_any_over(&mounts), answer(false));
+    mounts.world.now.0 += 1;
+    assert_eq!(is_any_over(&mounts), answer(true));
+    let expire = FileCommand::ExpireSessions { bucket: mounts.bucket.clone() };
+    mounts.world.run(Command::File(expire)).unwrap();
+    assert_eq!(is_any_over(&mounts), answer(false));
+}

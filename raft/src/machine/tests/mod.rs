@@ -5,12 +5,16 @@ mod audit;
 mod billing;
 mod cluster;
 mod damage;
+mod hollow;
 mod identity;
 mod journal;
+mod kept;
 mod leases;
 mod listing;
+mod lots;
 mod model;
 mod oracle;
+mod pledges;
 mod quotas;
 mod rules;
 mod sessions;
@@ -29,7 +33,7 @@ use crate::facts::object::{Content, Extent, ObjectHead, ObjectHeaders};
 use crate::facts::query::{Answer, Query};
 use crate::facts::tenant::TenantId;
 
-const START_MS: u64 = 1_700_000_000_000;
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
 const MIB: u64 = 1024 * 1024;
 const GROUP: PgId = PgId(1);
 const BLOB_BYTES: u64 = 8 * MIB;
@@ -91,7 +95,7 @@ impl World {
     }
 }
 
-fn founding() -> Vec<Command> {
+pub(crate) fn founding() -> Vec<Command> {
     let scheme = Scheme { data: 2, parity: 1 };
     let disks: Vec<Disk> = (1..=4).map(|number| disk(number, 1)).collect();
     let ids = disks[..3].iter().map(|disk| disk.id).collect();
@@ -182,7 +186,7 @@ fn content(extents: Vec<Extent>, blobs: Vec<NewBlob>) -> NewContent {
 }
 
 /// `size` bytes in one new blob.
-fn whole(blob: u64, size: u64, now: Timestamp) -> NewContent {
+pub(crate) fn whole(blob: u64, size: u64, now: Timestamp) -> NewContent {
     content(vec![extent(blob, 0, size)], vec![new_blob(blob, now)])
 }
 
@@ -190,7 +194,7 @@ fn empty() -> NewContent {
     content(Vec::new(), Vec::new())
 }
 
-fn put(bucket: &str, key: &str, new: NewContent) -> Command {
+pub(crate) fn put(bucket: &str, key: &str, new: NewContent) -> Command {
     Command::PutObject {
         bucket: bucket.to_owned(),
         key: key.to_owned(),

@@ -106,9 +106,8 @@ fn hide(
     current.place.remove(draft)?;
     let mut deleted = Deleted { existed, version: None, is_marker: false };
     if is_versioned {
-        let marker = marker(draft, bucket.versioning)?;
-        push(draft, &bucket, key, &marker, &Body::Empty)?;
-        (deleted.version, deleted.is_marker) = (Some(marker.id()), true);
+        let marker = push_marker(draft, &bucket, key)?;
+        (deleted.version, deleted.is_marker) = (Some(marker), true);
     }
     buckets::account(draft, bucket, change)?;
     Ok(deleted)
@@ -118,6 +117,13 @@ fn check_likeness(likeness: Likeness, meta: &Meta) -> Result<(), Refusal> {
     let is_size = likeness.size.is_none_or(|size| size == meta.size);
     let is_time = likeness.modified_secs.is_none_or(|secs| secs == meta.modified_at.0 / 1000);
     if is_size && is_time { Ok(()) } else { Err(Refusal::PreconditionFailed) }
+}
+
+/// Hides a key of which the tree has nothing.
+pub fn push_marker(draft: &mut Draft<'_>, bucket: &Bucket, key: &str) -> Outcome<VersionId> {
+    let marker = marker(draft, bucket.versioning)?;
+    push(draft, bucket, key, &marker, &Body::Empty)?;
+    Ok(marker.id())
 }
 
 fn marker(draft: &mut Draft<'_>, versioning: Versioning) -> Outcome<Meta> {

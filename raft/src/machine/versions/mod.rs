@@ -11,6 +11,7 @@
 //! | `delete`  | deletions, of the current version and of one    |
 //! | `listing` | pages of all versions                           |
 //! | `lock`    | retention, legal holds, defaults                |
+//! | `moving`  | versions whose bytes move to other blobs        |
 //! | `parts`   | what is remembered of the parts of a version    |
 //! | `rules`   | rules of lifecycles                             |
 //!
@@ -20,6 +21,7 @@
 mod delete;
 mod listing;
 mod lock;
+mod moving;
 mod parts;
 mod rules;
 
@@ -27,10 +29,11 @@ use std::ops::ControlFlow;
 
 use makai_erasure::Scheme;
 
-use super::blobs::Ledger;
+use super::blobs::{self, Ledger};
 use super::buckets::{self, Change, Flow};
 use super::content::{self, Body};
 use super::draft::{Draft, Outcome, read};
+use super::keys::Counter;
 use super::kv::{KvError, View};
 use super::objects::{self, Meta};
 use super::{files, journal, keys, names};
@@ -44,7 +47,7 @@ use crate::facts::version::{
     VersionReply, Versioning,
 };
 
-pub use self::delete::{Asked, delete};
+pub use self::delete::{Asked, delete, push_marker};
 pub use self::lock::{check as check_lock, check_new as check_new_lock, complete as complete_lock};
 pub use self::parts::{copy as copy_parts, forget as forget_parts, store as store_parts};
 pub use self::rules::forget as forget_rules;
@@ -82,6 +85,9 @@ pub fn run(draft: &mut Draft<'_>, command: &VersionCommand) -> Outcome<Reply> {
         }
         VersionCommand::Expire { bucket, versions } => delete::expire(draft, bucket, versions),
         VersionCommand::Transition { bucket, versions } => transition(draft, bucket, versions),
+        VersionCommand::Move { bucket, versions, moves, blobs } => {
+            moving::carry_out(draft, bucket, versions, moves, blobs)
+        }
         VersionCommand::SetLifecycle { bucket, rules } => rules::set(draft, bucket, rules.as_ref()),
     }
 }
@@ -95,6 +101,7 @@ pub fn answer(view: &dyn View, query: &VersionQuery) -> Outcome<Answer> {
         }
         VersionQuery::Versions(list) => listing::list(view, list),
         VersionQuery::Naming { page, blobs } => listing::naming(view, page, blobs),
+        VersionQuery::Hollow { after, entries_max } => blobs::hollow(view, after.as_ref(), *entries_max),
         VersionQuery::Parts { bucket, key, version, after, entries_max } => {
             let bucket = buckets::get(view, bucket)?;
             let found = find(view, &bucket, key, *version)?;
@@ -253,6 +260,59 @@ fn newest(view: &dyn View, bucket: &Bucket, key: &str) -> Result<Option<u64>, Kv
     Ok(number)
 }
 
+/// Whether any version or marker stands here.
+pub fn has_any(view: &dyn View, bucket: &Bucket, key: &str) -> Result<bool, KvError> {
+    Ok(newest(view, bucket, key)?.is_some())
+}
+
+/// Whether a version may be the key's current one, with what stands here.
+pub fn may_be_current(view: &dyn View, bucket: &Bucket, key: &str, meta: &Meta) -> Result<bool, KvError> {
+    let is_newest = newest(view, bucket, key)?.is_none_or(|newest| newest < meta.version);
+    Ok(is_newest && (meta.has_id || null_number(view, bucket, key)?.is_none()))
+}
+
+/// Keeps a version whose file goes on, under other names or in the hands of mounts: it shares its bytes.
+///
+/// Cost: in proportion to its extents.
+pub fn keep_copy(
+    draft: &mut Draft<'_>,
+    bucket: &Bucket,
+    key: &str,
+    meta: &Meta,
+    body: &Body,
+    ledger: &mut Ledger,
+    change: &mut Change,
+) -> Outcome<()> {
+    if noncurrent(draft, bucket, key, meta.version)?.is_some() {
+        return Ok(());
+    }
+    let inode = draft.next(Counter::Inode)?;
+    let extents = content::extents(draft, meta.inode, body)?;
+    ledger.add(draft, &extents)?;
+    let body = if extents.is_empty() { body.clone() } else { content::store_extents(draft, inode, extents)? };
+    store_parts(draft, inode, &copy_parts(draft, meta)?)?;
+    push(draft, bucket, key, &Meta { inode, file: None, ..meta.clone() }, &body)?;
+    change.noncurrent.added += 1;
+    change.noncurrent_bytes.added = change.noncurrent_bytes.added.saturating_add(meta.size);
+    Ok(())
+}
+
+/// Drops the version without an id that stands here.
+pub fn drop_null(
+    draft: &mut Draft<'_>,
+    bucket: &Bucket,
+    key: &str,
+    ledger: &mut Ledger,
+    change: &mut Change,
+) -> Result<(), KvError> {
+    if let Some(number) = null_number(draft, bucket, key)?
+        && let Some(old) = noncurrent(draft, bucket, key, number)?
+    {
+        drop_noncurrent(draft, bucket, key, &old, ledger, change)?;
+    }
+    Ok(())
+}
+
 fn push(draft: &mut Draft<'_>, bucket: &Bucket, key: &str, meta: &Meta, body: &Body) -> Result<(), KvError> {
     draft.put(keys::version(bucket.id, key, meta.version), objects::encode(meta, body)?);
     if !meta.has_id {
@@ -283,25 +343,25 @@ pub fn displace(
     key: &str,
     current: Option<&(Meta, Body)>,
     ledger: &mut Ledger,
-) -> Result<Change, KvError> {
+) -> Outcome<Change> {
     let mut change = Change::default();
     if let Some((meta, body)) = current {
         change.objects.removed = 1;
         let is_kept = bucket.versioning == Versioning::Enabled || meta.has_id;
-        if is_kept && let Some(version) = files::as_version(draft, meta)? {
+        if is_kept && let Some(version) = files::as_version(draft, bucket, meta)? {
             change.object_bytes.removed = meta.charged_bytes();
             change.noncurrent.added = 1;
             change.noncurrent_bytes.added = version.size;
             push(draft, bucket, key, &version, body)?;
         } else {
+            if is_kept {
+                keep_copy(draft, bucket, key, meta, body, ledger, &mut change)?;
+            }
             change.object_bytes.removed = files::lose_name(draft, bucket, key, meta, body, ledger)?;
         }
     }
-    if bucket.versioning == Versioning::Suspended
-        && let Some(number) = null_number(draft, bucket, key)?
-        && let Some(old) = noncurrent(draft, bucket, key, number)?
-    {
-        drop_noncurrent(draft, bucket, key, &old, ledger, &mut change)?;
+    if bucket.versioning == Versioning::Suspended {
+        drop_null(draft, bucket, key, ledger, &mut change)?;
     }
     Ok(change)
 }

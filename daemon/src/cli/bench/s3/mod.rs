@@ -33,8 +33,8 @@ use self::content::{Content, Pattern};
 use self::report::{Report, Row};
 use self::sigv4::Credentials;
 use super::latency::Latencies;
-use super::process::{self, Cost, Watch};
 use super::{progress, stopwatch};
+use crate::process::{self, Cost, Watch};
 
 /// A failed operation is followed by this pause, so that a server that refuses is not flooded.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(20);

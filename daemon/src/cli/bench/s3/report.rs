@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::latency::Latencies;
-use super::super::process::Cost;
+use crate::process::Cost;
 
 /// Codes of answers that were not what was put: worse than any error.
 pub(super) const WRONG_BYTES: &str = "wrong-bytes";

@@ -15,7 +15,7 @@ fn play(mut next: impl FnMut(usize) -> u8, quorum: u32) -> (Option<u8>, usize) {
         match decide(&results, quorum) {
             Decision::Waits => {}
             Decision::Accepted => return (results.last().map(|last| last[0]), results.len()),
-            Decision::Undecided => return (None, results.len()),
+            Decision::Undecided | Decision::Forfeited => return (None, results.len()),
         }
     }
 }

@@ -64,7 +64,11 @@ fn outputs_are_published_when_nodes_agree() {
     assert_eq!((visible(&world), world.state(job).1.phase), (None, JobPhase::Running));
     assert_eq!(world.queue(), [(job.0, 0)], "it waits for another");
     assert_eq!(world.assign(job, 0, 1), None, "not for the same node");
-    let JobsAnswer::Queue(queue) = world.ask(JobsQuery::Queue { tasks_max: 10 }).unwrap() else { panic!() };
+    let JobsAnswer::Queue(queue) =
+        world.ask(JobsQuery::Queue { tasks_max: 10, per_job: 0, after: None }).unwrap()
+    else {
+        panic!()
+    };
     assert_eq!(queue[0].tasks[0].barred, [NodeId([1; 32])]);
     // A node that is lost in between costs nothing but time.
     let lost = world.assign(job, 0, 2).unwrap();
@@ -91,6 +95,130 @@ fn where_all_differ_nothing_is_published() {
     assert_eq!((state.phase, visible(&world)), (JobPhase::Failed, None));
     assert!(state.reason.contains("no majority"), "{}", state.reason);
     assert_eq!(world.records().get(&0x7F), None, "nobody is credited, nobody blamed");
+}
+
+/// Opens accounts by the rules that pay verifiers.
+fn open_accounts(world: &mut World, forfeits_all: bool) {
+    open_accounts_by(world, crate::facts::accounts::RULES_LOTS, forfeits_all);
+}
+
+fn open_accounts_by(world: &mut World, rules: u32, forfeits_all: bool) {
+    use crate::facts::accounts::{AccountsCommand, Amount, Emission, Genesis, Hash};
+    let tokenomics = "{}".to_owned();
+    let genesis = Genesis {
+        rules,
+        tokenomics_hash: Hash(*blake3::hash(tokenomics.as_bytes()).as_bytes()),
+        tokenomics,
+        emission: Emission::of_pool(Amount(1_000_000), 100),
+        epoch_ms: 10_000,
+        challenge_ms: 0,
+        payout_cooldown_ms: 0,
+        chain_id: 0,
+        ledger: crate::facts::accounts::Address([9; 20]),
+        forfeits_all,
+        pledge: None,
+    };
+    world.run(Command::Accounts(AccountsCommand::Open { genesis })).unwrap();
+}
+
+/// Who came to what was accepted after the first is paid for verifying; the first and the liar are not. Where all lose,
+/// nobody is paid, the liar alone is blamed, and the customer has its result.
+#[test]
+fn verifiers_are_counted_and_under_the_literal_rule_all_lose() {
+    for forfeits_all in [false, true] {
+        let (mut world, job) = world();
+        open_accounts(&mut world, forfeits_all);
+        for (node, hash) in [(1, 7), (3, 9), (4, 7)] {
+            let attempt = world.assign(job, 0, node).expect("it waits for a node");
+            world.now += 1_000;
+            succeed(&mut world, attempt, node, hash).unwrap();
+        }
+        assert_eq!(visible(&world), Some(format!("{:032x}", 7)), "the majority's outputs");
+        assert_eq!(world.state(job).1.phase, JobPhase::Succeeded);
+        let done = |node: u8| world.leased(NodeId([node; 32]));
+        // Attempts, right and wrong answers, verified milliseconds of cores, runs that all lost.
+        match forfeits_all {
+            false => {
+                assert_eq!(done(1), (1, 1, 0, 0, 0));
+                assert_eq!(done(3), (0, 0, 1, 0, 0));
+                assert_eq!(done(4), (1, 1, 0, 100, 0));
+            }
+            true => {
+                assert_eq!(done(1), (0, 0, 0, 0, 1));
+                assert_eq!(done(3), (0, 0, 1, 0, 1));
+                assert_eq!(done(4), (0, 0, 0, 0, 1));
+            }
+        }
+    }
+}
+
+/// A card's kernels are run again by a processor, which holds no card and is paid for none; where the accounts follow older rules
+/// nothing changes.
+#[test]
+fn a_processor_runs_again_what_a_card_ran() {
+    use crate::facts::accounts::{RULES_LOTS, RULES_PLEDGES};
+    use crate::facts::jobs::{
+        GpuShare, ModuleBuffer, ModuleCode, ModuleFill, ModuleStep, ModuleWork, RERUN_SLOWER,
+    };
+    for rules in [RULES_LOTS, RULES_PLEDGES] {
+        let mut world = World::new();
+        open_accounts_by(&mut world, rules, false);
+        let (name, tenant) = ("results".to_owned(), TENANT);
+        world.run(Command::CreateBucket { name, tenant, scheme: None }).unwrap();
+        let buffer =
+            ModuleBuffer { name: "y".into(), bytes: 100 << 20, fill: ModuleFill::Zero, is_output: true };
+        let step = ModuleStep {
+            kernel: "k".into(),
+            grid: [1; 3],
+            block: [1; 3],
+            shared_bytes: 0,
+            arguments: vec![],
+            repeat: 1,
+        };
+        let work =
+            ModuleWork { code: ModuleCode::Text("ptx".into()), buffers: vec![buffer], steps: vec![step] };
+        let gpu = Some(GpuShare { cards: 1, ..GpuShare::default() });
+        let base = spec(1);
+        let resources = Resources { gpu, ..base.resources.clone() };
+        let outputs = vec![Output { path: "y".into(), to: to() }];
+        let module = JobSpec { work: Work::Module(work), resources, outputs, quorum: 2, ..base };
+        let (job, _) = world.submit("", module.clone()).unwrap();
+        let active = |world: &World| {
+            let JobsAnswer::Active(active) = world.ask(JobsQuery::Active).unwrap() else { panic!() };
+            active[0].clone()
+        };
+        let first = world.assign(job, 0, 1).unwrap();
+        assert!(active(&world).resources.gpu.is_some(), "the first is no second opinion");
+        world.now += 1_000;
+        succeed(&mut world, first, 1, 7).unwrap();
+        let second = world.assign(job, 0, 3).unwrap();
+        let held = active(&world);
+        assert_eq!(held.resources.gpu.is_none(), rules == RULES_PLEDGES);
+        if rules == RULES_PLEDGES {
+            assert!(held.resources.memory_bytes >= (100 << 20) + module.resources.memory_bytes);
+            assert_eq!(held.time_limit_ms, module.time_limit_ms * RERUN_SLOWER);
+        }
+        world.now += 1_000;
+        succeed(&mut world, second, 3, 7).unwrap();
+        assert_eq!(world.state(job).1.phase, JobPhase::Succeeded);
+        // A second of a tenth of a core, and of a card as 32 cores where that was held.
+        let verified_ms = world.leased(NodeId([3; 32])).3;
+        assert_eq!(verified_ms, if rules == RULES_PLEDGES { 100 } else { 32_100 });
+    }
+}
+
+/// Nodes that agree lose nothing under either rule.
+#[test]
+fn agreement_is_paid_under_the_literal_rule_too() {
+    let (mut world, job) = world();
+    open_accounts(&mut world, true);
+    for node in [1, 4] {
+        let attempt = world.assign(job, 0, node).expect("it waits for a node");
+        world.now += 1_000;
+        succeed(&mut world, attempt, node, 7).unwrap();
+    }
+    let done = |node: u8| world.leased(NodeId([node; 32]));
+    assert_eq!([done(1), done(4)], [(1, 1, 0, 0, 0), (1, 1, 0, 100, 0)]);
 }
 
 #[test]

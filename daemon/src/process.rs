@@ -9,8 +9,12 @@ use std::time::Duration;
 pub struct Usage {
     /// In user and kernel mode, all threads, dead ones too. Counted in ticks of 10 ms on most machines.
     pub cpu: Duration,
-    /// Most memory it held since it started, or since [`forget_peak`].
+    /// Memory it holds in RAM.
+    pub memory_bytes: u64,
+    /// The most of it since it started, or since [`forget_peak`].
     pub memory_bytes_peak: u64,
+    /// Since it started.
+    pub age: Duration,
 }
 
 /// What processes together cost between two moments.
@@ -63,11 +67,27 @@ pub fn usage(pid: u32) -> io::Result<Usage> {
     let unreadable = |file: &str| {
         io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/{file} is not as Linux writes it"))
     };
-    let ticks = cpu_ticks(&read("stat")?).ok_or_else(|| unreadable("stat"))?;
-    let memory_bytes_peak = memory_bytes_peak(&read("status")?).ok_or_else(|| unreadable("status"))?;
+    let (cpu, started) = ticks(&read("stat")?).ok_or_else(|| unreadable("stat"))?;
+    let status = read("status")?;
+    let memory = |name| memory_bytes(&status, name).ok_or_else(|| unreadable("status"));
+    let since_boot = fs::read_to_string("/proc/uptime").ok().as_deref().and_then(first_seconds);
     let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
-    let cpu = Duration::from_nanos(ticks.saturating_mul(1_000_000_000 / ticks_per_second));
-    Ok(Usage { cpu, memory_bytes_peak })
+    let time = |ticks: u64| Duration::from_nanos(ticks.saturating_mul(1_000_000_000 / ticks_per_second));
+    Ok(Usage {
+        cpu: time(cpu),
+        memory_bytes: memory("VmRSS:")?,
+        memory_bytes_peak: memory("VmHWM:")?,
+        age: since_boot.unwrap_or_default().saturating_sub(time(started)),
+    })
+}
+
+/// File descriptors of this process.
+///
+/// # Errors
+/// This is no Linux.
+pub fn open_files() -> io::Result<usize> {
+    // One of them is the folder that is read.
+    Ok(fs::read_dir("/proc/self/fd")?.count().saturating_sub(1))
 }
 
 /// Not everyone may: then the peak is that of the process's whole life.
@@ -76,18 +96,25 @@ fn forget_peak(pid: u32) {
     let _ = fs::write(format!("/proc/{pid}/clear_refs"), RESET_PEAK);
 }
 
-/// Fields 14 and 15 of `stat`, counted behind the name, which may hold blanks and brackets.
-fn cpu_ticks(stat: &str) -> Option<u64> {
+/// Processor time and start, in ticks: fields 14 and 15, and 22, of `stat`, counted behind the name, which may hold blanks and
+/// brackets. proc(5).
+fn ticks(stat: &str) -> Option<(u64, u64)> {
     let (_, behind_name) = stat.rsplit_once(')')?;
     let mut fields = behind_name.split_ascii_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
-    user.checked_add(system)
+    let started = fields.nth(6)?.parse().ok()?;
+    Some((user.checked_add(system)?, started))
 }
 
-fn memory_bytes_peak(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+fn memory_bytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The first number of `/proc/uptime`.
+fn first_seconds(uptime: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(uptime.split_ascii_whitespace().next()?.parse().ok()?).ok()
 }
 
 #[cfg(test)]
@@ -97,9 +124,13 @@ mod tests {
     #[test]
     fn fields_are_counted_behind_a_name_with_brackets() {
         let stat = "7 (a) 1 2) S 1 7 7 0 -1 4194560 100 0 1 0 350 27 0 0 20 0 4 0 123 1 1";
-        assert_eq!(cpu_ticks(stat), Some(377));
-        assert_eq!(cpu_ticks("7 (a) S 1"), None);
-        assert_eq!(memory_bytes_peak("Name:\tx\nVmHWM:\t    2048 kB\n"), Some(2 << 20));
+        assert_eq!(ticks(stat), Some((377, 123)));
+        assert_eq!(ticks("7 (a) S 1"), None);
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(memory_bytes(status, "VmHWM:"), Some(2 << 20));
+        assert_eq!(memory_bytes(status, "VmRSS:"), Some(1 << 20));
+        assert_eq!(first_seconds("12.5 20.1\n"), Some(Duration::from_millis(12_500)));
+        assert_eq!(first_seconds("-1 x"), None);
     }
 
     #[test]
@@ -107,7 +138,9 @@ mod tests {
         let pid = std::process::id();
         let watch = Watch::start(&[pid]).unwrap();
         let before = usage(pid).unwrap();
-        assert!(before.memory_bytes_peak > 100_000);
+        assert!(before.memory_bytes_peak > 100_000 && before.memory_bytes > 100_000);
+        assert!(before.age < Duration::from_secs(24 * 60 * 60));
+        assert!(open_files().unwrap() >= 3);
         assert!(watch.stop().unwrap().memory_bytes_peak > 100_000);
         assert!(usage(pid).unwrap().cpu >= before.cpu);
         assert!(Watch::start(&[u32::MAX]).is_err());
