@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! command ─ MetaClient: serial, group ─> leader's MetaNode: batch, stamp ─> Raft ─> replies
-//! query   ─ MetaClient ─> a voter's MetaNode: read index from the leader ─> its own facts
+//! query   ─ MetaClient ─> a voter's MetaNode: read index from a majority, or from the leader ─> its own facts
 //! voters  ─ MetaNode ─ RaftPeers ─> MetaNode::serve
 //! ```
 //!

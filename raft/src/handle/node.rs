@@ -4,12 +4,14 @@
 //! |-----------|-------------------------------------------------------------|
 //! | `members` | who votes, and who leads                                    |
 //! | `marks`   | what voters remember of each other, asked and told          |
+//! | `quorum`  | reads that a majority answers without the leader            |
 //!
 //! Ways in from other crates are boxed: the body of an `async fn` is compiled anew in every crate that awaits it, and all of
 //! openraft with it.
 
 mod marks;
 mod members;
+mod quorum;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -181,6 +183,7 @@ struct Inner {
     peers: Arc<dyn RaftPeers>,
     proposer: Proposer,
     barrier: Barrier,
+    soonest: Mutex<quorum::Soonest>,
     incoming: Incoming,
     disk: Arc<dyn Disk>,
     /// Whether this voter votes and acknowledges.
@@ -260,6 +263,7 @@ impl MetaNode {
         let node = Self(Arc::new(Inner {
             proposer: Proposer::start(raft.clone(), now),
             barrier: Barrier::default(),
+            soonest: Mutex::default(),
             incoming: Incoming::new(disk.clone(), config.dir.join("store"), config.cluster_id.clone()),
             disk,
             takes_part: AtomicBool::new(false),
@@ -339,6 +343,7 @@ impl MetaNode {
                 | Kind::TransferLeader
                 | Kind::SnapshotPiece
                 | Kind::SnapshotEnd
+                | Kind::Tail
         );
         if is_agreement && !self.0.takes_part.load(Ordering::Acquire) {
             return Err(Trouble::Unavailable("this voter first asks the others how far it had come".into()));
@@ -379,6 +384,7 @@ impl MetaNode {
                 wire::encode(byte, group, &self.query(query).await?)
             }
             Kind::ReadIndex => wire::encode(byte, group, &self.leader_read_index().await?),
+            Kind::Tail => wire::encode(byte, group, &self.tail()),
         }
     }
 
@@ -464,6 +470,9 @@ impl MetaNode {
 
     /// An index such that facts applied up to it hold every change answered before.
     async fn read_index(&self) -> Result<u64, Trouble> {
+        if let Some(index) = self.quorum_index().await {
+            return Ok(index);
+        }
         match self.leader() {
             Some(leader) if leader != self.0.config.node => {
                 let message = wire::encode(Kind::ReadIndex as u8, self.0.config.group, &())?;

@@ -31,6 +31,7 @@ struct Net {
     nodes: Mutex<HashMap<NodeId, MetaNode>>,
     cut: Mutex<HashSet<(NodeId, NodeId)>>,
     messages: AtomicU64,
+    read_indexes: AtomicU64,
 }
 
 struct Peers {
@@ -45,6 +46,9 @@ impl RaftPeers for Peers {
     async fn request(&self, to: NodeId, message: Bytes, timeout: Duration) -> Result<Bytes, RaftPeerError> {
         assert!(message.len() <= wire::MESSAGE_BYTES_MAX);
         self.net.messages.fetch_add(1, Ordering::Relaxed);
+        if matches!(wire::kind_of(&message), Ok(wire::Kind::ReadIndex)) {
+            self.net.read_indexes.fetch_add(1, Ordering::Relaxed);
+        }
         let gone = || RaftPeerError::Unreachable("cut".into());
         let is_cut = |from, to| self.net.cut.lock().unwrap().contains(&(from, to));
         if !self.is_alive.load(Ordering::SeqCst) || is_cut(self.me, to) {
@@ -447,6 +451,114 @@ async fn a_leader_that_is_cut_off_shows_nothing_old() {
     assert!(is_there(&outside, "two").await);
 }
 
+impl Cluster {
+    /// Cuts both ways between a voter and some others.
+    fn cut_between(&self, one: u64, others: impl IntoIterator<Item = u64>) {
+        let mut cut = self.net.cut.lock().unwrap();
+        for other in others {
+            cut.insert((key(one), key(other)));
+            cut.insert((key(other), key(one)));
+        }
+    }
+
+    /// What a voter shows if it is asked itself.
+    async fn shown_by(&self, number: u64) -> Option<BTreeSet<String>> {
+        match self.voters[&number].node.query(Query::Tenants).await {
+            Ok(Ok(Answer::Tenants(tenants))) => Some(tenants.into_iter().map(|tenant| tenant.name).collect()),
+            Err(_) => None,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// While nothing changes, voters read without their leader; what they cannot have heard of they do not pass over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_majority_answers_reads_without_the_leader() {
+    let mut cluster = Cluster::new(|_| ());
+    cluster.form(5).await;
+    let outside = cluster.client(None);
+    propose_once(&outside, "one").await;
+    cluster.settle().await;
+    let leader = cluster.leader().await;
+    let reader = if leader == 5 { 4 } else { 5 };
+    let before = cluster.net.read_indexes.load(Ordering::Relaxed);
+    for _ in 0..40 {
+        assert_eq!(cluster.shown_by(reader).await, Some(BTreeSet::from(["one".into()])));
+    }
+    // A machine that stands still for long makes one of them ask the leader.
+    assert!(cluster.net.read_indexes.load(Ordering::Relaxed) - before < 20);
+
+    cluster.cut_between(reader, [leader]);
+    let shown = async {
+        while cluster.shown_by(reader).await.is_none() {}
+        cluster.shown_by(reader).await
+    };
+    let shown = tokio::time::timeout(PATIENCE, shown).await.unwrap();
+    assert!(shown.is_none_or(|shown| shown.contains("one")));
+    propose_once(&outside, "two").await;
+    for _ in 0..3 {
+        // It may have come by a new leader, which this voter reaches.
+        assert!(cluster.shown_by(reader).await.is_none_or(|shown| shown.contains("two")));
+    }
+    cluster.net.cut.lock().unwrap().clear();
+    assert!(is_there(&cluster.client(Some(reader)), "two").await);
+}
+
+/// However links fail, no voter shows less than what was acknowledged before it was asked; also while voters come and go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_show_all_that_was_acknowledged_whatever_links_are_cut() {
+    let mut cluster = Cluster::new(|config| config.request_timeout_ms = 200);
+    cluster.form(4).await;
+    cluster.start(5).await;
+    let mut random = StdRng::seed_from_u64(11);
+    let mut acknowledged = BTreeSet::new();
+    let mut answers = 0;
+    for round in 0..24 {
+        let mut config = MetaClientConfig::new(2000 + round);
+        (config.deadline_ms, config.attempt_timeout_ms) = (400, 100);
+        let is_alive = Arc::new(AtomicBool::new(true));
+        let peers = Arc::new(Peers { net: cluster.net.clone(), me: NodeId([255; 32]), is_alive });
+        let writer = MetaClient::new(None, cluster.keys.subscribe(), peers, config);
+        cluster.net.cut.lock().unwrap().clear();
+        let leads = cluster.leader().await;
+        // The fifth comes and goes, while some have not heard of it.
+        let leading = cluster.voters[&leads].node.clone();
+        let is_voter = leading.status().voters.iter().any(|(number, _)| *number == 5);
+        for one in 1..=5 {
+            let others = (1..=5).filter(|other| *other != one && random.next_u32() % 4 == 0);
+            let others: Vec<u64> = others.collect();
+            cluster.cut_between(one, others);
+        }
+        let change = async {
+            let changed = match is_voter {
+                true if leads != 5 => leading.remove_voter(5).await,
+                false => leading.add_voter(5, key(5)).await,
+                true => Ok(()),
+            };
+            // It may take longer than links stay cut.
+            drop(changed);
+        };
+        let write = async {
+            for i in 0..4 {
+                let name = format!("r{round}-{i}");
+                if writer.propose(create(name.clone())).await.is_ok() {
+                    acknowledged.insert(name);
+                }
+                let shown = futures::future::join_all((1..=5).map(|number| cluster.shown_by(number))).await;
+                for (number, shown) in (1..).zip(shown) {
+                    let Some(shown) = shown else { continue };
+                    answers += 1;
+                    let missing: Vec<_> = acknowledged.difference(&shown).collect();
+                    assert!(missing.is_empty(), "round {round}: voter {number} does not show {missing:?}");
+                }
+            }
+        };
+        let change = tokio::time::timeout(Duration::from_millis(500), change);
+        drop(tokio::join!(write, change));
+    }
+    assert!(answers > 50 && acknowledged.len() > 10, "{answers} answers, {} changes", acknowledged.len());
+}
+
 /// Whatever bytes come, an answer goes out that says what is wrong with them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_is_answered() {
@@ -458,7 +570,7 @@ async fn garbage_is_answered() {
         let mut message = vec![0; (random.next_u32() % 200) as usize];
         random.fill_bytes(&mut message);
         if round % 2 == 0 {
-            let kind = (random.next_u32() % 12) as u8;
+            let kind = (random.next_u32() % 14) as u8;
             message.splice(0..message.len().min(8), [b'M', b'K', 1, kind, 0, 0, 0, 0]);
         }
         let answer = node.serve(key(2), Bytes::from(message)).await;

@@ -42,10 +42,12 @@ pub enum Kind {
     Known = 10,
     /// How far all voters have come.
     Marks = 11,
+    /// Where a voter's log ends.
+    Tail = 12,
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
@@ -57,6 +59,7 @@ impl Kind {
         Self::ReadIndex,
         Self::Known,
         Self::Marks,
+        Self::Tail,
     ];
 
     /// Whether only a voter may send it. Raft believes such messages.

@@ -38,7 +38,7 @@ pub(super) const FACTS: TableDefinition<'static, &'static [u8], &'static [u8]> =
 const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
 /// Grows when the layout of the two tables changes.
 const FORMAT: &[u8] = b"MKMETA 1";
-const DATABASE_FILE: &str = "state.redb";
+pub(super) const DATABASE_FILE: &str = "state.redb";
 /// A snapshot on its way to being in force.
 const NEW_DATABASE_FILE: &str = "state-new.redb";
 /// A snapshot is installed in transactions of about this much.
@@ -583,6 +583,11 @@ impl Frozen {
     /// None: it is known.
     pub fn position(&self) -> Result<Position, KvError> {
         Ok(Position::clone(&self.position))
+    }
+
+    /// As [`Frozen::position`], looked at only.
+    pub(crate) fn as_of(&self) -> &Position {
+        &self.position
     }
 
     pub(crate) fn for_each_pair(&self, visit: &mut Visit<'_>) -> Result<(), KvError> {
