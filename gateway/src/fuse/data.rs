@@ -231,6 +231,21 @@ impl Mount {
         then: Vec<Operation>,
         is_closed: bool,
     ) -> Result<Done> {
+        let was_unfinished = lock(&node.state).is_unfinished;
+        let sent = self.send_once(node, then, is_closed).await;
+        if sent.is_err() && was_unfinished {
+            // Whether the pool heard of its end is not known: it may be told twice.
+            lock(&node.state).is_unfinished = true;
+        }
+        sent
+    }
+
+    async fn send_once(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        then: Vec<Operation>,
+        is_closed: bool,
+    ) -> Result<Done> {
         let (unsent, file) = {
             let mut state = lock(&node.state);
             (state.take_unsent(), state.file_ref())
@@ -479,7 +494,8 @@ impl Mount {
         let mut state = lock(&node.state);
         let is_whole = fits_a_birth(&state);
         if let Some(making) = state.making.as_mut() {
-            making.closed_at = Some(timer());
+            // Later closes, of readers too, do not make it wait longer.
+            making.closed_at.get_or_insert_with(timer);
         }
         is_whole && state.making.is_some()
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! content  first edit of a session since it finished ─> what is there is kept under each name ─> a new version, which the
-//!          session's later edits change in place ─ finished ─> a version as any other
+//!          session's later edits change in place ─ finished, or the session ends ─> a version as any other
 //! name     comes ─> newer than all that its key has ─ goes, or is given to another file ─> what stands there is kept
 //! ```
 //!
@@ -12,22 +12,62 @@
 //! Always: a version that a session has finished, or that S3 made, is changed by no mount; a key's current version is newer
 //! than all beside it; a key that goes leaves a marker, unless nothing but an unfinished file without bytes ever stood there.
 
+use std::ops::ControlFlow;
+
 use super::node::{self, File};
 use super::work::Work;
 use super::{keys, tree};
+use crate::facts::bucket::Bucket;
 use crate::facts::files::FileRefusal;
 use crate::facts::object::KEY_BYTES_MAX;
 use crate::facts::version::{ObjectLock, VersionId, Versioning};
-use crate::machine::draft::{Outcome, decode, keys_in, read};
+use crate::machine::draft::{Draft, Outcome, decode, keys_in, read, scan_records};
 use crate::machine::keys::{self as store_keys, Counter};
 use crate::machine::kv::{KvError, View};
 use crate::machine::names::Directory;
+use crate::machine::objects::Meta;
 use crate::machine::versions;
 
 /// Sessions that write one version at once; of more, the first have finished theirs.
 const WRITERS_MAX: usize = 16;
 /// Keys that one operation moves in a bucket with versions, each of which leaves one.
 pub const KEYS_MOVED_MAX: usize = 1000;
+
+/// A session has ended: what it left is finished as it stands, and no later writer waits for it.
+pub fn release_session(draft: &mut Draft<'_>, bucket: &Bucket, session: u64) -> Result<(), KvError> {
+    let from = keys::all_writers(bucket.root);
+    let mut found = Vec::new();
+    scan_records(draft, &from, &store_keys::end_of(&from), &mut |key, writers: Vec<u64>| {
+        if writers.contains(&session) {
+            found.push((key.to_vec(), writers));
+        }
+        ControlFlow::Continue(())
+    })?;
+    for (key, mut writers) in found {
+        writers.retain(|writer| *writer != session);
+        if !writers.is_empty() {
+            draft.write(key, &writers)?;
+            continue;
+        }
+        let inode = keys::last_number(&key);
+        draft.delete(key);
+        if let Some(mut file) = node::read_node(draft, inode)? {
+            let lock = file.meta.headers.lock;
+            file.meta.headers.lock = versions::complete_lock(bucket, lock, draft.now);
+            file.store(draft)?;
+        }
+    }
+    Ok(())
+}
+
+/// A current version as it is kept once something takes its place: finished, whoever still wrote it.
+pub fn as_finished(draft: &Draft<'_>, bucket: &Bucket, meta: &Meta) -> Result<Meta, KvError> {
+    let mut meta = meta.clone();
+    if meta.file.is_some() && draft.get(&keys::writers(bucket.root, meta.inode))?.is_some() {
+        meta.headers.lock = versions::complete_lock(bucket, meta.headers.lock, draft.now);
+    }
+    Ok(meta)
+}
 
 impl Work<'_, '_> {
     /// Whether the bucket keeps or kept versions.
@@ -148,11 +188,8 @@ impl Work<'_, '_> {
     }
 
     fn keep_under(&mut self, file: &File, key: &str) -> Outcome<()> {
-        let mut meta = file.meta.clone();
-        if self.gives_ids() || meta.has_id {
-            if !self.writers(meta.inode)?.is_empty() {
-                meta.headers.lock = versions::complete_lock(&self.bucket, meta.headers.lock, self.draft.now);
-            }
+        if self.gives_ids() || file.meta.has_id {
+            let meta = as_finished(self.draft, &self.bucket, &file.meta)?;
             let (ledger, change) = (&mut self.ledger, &mut self.change);
             versions::keep_copy(self.draft, &self.bucket, key, &meta, &file.body, ledger, change)?;
         }
@@ -277,7 +314,7 @@ impl Work<'_, '_> {
 
 impl File {
     /// Writes it where it stands.
-    fn rewrite(&self, draft: &mut crate::machine::draft::Draft<'_>) -> Result<(), KvError> {
+    fn rewrite(&self, draft: &mut Draft<'_>) -> Result<(), KvError> {
         match &self.embedded_at {
             Some(entry) => {
                 draft.put(entry.clone(), crate::machine::objects::encode(&self.meta, &self.body)?);

@@ -56,6 +56,7 @@ use crate::facts::files::{
 };
 
 pub use self::ask::answer;
+pub use self::kept::as_finished;
 pub use self::node::{as_version, linked, load, lose_name};
 pub use self::sessions::purge;
 pub use self::told::forget_all_names;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::node::{self, free};
 use super::tree::{Child, Dir};
-use super::{keys, leases, locks};
+use super::{kept, keys, leases, locks};
 use crate::facts::Timestamp;
 use crate::facts::bucket::Bucket;
 use crate::facts::command::Refusal;
@@ -234,6 +234,7 @@ fn end(draft: &mut Draft<'_>, bucket: &Bucket, session: u64) -> Outcome<()> {
     draft.delete_all(&keys::requests(root, session))?;
     locks::release_session(draft, bucket, session)?;
     leases::release_session(draft, root, session)?;
+    kept::release_session(draft, bucket, session)?;
     loop {
         let before =
             keys_in(draft, &keys::orphans(root), &store_keys::end_of(&keys::orphans(root)), usize::MAX)?;

@@ -443,29 +443,71 @@ proptest! {
     }
 }
 
-/// A file that a default retention protects is protected once it is finished, and what comes after leaves it alone.
-#[test]
-fn a_finished_version_gets_the_buckets_default_lock() {
-    use crate::facts::version::{BucketLock, DefaultRetention, LockMode, RetentionPeriod};
-    let mut kept = Kept::new(Versioning::Enabled);
-    let period = RetentionPeriod::Days(1);
-    let default = Some(DefaultRetention { mode: LockMode::Compliance, period });
-    let set = VersionCommand::SetBucketLock { bucket: "aaa".to_owned(), lock: BucketLock { default } };
-    kept.world.run(Command::Version(set)).unwrap();
-    for op in [Op::Make(ONE, "a"), Op::Write(ONE, "a"), Op::Write(ONE, "a"), Op::Finish(ONE, "a")] {
-        kept.step(&op).unwrap();
+impl Kept {
+    /// In a bucket whose versions are protected from their end on.
+    fn locking() -> Self {
+        use crate::facts::version::{BucketLock, DefaultRetention, LockMode, RetentionPeriod};
+        let mut kept = Self::new(Versioning::Enabled);
+        let period = RetentionPeriod::Days(1);
+        let default = Some(DefaultRetention { mode: LockMode::Compliance, period });
+        let set = VersionCommand::SetBucketLock { bucket: "aaa".to_owned(), lock: BucketLock { default } };
+        kept.world.run(Command::Version(set)).unwrap();
+        kept
     }
-    let lock = |kept: &Kept| -> Vec<bool> {
-        let (_, listed) = kept.versions().unwrap();
+
+    /// Which of the listed are protected.
+    fn locked(&self) -> Vec<bool> {
+        let (_, listed) = self.versions().unwrap();
         let locked = |entry: &ListedVersion| match entry {
-            ListedVersion::Version { head, .. } => head.headers.lock.protects(kept.world.now, false),
+            ListedVersion::Version { head, .. } => head.headers.lock.protects(self.world.now, false),
             _ => false,
         };
         listed.iter().map(locked).collect()
-    };
-    assert_eq!(lock(&kept), [true], "what was written in one go is one version");
+    }
+}
+
+/// A file that a default retention protects is protected once it is finished, and what comes after leaves it alone.
+#[test]
+fn a_finished_version_gets_the_buckets_default_lock() {
+    let mut kept = Kept::locking();
+    for op in [Op::Make(ONE, "a"), Op::Write(ONE, "a"), Op::Write(ONE, "a"), Op::Finish(ONE, "a")] {
+        kept.step(&op).unwrap();
+    }
+    assert_eq!(kept.locked(), [true], "what was written in one go is one version");
     kept.step(&Op::Write(ONE, "a")).unwrap();
-    assert_eq!(lock(&kept), [false, true]);
+    assert_eq!(kept.locked(), [false, true]);
     kept.step(&Op::Unlink(ONE, "a")).unwrap();
-    assert_eq!(lock(&kept), [false, true, true], "below the marker");
+    assert_eq!(kept.locked(), [false, true, true], "below the marker");
+}
+
+/// A mount that dies leaves a version like any, and keeps none of another mount unprotected.
+#[test]
+fn what_a_dead_session_left_is_protected_too() {
+    let mut kept = Kept::locking();
+    for op in [Op::Make(ONE, "a"), Op::Write(ONE, "a"), Op::Make(ONE, "b"), Op::Write(ONE, "b")] {
+        kept.step(&op).unwrap();
+    }
+    kept.step(&Op::Write(TWO, "b")).unwrap();
+    assert_eq!(kept.locked(), [false, false, true], "what the first had is kept when the second comes");
+    // The first is silent from now on.
+    kept.world.now.0 += LEASE_MS;
+    let (bucket, held) = (kept.bucket.clone(), Vec::new());
+    let renew = FileCommand::RenewSession { bucket, session: TWO, seen: 0, held, inodes_wanted: 0 };
+    kept.world.run(Command::File(renew)).unwrap();
+    kept.world.now.0 += 1;
+    kept.world.run(Command::File(FileCommand::ExpireSessions { bucket: kept.bucket.clone() })).unwrap();
+    assert_eq!(kept.locked(), [true, false, true], "the second still writes");
+    kept.step(&Op::Finish(TWO, "b")).unwrap();
+    assert_eq!(kept.locked(), [true, true, true]);
+}
+
+/// S3 replaces a file that a mount still writes: what was there is a version, protected like any.
+#[test]
+fn what_s3_replaces_under_a_writer_is_protected() {
+    let mut kept = Kept::locking();
+    for op in [Op::Make(ONE, "a"), Op::Write(ONE, "a"), Op::Put("a")] {
+        kept.step(&op).unwrap();
+    }
+    // A put without a lock of its own gets the bucket's.
+    assert_eq!(kept.locked(), [true, true]);
 }

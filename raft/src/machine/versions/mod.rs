@@ -348,14 +348,15 @@ pub fn displace(
     if let Some((meta, body)) = current {
         change.objects.removed = 1;
         let is_kept = bucket.versioning == Versioning::Enabled || meta.has_id;
-        if is_kept && let Some(version) = files::as_version(draft, bucket, meta)? {
+        let finished = files::as_finished(draft, bucket, meta)?;
+        if is_kept && let Some(version) = files::as_version(draft, bucket, &finished)? {
             change.object_bytes.removed = meta.charged_bytes();
             change.noncurrent.added = 1;
             change.noncurrent_bytes.added = version.size;
             push(draft, bucket, key, &version, body)?;
         } else {
             if is_kept {
-                keep_copy(draft, bucket, key, meta, body, ledger, &mut change)?;
+                keep_copy(draft, bucket, key, &finished, body, ledger, &mut change)?;
             }
             change.object_bytes.removed = files::lose_name(draft, bucket, key, meta, body, ledger)?;
         }
