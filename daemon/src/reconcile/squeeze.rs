@@ -11,7 +11,7 @@ use makai_gateway::objects::squeeze::Squeezing;
 use super::Shell;
 use super::notify::is_first;
 
-/// Rest between two rounds. One in which nothing is worth a walk costs one query.
+/// Rest between two rounds. One in which nothing is worth a walk costs a query for each 1,000 hollow blobs.
 const EVERY: Duration = Duration::from_secs(60);
 
 pub async fn run(shell: Shell, objects: Objects) {
@@ -22,9 +22,9 @@ pub async fn run(shell: Shell, objects: Objects) {
         }
         tokio::select! {
             outcome = objects.squeeze(&mut known) => match outcome {
-                Ok(done) if done.versions > 0 => {
-                    let (versions, bytes) = (done.versions, done.bytes_copied);
-                    tracing::info!(versions, bytes, "blobs that were mostly dead were emptied");
+                Ok(done) if done.versions > 0 || done.failed > 0 => {
+                    let (versions, bytes, failed) = (done.versions, done.bytes_copied, done.failed);
+                    tracing::info!(versions, bytes, failed, "blobs that were mostly dead were emptied");
                 }
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "not all hollow blobs were emptied; trying again"),

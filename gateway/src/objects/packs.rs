@@ -9,7 +9,7 @@
 //! its bytes in it, which nothing names, and takes nothing from others.
 //!
 //! Always: objects of one tenant in a pack, and none with a key of its own; shards are deleted at once only where every object of the
-//! pack was refused; a pack that takes long holds nobody else up.
+//! pack was refused; a pack that takes long holds nobody else up; bytes of a pack count as an upload under way until it is written.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::packing::{self, PACKED_BYTES_MAX, Queue};
-use super::upload::{Intake, Placed, PlacedBlob, Reading, Stored};
+use super::upload::{Intake, Placed, PlacedBlob, Reading, Stored, Uploading};
 use super::{Objects, ObjectsError, Upstream};
 
 /// How long others wait for a pack under way.
@@ -48,6 +48,8 @@ struct Waiting {
     /// What wraps its tenant's blobs' keys.
     wrapping_key: [u8; 32],
     told: oneshot::Sender<Result<Share, ObjectsError>>,
+    /// The upload's place: its bytes stay in a pack under way even if its client goes.
+    _room: Option<Uploading>,
 }
 
 /// An object's part of a pack that is durable.
@@ -119,6 +121,7 @@ impl Objects {
         scheme: Scheme,
         wrapping_key: [u8; 32],
         upstream: Upstream,
+        room: Option<Uploading>,
     ) -> Result<Stored, ObjectsError> {
         let mut bytes = Vec::with_capacity(upstream.size.unwrap_or(0).min(PACKED_BYTES_MAX) as usize);
         let mut reading = Reading::new(upstream);
@@ -128,7 +131,7 @@ impl Objects {
         let (size, etag, checksum) = reading.end()?;
         let line = (bucket.tenant, scheme);
         let (told, share) = oneshot::channel();
-        self.inner.packs.push(line, Waiting { bytes, wrapping_key, told });
+        self.inner.packs.push(line, Waiting { bytes, wrapping_key, told, _room: room });
         self.begin_packs(line);
         let share = share.await.map_err(|_| ObjectsError::Internal("a pack was not written".into()))??;
         let content = NewContent {

@@ -29,8 +29,9 @@ use super::upload::Inlining;
 use super::{BodyError, Objects, ObjectsError, Upstream, unexpected};
 use crate::identity::Caller;
 
-/// Hollow blobs looked at in one round.
-const BLOBS_MAX: usize = 10_000;
+/// Hollow blobs of a tenant, and of all together, whose versions are looked for in one round; the next round goes on behind them.
+const WALKED_MAX: usize = 10_000;
+const WALKED_OF_ALL_MAX: usize = 100_000;
 const BLOBS_PER_ANSWER: u32 = 1000;
 const VERSIONS_PER_PAGE: u32 = 1000;
 /// Bytes copied into one blob.
@@ -38,6 +39,8 @@ const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// A walk through a tenant's keys is worth it once so much can be freed, and one part in so many of what the tenant uses.
 const DEAD_BYTES_MIN: u64 = 1 << 20;
 const DEAD_PART: u64 = 64;
+/// What could not be copied is tried again so many rounds later.
+const ROUNDS_AFTER_FAILURE: u32 = 60;
 /// Rest between two pages, so that clients come first.
 const PAGE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -46,25 +49,49 @@ const PAGE_PAUSE: Duration = Duration::from_millis(20);
 pub struct Squeezed {
     pub versions: u64,
     pub bytes_copied: u64,
+    /// Batches that could not be copied.
+    pub failed: u64,
 }
 
-/// What is known from one round to the next: of tenants whose keys were walked, the dead bytes that the walk has left.
+/// What is known from one round to the next, by tenant.
 #[derive(Debug, Default)]
 pub struct Squeezing {
-    /// `None`: it was walked in the last round.
-    left: BTreeMap<TenantId, Option<u64>>,
+    tenants: BTreeMap<TenantId, Walk>,
+}
+
+/// How far the hollow blobs of a tenant have been gone through. `has_failed`: some could not be copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    UpTo {
+        blob: BlobId,
+        has_failed: bool,
+    },
+    /// Through all, in the last round.
+    Done {
+        has_failed: bool,
+    },
+    /// Through all: it has left so many dead bytes, which count for nothing until so many rounds have passed.
+    Left {
+        dead: u64,
+        rounds: Option<u32>,
+    },
 }
 
 impl Squeezing {
-    /// Whether a walk can free `worth` bytes of `dead` ones. What the last walk has left, no key leads to.
-    fn is_worth_it(&mut self, tenant: TenantId, dead: u64, worth: u64) -> bool {
-        let left = match self.left.get_mut(&tenant) {
+    /// Whether keys are to be walked where `dead` bytes could be freed: where a walk is under way, and where `worth` bytes have
+    /// come since the last one. What that has left, no key leads to, or it could not be copied.
+    fn is_due(&mut self, tenant: TenantId, dead: u64, worth: u64) -> bool {
+        let left = match self.tenants.get_mut(&tenant) {
             None => 0,
-            Some(left @ None) => {
-                *left = Some(dead);
+            Some(Walk::UpTo { .. }) => return true,
+            Some(walk @ Walk::Done { .. }) => {
+                let rounds = matches!(walk, Walk::Done { has_failed: true }).then_some(ROUNDS_AFTER_FAILURE);
+                *walk = Walk::Left { dead, rounds };
                 return false;
             }
-            Some(Some(left)) => {
+            Some(Walk::Left { rounds: Some(0), .. }) => 0,
+            Some(Walk::Left { dead: left, rounds }) => {
+                *rounds = rounds.map(|rounds| rounds - 1);
                 *left = dead.min(*left);
                 *left
             }
@@ -72,8 +99,45 @@ impl Squeezing {
         dead - left >= worth
     }
 
-    fn was_walked(&mut self, tenant: TenantId) {
-        self.left.insert(tenant, None);
+    /// The blob behind which the walk goes on.
+    fn behind(&self, tenant: TenantId) -> Option<BlobId> {
+        match self.tenants.get(&tenant) {
+            Some(Walk::UpTo { blob, .. }) => Some(*blob),
+            _ => None,
+        }
+    }
+
+    /// The versions of hollow blobs were moved up to this blob; `None`: of all that there are.
+    fn has_walked(&mut self, tenant: TenantId, up_to: Option<BlobId>, has_failed: bool) {
+        let before = matches!(self.tenants.get(&tenant), Some(Walk::UpTo { has_failed: true, .. }));
+        let has_failed = has_failed || before;
+        let walk = match up_to {
+            Some(blob) => Walk::UpTo { blob, has_failed },
+            None => Walk::Done { has_failed },
+        };
+        self.tenants.insert(tenant, walk);
+    }
+}
+
+/// Hollow blobs of a tenant that are emptied in a round.
+#[derive(Default)]
+struct Window {
+    blobs: HashMap<BlobId, HollowBlob>,
+    /// There are more behind them.
+    last: Option<BlobId>,
+    is_cut: bool,
+}
+
+impl Window {
+    /// Blobs come in their order.
+    fn add(&mut self, hollow: HollowBlob, room: &mut usize) {
+        if self.is_cut || *room == 0 || self.blobs.len() == WALKED_MAX {
+            self.is_cut = true;
+            return;
+        }
+        *room -= 1;
+        self.last = Some(hollow.id);
+        self.blobs.insert(hollow.id, hollow);
     }
 }
 
@@ -83,48 +147,74 @@ impl Objects {
     /// # Errors
     /// The facts or the disks do not answer; what was moved by then stays so.
     pub async fn squeeze(&self, known: &mut Squeezing) -> Result<Squeezed, ObjectsError> {
-        let mut tenants: BTreeMap<TenantId, HashMap<BlobId, HollowBlob>> = BTreeMap::new();
-        let (mut after, mut seen) = (None, 0);
-        while seen < BLOBS_MAX {
-            let query = VersionQuery::Hollow { after, entries_max: BLOBS_PER_ANSWER };
-            let found = match self.query(Query::Version(query)).await? {
-                Answer::Version(VersionAnswer::Hollow(found)) => found,
-                other => return Err(unexpected(&other)),
-            };
-            let Some(last) = found.last() else { break };
-            after = Some(last.id);
-            seen += found.len();
-            for hollow in found {
-                tenants.entry(hollow.tenant).or_default().insert(hollow.id, hollow);
-            }
-        }
-        let mut done = Squeezed::default();
-        for (tenant, hollow) in tenants {
+        let mut dead: BTreeMap<TenantId, u64> = BTreeMap::new();
+        self.each_hollow(|hollow| {
+            *dead.entry(hollow.tenant).or_default() += hollow.plain_len.saturating_sub(hollow.live);
+        })
+        .await?;
+        known.tenants.retain(|tenant, _| dead.contains_key(tenant));
+        let mut due = BTreeMap::new();
+        for (tenant, dead) in dead {
             let facts = match self.query(Query::Tenant { id: tenant }).await? {
                 Answer::Tenant(facts) => facts,
                 other => return Err(unexpected(&other)),
             };
-            let dead = hollow.values().map(|blob| blob.plain_len.saturating_sub(blob.live)).sum();
-            if !known.is_worth_it(tenant, dead, DEAD_BYTES_MIN.max(facts.used_bytes / DEAD_PART)) {
+            if known.is_due(tenant, dead, DEAD_BYTES_MIN.max(facts.used_bytes / DEAD_PART)) {
+                due.insert(tenant, (facts.name, Window::default()));
+            }
+        }
+        let mut done = Squeezed::default();
+        if due.is_empty() {
+            return Ok(done);
+        }
+        let mut room = WALKED_OF_ALL_MAX;
+        self.each_hollow(|hollow| {
+            if let Some((_, window)) = due.get_mut(&hollow.tenant)
+                && known.behind(hollow.tenant).is_none_or(|behind| behind < hollow.id)
+            {
+                window.add(hollow, &mut room);
+            }
+        })
+        .await?;
+        for (tenant, (tenant_name, window)) in due {
+            if window.blobs.is_empty() {
+                if !window.is_cut {
+                    known.has_walked(tenant, None, false);
+                }
                 continue;
             }
-            let owner = Caller { tenant, tenant_name: facts.name, access_key_id: String::new() };
+            let owner = Caller { tenant, tenant_name, access_key_id: String::new() };
             let buckets = match self.query(Query::Buckets { tenant: Some(tenant) }).await? {
                 Answer::Buckets(buckets) => buckets,
                 other => return Err(unexpected(&other)),
             };
-            let objects = self.sealed_by(Sealing::Tenant);
+            let (objects, failed) = (self.sealed_by(Sealing::Tenant), done.failed);
             for bucket in buckets {
                 let batch = Batch::new(&objects, &bucket, &owner);
-                match batch.walk(&hollow, &mut done).await {
+                match batch.walk(&window.blobs, &mut done).await {
                     // Deleted meanwhile.
                     Ok(()) | Err(ObjectsError::Refused(Refusal::NoSuchBucket)) => {}
                     Err(error) => return Err(error),
                 }
             }
-            known.was_walked(tenant);
+            known.has_walked(tenant, window.last.filter(|_| window.is_cut), done.failed > failed);
         }
         Ok(done)
+    }
+
+    /// Shows all hollow blobs, in their order.
+    async fn each_hollow(&self, mut show: impl FnMut(HollowBlob)) -> Result<(), ObjectsError> {
+        let mut after = None;
+        loop {
+            let query = VersionQuery::Hollow { after, entries_max: BLOBS_PER_ANSWER };
+            let found = match self.query(Query::Version(query)).await? {
+                Answer::Version(VersionAnswer::Hollow(found)) => found,
+                other => return Err(unexpected(&other)),
+            };
+            let Some(last) = found.last() else { return Ok(()) };
+            after = Some(last.id);
+            found.into_iter().for_each(&mut show);
+        }
     }
 }
 
@@ -230,7 +320,7 @@ impl<'a> Batch<'a> {
         let is_new =
             self.versions.last().is_none_or(|last| last.key != head.key || last.number != head.version);
         if (is_full && !is_shared && self.bytes > 0) || (is_new && self.versions.len() == EXPIRE_MAX) {
-            self.carry_out_here(done).await?;
+            self.carry_out(done).await?;
         }
         let is_new =
             self.versions.last().is_none_or(|last| last.key != head.key || last.number != head.version);
@@ -246,11 +336,20 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    async fn carry_out(mut self, done: &mut Squeezed) -> Result<(), ObjectsError> {
-        self.carry_out_here(done).await
+    /// Copies what was taken in, and has its versions name the copy. What cannot be read or written now is left as it is, and
+    /// stands in nobody else's way.
+    async fn carry_out(&mut self, done: &mut Squeezed) -> Result<(), ObjectsError> {
+        match self.carry_out_here(done).await {
+            Err(error @ (ObjectsError::Full(_) | ObjectsError::Refused(_))) => Err(error),
+            Err(error) => {
+                done.failed += 1;
+                tracing::debug!(bucket = self.bucket.name, %error, "a part of hollow blobs was not copied");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
-    /// Copies what was taken in, and has its versions name the copy.
     async fn carry_out_here(&mut self, done: &mut Squeezed) -> Result<(), ObjectsError> {
         let ranges = joined(std::mem::take(&mut self.ranges));
         let (versions, blobs) = (std::mem::take(&mut self.versions), std::mem::take(&mut self.blobs));
@@ -344,15 +443,54 @@ mod tests {
     #[test]
     fn what_a_walk_has_left_is_not_walked_for_again() {
         let (mut known, tenant) = (Squeezing::default(), TenantId(1));
-        assert!(!known.is_worth_it(tenant, 9, 10));
-        assert!(known.is_worth_it(tenant, 10, 10));
-        assert!(known.is_worth_it(tenant, 10, 10), "a walk that failed is begun again");
-        known.was_walked(tenant);
-        assert!(!known.is_worth_it(tenant, 6, 10), "what is left");
-        assert!(!known.is_worth_it(tenant, 15, 10));
-        assert!(known.is_worth_it(tenant, 16, 10));
-        assert!(!known.is_worth_it(tenant, 2, 10), "it went by itself");
-        assert!(known.is_worth_it(tenant, 12, 10));
+        assert!(!known.is_due(tenant, 9, 10));
+        assert!(known.is_due(tenant, 10, 10));
+        assert!(known.is_due(tenant, 10, 10), "a walk that failed is begun again");
+        known.has_walked(tenant, Some(BlobId([4; 16])), false);
+        assert_eq!(known.behind(tenant), Some(BlobId([4; 16])));
+        assert!(known.is_due(tenant, 1, 10), "a walk is finished, however little is left");
+        known.has_walked(tenant, None, false);
+        assert_eq!(known.behind(tenant), None);
+        assert!(!known.is_due(tenant, 6, 10), "what is left");
+        assert!(!known.is_due(tenant, 15, 10));
+        assert!(known.is_due(tenant, 16, 10));
+        assert!(!known.is_due(tenant, 2, 10), "it went by itself");
+        assert!(known.is_due(tenant, 12, 10));
+    }
+
+    #[test]
+    fn what_could_not_be_copied_is_tried_again_later() {
+        let (mut known, tenant) = (Squeezing::default(), TenantId(1));
+        known.has_walked(tenant, Some(BlobId([4; 16])), true);
+        known.has_walked(tenant, None, false);
+        let rounds = (0..).find(|_| known.is_due(tenant, 20, 10));
+        assert_eq!(rounds, Some(ROUNDS_AFTER_FAILURE + 1));
+    }
+
+    #[test]
+    fn a_window_ends_where_there_is_no_room() {
+        let hollow = |id: u128| HollowBlob {
+            id: BlobId(id.to_be_bytes()),
+            tenant: TenantId(1),
+            plain_len: 10,
+            live: 1,
+        };
+        let (mut window, mut room) = (Window::default(), 2);
+        for id in 1..=2 {
+            window.add(hollow(id), &mut room);
+        }
+        assert!(!window.is_cut);
+        window.add(hollow(3), &mut room);
+        room = 1;
+        window.add(hollow(4), &mut room);
+        assert!(window.is_cut, "none is passed over");
+        assert_eq!((window.blobs.len(), window.last), (2, Some(BlobId(2u128.to_be_bytes()))));
+
+        let (mut window, mut room) = (Window::default(), usize::MAX);
+        for id in 0..=WALKED_MAX as u128 {
+            window.add(hollow(id), &mut room);
+        }
+        assert_eq!((window.blobs.len(), window.is_cut), (WALKED_MAX, true));
     }
 
     #[test]

@@ -141,14 +141,14 @@ impl Objects {
         // What stands in the metadata takes no memory worth waiting for.
         let is_small =
             inlining != Inlining::Never && upstream.size.is_some_and(|size| size <= INLINE_BYTES_MAX);
-        let _room = if is_small { None } else { Some(self.upload_room(caller.tenant).await?) };
+        let room = if is_small { None } else { Some(self.upload_room(caller.tenant).await?) };
         let wrapping_key = self.writing_key(caller).await?;
         let scheme = bucket.scheme.unwrap_or_else(|| self.inner.map.get().default_scheme());
         let is_packed = inlining == Inlining::OrPacked
             && self.sealing.is_tenants()
             && upstream.size.is_some_and(|size| !is_small && size <= PACKED_BYTES_MAX);
         if is_packed {
-            return self.take_packed(bucket, scheme, wrapping_key, upstream).await;
+            return self.take_packed(bucket, scheme, wrapping_key, upstream, room).await;
         }
         let mut intake = Intake::new(self, wrapping_key, scheme);
         let taken = intake.take_body(upstream, inlining).await;
