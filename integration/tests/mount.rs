@@ -9,13 +9,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use http::Method;
-use makai_integration::cluster::{Cluster, ClusterOptions};
+use makai_integration::cluster::{Cluster, ClusterOptions, makai};
 use makai_integration::hooks::Hook;
 use makai_integration::load::seed;
 use makai_integration::mounts::{Mounted, may_mount, write_profile};
@@ -26,6 +26,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rustix::fs::{FlockOperation, flock};
 
 const BUCKET: &str = "files";
+const SUITE_ENDS_WITHIN: Duration = Duration::from_secs(900);
 /// Changes are pushed within milliseconds; the deadline only ends a test that fails.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 /// Webhooks are told by a loop of a second.
@@ -79,6 +80,7 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
         Mounted::start(&profile, BUCKET, mounts.join("trusted"), &["--trusted"])?.context("mounted")?;
     suites(&trusted).context("other people's suites")?;
     trusted.unmount().await?;
+    one_over_another(&profile, mounts.join("stack")).await.context("one mount over another")?;
 
     // The first mount dies with a lock, with synced bytes, and with bytes that are not.
     let locked = File::create(one.at("locked"))?;
@@ -131,6 +133,24 @@ async fn a_bucket_is_a_filesystem_whatever_dies() -> anyhow::Result<()> {
     ensure!(refused.is_err_and(|errno| errno == Some(30)), "a read-only mount refuses");
     again.unmount().await?;
     cluster.finish().await
+}
+
+/// A second mount on a directory has to be asked for, and only it goes when it is taken off.
+async fn one_over_another(profile: &Path, path: PathBuf) -> anyhow::Result<()> {
+    let lower = Mounted::start(profile, BUCKET, path.clone(), &["--read-only"])?.context("mounted")?;
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("a UTF-8 path");
+    let twice = makai(&["mount", "--profile", &text(profile)?, BUCKET, &text(&path)?])?;
+    let said = String::from_utf8_lossy(&twice.stderr).into_owned();
+    ensure!(!twice.status.success() && said.contains("--over"), "a second mount was not refused: {said}");
+    let upper = Mounted::start(profile, BUCKET, path, &["--over"])?.context("mounted over it")?;
+    File::create(upper.at("of-the-upper"))?;
+    upper.unmount().await?;
+    let refused = File::create(lower.at("new")).map_err(|error| error.raw_os_error());
+    ensure!(
+        refused.is_err_and(|errno| errno == Some(30)),
+        "the lower one, which is read-only, is still there"
+    );
+    lower.unmount().await
 }
 
 async fn s3_and_back(cluster: &Cluster, one: &Mounted, other: &Mounted) -> anyhow::Result<()> {
@@ -308,12 +328,12 @@ fn suites(mount: &Mounted) -> anyhow::Result<()> {
     }
     for seed in if is_all { 1..=5 } else { 1..=1 } {
         let operations = if is_all { "20000" } else { "1500" };
-        let fsx = Command::new(bin.join("fsx"))
-            .arg("-f")
+        let mut fsx = Command::new(bin.join("fsx"));
+        fsx.arg("-f")
             .arg(conformance.join("fsx.toml"))
             .args(["-N", operations, "-S", &seed.to_string()])
-            .arg(mount.at(&format!("fsx-{seed}")))
-            .output()?;
+            .arg(mount.at(&format!("fsx-{seed}")));
+        let fsx = wait::output(fsx, SUITE_ENDS_WITHIN)?;
         ensure!(fsx.status.success(), "fsx, seed {seed}: {}", String::from_utf8_lossy(&fsx.stderr));
     }
     let folder = mount.at("pjdfstest");
@@ -327,7 +347,8 @@ fn suites(mount: &Mounted) -> anyhow::Result<()> {
             .arg("-p")
             .arg(&folder)
             .args(["-s", "/dev/shm"]);
-        let done = suite.args(Some(part).filter(|part| !part.is_empty())).output()?;
+        suite.args(Some(part).filter(|part| !part.is_empty()));
+        let done = wait::output(suite, SUITE_ENDS_WITHIN)?;
         let said = String::from_utf8_lossy(&done.stdout).into_owned();
         let summary = said.lines().find(|line| line.starts_with("Summary")).unwrap_or("it said nothing");
         println!("pjdfstest {part}: {summary}");

@@ -119,8 +119,15 @@ impl Attached {
     ///
     /// # Errors
     /// The session ended by a fault.
-    pub fn join(self) -> io::Result<()> {
-        self.session.join()
+    pub fn join(mut self) -> io::Result<()> {
+        let session = std::mem::replace(&mut self.session.guard, std::thread::spawn(|| Ok(())));
+        let ended = session.join().map_err(|_| io::Error::other("the session's thread panicked"))?;
+        if ended.is_ok() {
+            // It is off its directory. Dropped, it would take off what lies there now: fuser 0.18 takes a mount that is off for one
+            // that is on, and the other way round.
+            std::mem::forget(self.session);
+        }
+        ended
     }
 }
 

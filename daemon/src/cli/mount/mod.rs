@@ -188,12 +188,14 @@ fn mounted_on(directory: &Path) -> Option<String> {
     ours_on(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, &directory)
 }
 
-/// The same by what `/proc/self/mountinfo` says (proc_pid_mountinfo(5)): later lines lie on top.
+/// The same by what `/proc/self/mountinfo` says (proc_pid_mountinfo(5)): later lines lie on top. What root mounts has the type `fuse`
+/// alone; so do others that mount without a helper, over which nobody mounts by mistake either.
 fn ours_on(mounts: &str, directory: &Path) -> Option<String> {
     let of_line = |line: &str| {
         let (place, what) = line.split_once(" - ")?;
         let mut what = what.split(' ');
-        let is_ours = what.next()? == format!("fuse.{SUBTYPE}");
+        let kind = what.next()?;
+        let is_ours = kind == "fuse" || kind == format!("fuse.{SUBTYPE}");
         let point = unescaped(place.split(' ').nth(4)?);
         (is_ours && Path::new(OsStr::from_bytes(&point)) == directory)
             .then(|| String::from_utf8_lossy(&unescaped(what.next().unwrap_or_default())).into_owned())
@@ -300,8 +302,14 @@ mod tests {
         let mounts = "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n\
                       90 22 0:50 / /mnt/a\\040b rw,nosuid shared:7 - fuse.makai photos/2024 rw,user_id=0\n\
                       91 22 0:51 / /mnt/other rw - fuse.sshfs host:/ rw\n\
-                      92 22 0:52 / /mnt/a\\040b rw,nosuid - fuse.makai films rw\n";
+                      92 22 0:52 / /mnt/a\\040b rw,nosuid - fuse.makai films rw\n\
+                      93 22 0:53 / /mnt/root rw,nosuid - fuse demo rw,user_id=0\n";
         assert_eq!(ours_on(mounts, Path::new("/mnt/a b")).as_deref(), Some("films"), "the topmost");
+        assert_eq!(
+            ours_on(mounts, Path::new("/mnt/root")).as_deref(),
+            Some("demo"),
+            "root mounts without a helper"
+        );
         for none in ["/mnt/other", "/mnt", "/mnt/a\\040b", "/"] {
             assert_eq!(ours_on(mounts, Path::new(none)), None, "{none}");
         }
