@@ -24,6 +24,7 @@ use crate::{ports, wait};
 /// The chain that these programs make.
 pub const CHAIN_ID: u64 = 31_337;
 const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+const SCRIPT_ENDS_WITHIN: Duration = Duration::from_secs(300);
 
 /// `ops/contracts`.
 #[must_use]
@@ -59,7 +60,8 @@ pub async fn rpc(url: &str, method: &str, params: Value) -> anyhow::Result<Value
     let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
     let request =
         http::Request::post(url).header("content-type", "application/json").body(Full::from(body))?;
-    let body = client.request(request).await?.into_body().collect().await?.to_bytes();
+    let asked = async { anyhow::Ok(client.request(request).await?.into_body().collect().await?.to_bytes()) };
+    let body = tokio::time::timeout(ANSWERS_WITHIN, asked).await.context("the chain does not answer")??;
     let answer: Value = serde_json::from_slice(&body)?;
     if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
         bail!("{method}: {error}");
@@ -97,6 +99,8 @@ impl Anvil {
             .args(["--silent", "--port", &port.number.to_string()])
             .args(options)
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()?;
         let url = format!("http://127.0.0.1:{}", port.number);
         let mut anvil = Self { child, url, _port: port };
@@ -143,7 +147,9 @@ impl Anvil {
     /// It fails.
     pub fn script(&self, what: &str, args: &[&str]) -> anyhow::Result<String> {
         let script = contracts().join("test/chain.mjs");
-        let out = Command::new("node").arg(script).arg(what).arg(&self.url).args(args).output()?;
+        let mut node = Command::new("node");
+        node.arg(script).arg(what).arg(&self.url).args(args);
+        let out = wait::output(node, SCRIPT_ENDS_WITHIN)?;
         ensure!(out.status.success(), "{what}: {}", String::from_utf8_lossy(&out.stderr));
         Ok(String::from_utf8(out.stdout)?.trim().to_owned())
     }

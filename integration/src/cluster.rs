@@ -41,6 +41,7 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 const HEALED_WITHIN: Duration = Duration::from_secs(90);
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 const CONSOLE_WITHIN: Duration = Duration::from_secs(20);
+const ENDS_WITHIN: Duration = Duration::from_secs(300);
 /// Of each log, so much is printed after a failure.
 const LOG_TAIL_LINES: usize = 40;
 
@@ -94,9 +95,11 @@ pub fn program() -> anyhow::Result<PathBuf> {
 /// Runs `makai` to its end.
 ///
 /// # Errors
-/// It cannot be started.
+/// It cannot be started, or takes longer than any command of a test.
 pub fn makai(args: &[&str]) -> anyhow::Result<Output> {
-    Ok(Command::new(program()?).args(args).stdin(Stdio::null()).output()?)
+    let mut command = Command::new(program()?);
+    command.args(args);
+    wait::output(command, ENDS_WITHIN)
 }
 
 fn spawn(config: &Path, log: &Path) -> anyhow::Result<Child> {

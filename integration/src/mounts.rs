@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::json;
 
 use crate::cluster::{Cluster, program};
 use crate::wait;
 
+const MOUNTED_WITHIN: Duration = Duration::from_secs(90);
 const DETACHED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A mounted bucket: its process, and where it is attached.
@@ -44,9 +45,18 @@ impl Mounted {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-        if line.is_empty() {
+        let out = child.stdout.take().context("no output")?;
+        let (said, line) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(out).read_line(&mut line).map(|_| line);
+            said.send(read)
+        });
+        let Ok(line) = line.recv_timeout(MOUNTED_WITHIN) else {
+            child.kill()?;
+            bail!("the mount says nothing within {} s", MOUNTED_WITHIN.as_secs());
+        };
+        if line?.is_empty() {
             let status = child.wait()?;
             ensure!(!may_mount(), "the mount ended at once: {status}");
             return Ok(None);

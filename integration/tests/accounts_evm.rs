@@ -139,13 +139,14 @@ async fn claims_move_from_the_embedded_ledger_to_a_contract() -> anyhow::Result<
     std::fs::write(&opening, &out.stdout)?;
     std::fs::write(&key_file, DEPLOYER_KEY)?;
     anvil.script("fund", &[&addresses(SUBMITTERS_FROM)?])?;
-    let out = Command::new("node")
+    let mut deploying = Command::new("node");
+    deploying
         .arg(contracts().join("deploy.mjs"))
         .args(["--rpc", &anvil.url, "--key"])
         .arg(&key_file)
         .arg("--opening")
-        .arg(&opening)
-        .output()?;
+        .arg(&opening);
+    let out = wait::output(deploying, Duration::from_secs(300))?;
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let said = String::from_utf8(out.stdout)?;
     let word = |before: &str| {

@@ -5,12 +5,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use http::Method;
 use makai::console::{KeyAnswer, TenantRequest};
 use makai_integration::cluster::{Cluster, ClusterOptions};
 use tokio::process::Command;
+
+/// For all clients together; each call of one has its own deadline.
+const ENDS_WITHIN: Duration = Duration::from_secs(900);
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("integration lies in the workspace").to_owned()
@@ -40,7 +44,7 @@ async fn clients_work_with_their_stock_settings() -> anyhow::Result<()> {
     let other = other.context("no key")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)))?;
-    let out = Command::new(python)
+    let walk = Command::new(python)
         .arg(root().join("integration/conformance/clients.py"))
         .args(["--endpoint", &format!("http://{}", cluster.s3(2).host), "--require-clients"])
         .args([
@@ -54,8 +58,8 @@ async fn clients_work_with_their_stock_settings() -> anyhow::Result<()> {
         .env("WALK_AWS_SDK_RUST", root().join("target/aws-sdk-rust/debug/walk-aws-sdk-rust"))
         .stdin(Stdio::null())
         .kill_on_drop(true)
-        .output()
-        .await?;
+        .output();
+    let out = tokio::time::timeout(ENDS_WITHIN, walk).await.context("clients.py does not end")??;
     println!("{}", String::from_utf8_lossy(&out.stdout));
     ensure!(out.status.success(), "clients.py: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
     cluster.finish().await

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -20,6 +20,7 @@ const KERNELS: &str = include_str!("../../gpu-runtime/tests/module/ptx/kernels.p
 /// Where Debian's busybox-static puts the one program that the image holds.
 const BUSYBOX: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
 const TASKS: u64 = 50;
+const EXAMPLE_ENDS_WITHIN: Duration = Duration::from_secs(300);
 const RUNNING_WITHIN: Duration = Duration::from_secs(60);
 /// Three voting gateways, and two machines that keep shards and run jobs.
 const VOTERS: usize = 3;
@@ -387,13 +388,13 @@ fn python(customer: &Customer) -> anyhow::Result<()> {
         fs::copy(root.join("gateway/examples/python").join(file), example.join(file))?;
     }
     let run = |script: &str| {
-        Command::new(&program)
+        let mut python = Command::new(&program);
+        python
             .arg(example.join("submit_job.py"))
             .arg(&customer.profile)
             .args(["s3://images/busybox.tar", "--", "/bin/busybox", "sh", "-c", script])
-            .env_remove("PYTHONPATH")
-            .stdin(Stdio::null())
-            .output()
+            .env_remove("PYTHONPATH");
+        wait::output(python, EXAMPLE_ENDS_WITHIN)
     };
     let early = run("true")?;
     let told = String::from_utf8_lossy(&early.stderr).into_owned();
@@ -415,14 +416,13 @@ fn python(customer: &Customer) -> anyhow::Result<()> {
     ensure!(out.status.success() && out.stdout == b"hello from python\n", "{}", said(&out));
     let fails = run("exit 3")?;
     ensure!(fails.status.code() == Some(1), "{}", said(&fails));
-    let each = Command::new(&program)
-        .arg(example.join("each_object.py"))
+    let mut each = Command::new(&program);
+    each.arg(example.join("each_object.py"))
         .arg(&customer.profile)
         .args(["s3://images/busybox.tar", "s3://inputs/words/deep/", "s3://results/python/", "--"])
         .args(["/bin/busybox", "sh", "-c", "/bin/busybox cp $MAKAI_OBJECT /out/"])
-        .env_remove("PYTHONPATH")
-        .stdin(Stdio::null())
-        .output()?;
+        .env_remove("PYTHONPATH");
+    let each = wait::output(each, EXAMPLE_ENDS_WITHIN)?;
     ensure!(each.status.success(), "{}", said(&each));
     let told = String::from_utf8_lossy(&each.stdout).into_owned();
     ensure!(told.contains("2 objects, 1 a task: 2 tasks") && told.contains("2 of 2"), "{told}");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -316,9 +317,12 @@ async fn finishes_are_committed_in_groups() {
             tokio::spawn(async move { put(&store, &sample, 9000).await })
         })
         .collect();
-    while store.core.queue.waiting() < others.len() {
-        tokio::task::yield_now().await;
-    }
+    let all_wait = async {
+        while store.core.queue.waiting() < others.len() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all_wait).await.expect("all wait for the sync");
     drop(gate);
     for put in others {
         put.await.unwrap().unwrap();

@@ -237,7 +237,9 @@ impl FileClient {
         }
         let mut why = "no gateway is named".to_owned();
         for (at, door) in doors.iter().enumerate() {
-            match door.clone().open_session(open_request(&target)).await {
+            let mut stub = door.clone();
+            let opened = tokio::time::timeout(target.timeout, stub.open_session(open_request(&target)));
+            match opened.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
                 Ok(opened) => {
                     let client = Self::begin(doors, at, target, opened.into_inner())?;
                     client.register().await;

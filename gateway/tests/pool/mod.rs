@@ -1,7 +1,7 @@
 //! A whole pool in this process: the real door, objects, coding and state machine, over facts and disks in memory.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -63,9 +63,12 @@ impl Metadata for Facts {
 }
 
 type Shards = Arc<Mutex<HashMap<(DiskId, ShardKey), (Bytes, ShardFooter)>>>;
+type Deleted = Arc<Mutex<HashSet<(DiskId, ShardKey)>>>;
 
 pub struct Disks {
     shards: Shards,
+    /// What comes after it was deleted goes as well: elsewhere the orphan scan of its disk takes it.
+    deleted: Deleted,
     /// How long a shard takes to be durable.
     sync: Mutex<Duration>,
     /// Of each disk, how many of the next shards it refuses.
@@ -85,6 +88,7 @@ impl Disks {
 
 struct Sink {
     shards: Shards,
+    deleted: Deleted,
     at: (DiskId, ShardKey),
     bytes: Vec<u8>,
     sync: Duration,
@@ -101,7 +105,10 @@ impl ShardSink for Sink {
         if !self.sync.is_zero() {
             tokio::time::sleep(self.sync).await;
         }
-        self.shards.lock().unwrap().insert(self.at, (self.bytes.into(), footer));
+        let mut shards = self.shards.lock().unwrap();
+        if !self.deleted.lock().unwrap().contains(&self.at) {
+            shards.insert(self.at, (self.bytes.into(), footer));
+        }
         Ok(())
     }
 }
@@ -113,8 +120,9 @@ impl ShardPeers for Disks {
             *left -= 1;
             return Err(PeerError::Unreachable("it is slow to answer".into()));
         }
-        let (shards, sync) = (Arc::clone(&self.shards), *self.sync.lock().unwrap());
-        Ok(Box::new(Sink { shards, at: (disk, header.key), bytes: Vec::new(), sync }))
+        let (shards, deleted) = (Arc::clone(&self.shards), Arc::clone(&self.deleted));
+        let (at, sync) = ((disk, header.key), *self.sync.lock().unwrap());
+        Ok(Box::new(Sink { shards, deleted, at, bytes: Vec::new(), sync }))
     }
 
     async fn read(&self, disk: DiskId, key: ShardKey, offset: u64, len: u64) -> Result<Bytes, PeerError> {
@@ -131,6 +139,7 @@ impl ShardPeers for Disks {
         let mut shards = self.shards.lock().unwrap();
         for key in keys {
             shards.remove(&(disk, key));
+            self.deleted.lock().unwrap().insert((disk, key));
         }
         Ok(())
     }
@@ -181,8 +190,12 @@ impl Pool {
             map.update(read);
         }
         let identity = Identity::new(facts.clone(), CLUSTER_KEY);
-        let disks =
-            Arc::new(Disks { shards: Shards::default(), sync: Mutex::default(), refusals: Mutex::default() });
+        let disks = Arc::new(Disks {
+            shards: Shards::default(),
+            deleted: Deleted::default(),
+            sync: Mutex::default(),
+            refusals: Mutex::default(),
+        });
         let objects =
             Objects::new(facts.clone(), disks.clone(), map, identity.clone(), Arc::new(now), options);
         let door = S3Door::new(objects.clone(), identity.clone(), config).unwrap();

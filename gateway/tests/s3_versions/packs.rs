@@ -127,9 +127,12 @@ async fn refused_objects_and_lost_clients_take_nothing_from_others() {
     let puts = (0..8).map(|_| client.call("PUT", "/bucket/k0", &refused, vec![1; 9000]));
     assert!(join_all(puts).await.iter().all(|answer| answer.status == 412));
     // Deleted in the background.
-    while !client.pool.written().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let gone = async {
+        while !client.pool.written().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("what was refused is deleted");
     // One of two.
     let puts = (0..32).map(|number| {
         let (client, refused) = (&client, &refused);

@@ -391,16 +391,20 @@ fn launches(options: &Options) -> Checked {
                 .map_err(|_| format!("{library:?}: {said}{}", String::from_utf8_lossy(&out.stderr)))
         };
         // Three of each, by turns: the least of each is the least disturbed.
-        let mut least = [f64::MAX; 2];
-        for _ in 0..3 {
-            for (least, library) in least.iter_mut().zip([&*real, &front.join(shadow::NAME)]) {
-                *least = least.min(run(library)?);
+        let by_turns = || {
+            let mut least = [f64::MAX; 2];
+            for _ in 0..3 {
+                for (least, library) in least.iter_mut().zip([&*real, &front.join(shadow::NAME)]) {
+                    *least = least.min(run(library)?);
+                }
             }
-        }
+            Ok::<_, String>(least)
+        };
+        let measured = by_turns();
+        // Whatever came of it: the scope waits for its thread.
         is_over.store(true, Ordering::Release);
-        Ok::<_, String>(least)
+        measured
     });
-    is_over.store(true, Ordering::Release);
     let [plain, fronted] = measured?;
     fs::remove_dir_all(&folder).map_err(text)?;
     let more = fronted - plain;
