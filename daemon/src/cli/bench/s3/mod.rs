@@ -77,7 +77,7 @@ pub struct Args {
     /// Time before a row that is not counted
     #[arg(long, default_value_t = 1)]
     warmup_seconds: u64,
-    /// Objects to prepare for get, mixed, list and delete
+    /// Objects to prepare for get, head, mixed, list and delete
     #[arg(long, default_value_t = 256)]
     objects: u64,
     /// Of 100 operations of `mixed`, how many are gets; the rest are puts
@@ -104,6 +104,7 @@ pub struct Args {
 enum Op {
     Put,
     Get,
+    Head,
     Mixed,
     List,
     Delete,
@@ -114,6 +115,7 @@ impl Op {
         match self {
             Self::Put => "put",
             Self::Get => "get",
+            Self::Head => "head",
             Self::Mixed => "mixed",
             Self::List => "list",
             Self::Delete => "delete",
@@ -359,6 +361,7 @@ impl Run {
             let started_at = stopwatch();
             let outcome = match self.op {
                 Op::List => self.list(&mut client).await,
+                Op::Head => self.call(&mut client, Method::HEAD, random.random_range(0..self.prepared)).await,
                 Op::Delete => {
                     let number = self.next_delete.fetch_add(1, Ordering::Relaxed);
                     if number >= self.prepared {
