@@ -68,6 +68,10 @@ const JOIN_DEADLINE: Duration = Duration::from_secs(120);
 /// `df` waits no longer for a leader to tell of disks.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
+/// Who waits to be let in says so this often.
+const TOLD_AGAIN_AFTER: Duration = Duration::from_secs(30);
+const REMOVED_HINT: &str =
+    "a node that was removed joins anew, with a token and with an empty node.dir and empty disks";
 const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long requests under way may take to end when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -241,8 +245,12 @@ impl Node {
             let relay = Relay { own: shell.disks.clone(), direct: Arc::new(direct), map: shell.map.clone() };
             members.set_relay(relay);
         }
+        let mut told_at: Option<std::time::Instant> = None;
         while let Err(error) = reconcile::map::refresh(&shell).await {
-            tracing::debug!(%error, "waiting for the cluster map");
+            if told_at.is_none_or(|at| at.elapsed() >= TOLD_AGAIN_AFTER) {
+                told_at = Some(clock::instant());
+                tracing::warn!(%error, "waiting for the cluster's map; {REMOVED_HINT}");
+            }
             tokio::time::sleep(JOIN_PAUSE).await;
         }
         let tasks = TaskTracker::new();
@@ -526,6 +534,7 @@ async fn ask_to_join(
     let body = encode(request).map_err(|why| anyhow!(why))?;
     let begun = clock::instant();
     let mut last = String::from("no voter is known");
+    let mut told_at: Option<std::time::Instant> = None;
     while begun.elapsed() < JOIN_DEADLINE {
         for voter in voters {
             match transport.request(*voter, JOIN, body.clone(), JOIN_TIMEOUT).await {
@@ -538,6 +547,10 @@ async fn ask_to_join(
                 }
                 Err(error) => last = error.to_string(),
             }
+        }
+        if told_at.is_none_or(|at| at.elapsed() >= TOLD_AGAIN_AFTER) {
+            told_at = Some(clock::instant());
+            tracing::warn!(why = last, "no voter has let this node in yet; {REMOVED_HINT}");
         }
         tokio::time::sleep(JOIN_PAUSE).await;
     }

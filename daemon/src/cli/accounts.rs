@@ -258,10 +258,15 @@ fn component(component: Component) -> &'static str {
     }
 }
 
-fn reason(reason: Reason) -> &'static str {
+fn reason(of: Component, reason: Reason) -> &'static str {
     match reason {
         Reason::NotFunded => "no share of the budget goes to it in this cluster",
-        Reason::NothingServed => "nothing was served",
+        Reason::NothingServed => match of {
+            Component::Storage | Component::Egress | Component::Compute => "nothing was served",
+            Component::Lease => "no slice of it was held for a job",
+            Component::Verify => "no task of another was checked here",
+            Component::Lottery => "the draw fell on another",
+        },
         Reason::AwaitingAudit => {
             "no audit has passed since the bytes were last paid; they wait and are not lost"
         }
@@ -302,10 +307,15 @@ pub async fn why(args: WhyArgs) -> anyhow::Result<ExitCode> {
     println!("node {} {}", node.node, node.name);
     let why = node.status_why.strip_prefix("vetting: ").unwrap_or(&node.status_why);
     println!("{} since epoch {}: {why}", status(node.status), node.status_since);
-    for one in &node.components {
-        println!("{:<10} {:>16} in epoch {}", component(one.component), tokens(one.amount), earnings.epoch);
-        for one in &one.reasons {
-            println!("    {}", reason(*one));
+    for one_of in &node.components {
+        println!(
+            "{:<10} {:>16} in epoch {}",
+            component(one_of.component),
+            tokens(one_of.amount),
+            earnings.epoch
+        );
+        for one in &one_of.reasons {
+            println!("    {}", reason(one_of.component, *one));
         }
     }
     let account = &node.account;

@@ -259,7 +259,8 @@ fn standing(node: &Node) -> &'static str {
     match (node.standing, node.is_up) {
         (Standing::Active, true) => "up",
         (Standing::Active, false) => "down",
-        (Standing::Draining, _) => "draining",
+        (Standing::Draining, true) => "draining",
+        (Standing::Draining, false) => "draining, down",
         (Standing::Lost, _) => "removed",
     }
 }

@@ -61,7 +61,9 @@ impl Profile {
     /// # Errors
     /// The file cannot be read, or is not a profile.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("read profile {path:?}"))?;
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("read profile {path:?}: name a cluster's profile.json by --profile FILE or MAKAI_PROFILE")
+        })?;
         serde_json::from_str(&text).with_context(|| format!("{path:?} is not a profile"))
     }
 
