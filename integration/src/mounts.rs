@@ -87,6 +87,8 @@ impl Mounted {
     pub async fn unmount(mut self) -> anyhow::Result<()> {
         let done = Command::new("umount").arg(&self.path).output()?;
         ensure!(done.status.success(), "umount: {}", String::from_utf8_lossy(&done.stderr));
+        // What lies below is another's.
+        self.is_left = true;
         let status = wait::until("the mount's process ends", DETACHED_WITHIN, || {
             let status = self.child.try_wait();
             async move { status?.context("it runs") }
