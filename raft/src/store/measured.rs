@@ -111,7 +111,7 @@ fn a_page_of_a_thousand_of_ten_million_keys() {
     println!("opened with {KEYS} keys in {:.2?}", begun.elapsed());
     {
         // As a power cut leaves it: with changes since the last durable commit, and nobody who closed it.
-        let mut voter = Voter { store: store.clone(), index: 1 };
+        let mut voter = Voter { store: store.clone(), index: 2 };
         for number in 0..20_000 {
             voter.run(vec![put(
                 "aaa",
